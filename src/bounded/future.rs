@@ -1,0 +1,144 @@
+//! The future of a bounded call.
+
+use std::{
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+
+use crate::{
+    bounded::{BodyClock, Bound, Ledger, Plan, Span},
+    permit::Cause,
+    protocol::Protocol,
+    rejection::Reason,
+    stripe::Shared,
+    time::{self, Sleep, sleep_until},
+};
+
+pin_project! {
+    /// The response of a call under a timeout or a deadline.
+    ///
+    /// Dropping it drops the inner future; nothing else is held. It has no allocation: the timer is part of it, and
+    /// registered only once the inner future was pending.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, P, C, Req> {
+        #[pin]
+        state: State<F>,
+        protocol: P,
+        context: Option<C>,
+        ledger: Shared<Ledger>,
+        request: PhantomData<fn(Req)>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Running { #[pin] inner: F, #[pin] timer: Option<Sleep>, plan: Plan },
+        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for it.
+        Refused { reason: Reason },
+    }
+}
+
+impl<F, P, C, Req> ResponseFuture<F, P, C, Req> {
+    #[inline]
+    pub(crate) fn running(inner: F, protocol: P, context: C, plan: Plan, ledger: Shared<Ledger>) -> Self {
+        Self::new(State::Running { inner, timer: None, plan }, protocol, context, ledger)
+    }
+
+    #[inline(always)]
+    pub(crate) fn refused(reason: Reason, protocol: P, context: C, ledger: Shared<Ledger>) -> Self {
+        Self::new(State::Refused { reason }, protocol, context, ledger)
+    }
+
+    #[inline]
+    fn new(state: State<F>, protocol: P, context: C, ledger: Shared<Ledger>) -> Self {
+        ResponseFuture { state, protocol, context: Some(context), ledger, request: PhantomData }
+    }
+}
+
+impl<F, P, Req, Res, Err> Future for ResponseFuture<F, P, P::Context, Req>
+where
+    F: Future<Output = Result<Res, Err>>,
+    P: Protocol<Req, Res, Err>,
+{
+    type Output = Result<P::Response<BodyClock>, P::Error>;
+
+    #[inline(always)]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let (reason, had) = match this.state.as_mut().project() {
+            StateProj::Running { inner, timer, plan } => match inner.poll(cx) {
+                // Each way out by itself: a watched body is large, and where they met again, all would move one.
+                Poll::Ready(Ok(response)) if plan.body.is_none() => {
+                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), None));
+                }
+                Poll::Ready(Ok(response)) => {
+                    let watch = plan.body.map(|body| BodyClock::new(plan, body, this.ledger));
+                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), watch));
+                }
+                Poll::Ready(Err(error)) => {
+                    let context = take(this.context);
+                    if P::has_a_timer_below(&context)
+                        && let Some((reason, had)) = overdue(plan, this.ledger)
+                    {
+                        return Poll::Ready(this.protocol.reject(context, this.ledger.rejection(reason, had)));
+                    }
+                    return Poll::Ready(this.protocol.finish::<BodyClock>(context, Err(error), None));
+                }
+                Poll::Pending => ready!(poll_overdue(plan, timer, this.ledger, cx)),
+            },
+            StateProj::Refused { reason } => (*reason, Duration::ZERO),
+        };
+        // The inner future goes before the answer does, under the cause that policies inside it must book.
+        Cause::of(reason).during(|| this.state.set(State::Refused { reason }));
+        Poll::Ready(this.protocol.reject(take(this.context), this.ledger.rejection(reason, had)))
+    }
+}
+
+/// The inner future is pending: has the bound been reached? In shadow it is dropped once it was reported.
+fn poll_overdue(
+    plan: &mut Plan,
+    mut timer: Pin<&mut Option<Sleep>>,
+    ledger: &Shared<Ledger>,
+    cx: &mut Context<'_>,
+) -> Poll<(Reason, Duration)> {
+    let Some(Bound { at, reason }) = plan.bound() else { return Poll::Pending };
+    if timer.is_none() {
+        timer.set(Some(sleep_until(at)));
+    }
+    if let Some(sleep) = timer.as_mut().as_pin_mut() {
+        ready!(sleep.poll(cx));
+    }
+    timer.set(None);
+    (plan.after, plan.caller) = (Span::NONE, None);
+    if ledger.run_out(reason) { Poll::Ready((reason, plan.had(at))) } else { Poll::Pending }
+}
+
+/// An error of a gRPC transport that comes once the bound has been reached is that transport's own timer: both ran out
+/// while nobody polled, and its CANCELLED says less than we know. (Before the bound it is an error like any other.)
+#[cold]
+fn overdue(plan: &Plan, ledger: &Shared<Ledger>) -> Option<(Reason, Duration)> {
+    let bound = plan.bound().filter(|b| b.at <= time::now())?;
+    ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound.at)))
+}
+
+fn take<T>(slot: &mut Option<T>) -> T {
+    slot.take().expect("a future is not polled after it was ready")
+}
+
+impl<F, P, C, Req> fmt::Debug for ResponseFuture<F, P, C, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut future = f.debug_struct("ResponseFuture");
+        match &self.state {
+            State::Running { plan, .. } => future.field("plan", plan),
+            State::Refused { reason } => future.field("refused", reason),
+        };
+        future.finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,200 @@
+//! A call that may not take longer than a bound: what `timeout` and `deadline` share.
+//!
+//! The two differ in whose clock it is and where the bound comes from. How a bound runs out is the same: the inner
+//! future (or body) is polled first, so that an answer that is there wins; a timer is made only once something is
+//! pending; when it fires, what is inside is dropped under its cause and the answer says why.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    deadline::Deadline,
+    observe::{Kind, Reporter},
+    rejection::{Reason, Rejection},
+    time::Instant,
+};
+
+mod future;
+mod watch;
+
+pub use self::{future::ResponseFuture, watch::BodyClock};
+
+/// When a call must be over, and whose clock says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) at: Instant,
+    /// `Timeout` or `DeadlineExceeded`.
+    pub(crate) reason: Reason,
+}
+
+impl Bound {
+    /// `None` where `at` is: beyond the clock's range nothing is bounded.
+    #[inline]
+    pub(crate) fn new(at: Option<Instant>, reason: Reason) -> Option<Bound> {
+        at.map(|at| Bound { at, reason })
+    }
+
+    /// The earlier of two. On a tie the first: list the operator's own timeout first.
+    #[inline]
+    pub(crate) fn earliest(a: Option<Bound>, b: Option<Bound>) -> Option<Bound> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(if b.at < a.at { b } else { a }),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// A duration or none, in one word: nanoseconds, which last for 584 years. Most calls are never pending, and for them
+/// this is all that is done with their timeout.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) u64);
+
+impl Span {
+    pub(crate) const NONE: Span = Span(u64::MAX);
+
+    #[inline]
+    pub(crate) fn duration(self) -> Option<Duration> {
+        (self != Span::NONE).then(|| Duration::from_nanos(self.0))
+    }
+}
+
+impl From<Option<Duration>> for Span {
+    fn from(d: Option<Duration>) -> Self {
+        d.and_then(|d| u64::try_from(d.as_nanos()).ok()).map_or(Span::NONE, Span)
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.duration().fmt(f)
+    }
+}
+
+/// What bounds one call, as it was read. What it comes to is worked out once something is pending.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) start: Instant,
+    /// The operator's bound, from the start.
+    pub(crate) after: Span,
+    /// When our timer for the caller's deadline runs out.
+    pub(crate) caller: Option<Instant>,
+    /// `None`: with the head of the response all is said.
+    pub(crate) body: Option<BodyPlan>,
+}
+
+/// What bounds the body of a response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyPlan {
+    /// Does the bound of the call last to the end of the body? Else to its head.
+    pub(crate) to_the_end: bool,
+    /// The longest wait for a frame.
+    pub(crate) idle: Span,
+    /// The ambient deadline.
+    pub(crate) scope: Option<Deadline>,
+}
+
+impl Plan {
+    /// How long a call has that ends there.
+    #[cold]
+    pub(crate) fn had(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.start)
+    }
+
+    pub(crate) fn bound(&self) -> Option<Bound> {
+        let timeout = self.after.duration().and_then(|after| self.start.checked_add(after));
+        Bound::earliest(Bound::new(timeout, Reason::Timeout), Bound::new(self.caller, Reason::DeadlineExceeded))
+    }
+}
+
+/// Says what ran out, and counts it. One per layer.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    reporter: Reporter,
+    shadow: AtomicBool,
+    timed_out: AtomicU64,
+    deadline_exceeded: AtomicU64,
+    would_have_rejected: AtomicU64,
+    malformed_headers: AtomicU64,
+}
+
+/// The figures of a [`Ledger`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figures {
+    pub(crate) timed_out: u64,
+    pub(crate) deadline_exceeded: u64,
+    pub(crate) would_have_rejected: u64,
+    pub(crate) malformed_headers: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(reporter: Reporter, shadow: bool) -> Self {
+        Ledger {
+            reporter,
+            shadow: AtomicBool::new(shadow),
+            timed_out: AtomicU64::new(0),
+            deadline_exceeded: AtomicU64::new(0),
+            would_have_rejected: AtomicU64::new(0),
+            malformed_headers: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.reporter.name()
+    }
+
+    #[inline]
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.shadow.load(Relaxed)
+    }
+
+    pub(crate) fn shadow(&self, on: bool) {
+        self.shadow.store(on, Relaxed);
+    }
+
+    #[cold]
+    pub(crate) fn malformed(&self) {
+        self.malformed_headers.fetch_add(1, Relaxed);
+    }
+
+    /// Time is up. `false`: the layer is in shadow, and the call goes on.
+    #[cold]
+    pub(crate) fn run_out(&self, reason: Reason) -> bool {
+        if self.in_shadow() {
+            self.would_have_rejected.fetch_add(1, Relaxed);
+            self.reporter.report(Kind::WouldHaveRejected { reason });
+            return false;
+        }
+        self.refuse(reason);
+        true
+    }
+
+    /// As [`run_out`](Self::run_out), where the call can't go on even in shadow.
+    #[cold]
+    pub(crate) fn refuse(&self, reason: Reason) {
+        if reason == Reason::Timeout {
+            self.timed_out.fetch_add(1, Relaxed);
+            self.reporter.report(Kind::TimedOut);
+        } else {
+            self.deadline_exceeded.fetch_add(1, Relaxed);
+            self.reporter.report(Kind::Rejected { reason });
+        }
+    }
+
+    /// What a caller is told whose call had so long.
+    #[cold]
+    pub(crate) fn rejection(&self, reason: Reason, had: Duration) -> Rejection {
+        self.reporter.rejection(reason).with_time_it_had(had)
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            timed_out: self.timed_out.load(Relaxed),
+            deadline_exceeded: self.deadline_exceeded.load(Relaxed),
+            would_have_rejected: self.would_have_rejected.load(Relaxed),
+            malformed_headers: self.malformed_headers.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The window of a breaker: of one kind or the other, emptied in one step, changeable while it runs.
+
+use std::sync::OnceLock;
+
+use crate::{
+    circuit_breaker::limits::Layout,
+    sync::{AtomicU64, Ordering::SeqCst},
+    window::{
+        Sample, Sums,
+        count::CountRing,
+        time::{Tick, TimeRing},
+        word,
+    },
+};
+
+#[derive(Debug)]
+pub(crate) struct Calls {
+    /// The epoch, and behind it the number of calls of a count window or zero for a time window.
+    shape: AtomicU64,
+    /// The length of a tick. Changes only together with the epoch.
+    tick: AtomicU64,
+    count: OnceLock<CountRing>,
+    time: OnceLock<TimeRing>,
+    /// Failures since the last success, tagged with the epoch.
+    consecutive: AtomicU64,
+}
+
+/// What the window is at one moment. A caller that finds the gate unchanged *after* it read this knows that the epoch
+/// is that of its own generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    epoch: u32,
+    layout: Layout,
+}
+
+impl Shape {
+    #[inline]
+    pub(crate) fn needs_time(self) -> bool {
+        matches!(self.layout, Layout::Time(_))
+    }
+}
+
+/// What a result does to the run of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    GoesOn,
+    Ends,
+    Keeps,
+}
+
+impl Calls {
+    pub(crate) fn new(layout: Layout) -> Self {
+        let calls = Calls {
+            shape: AtomicU64::new(0),
+            tick: AtomicU64::new(1),
+            count: OnceLock::new(),
+            time: OnceLock::new(),
+            consecutive: AtomicU64::new(0),
+        };
+        calls.set(Shape { epoch: 1, layout });
+        calls
+    }
+
+    #[inline]
+    pub(crate) fn shape(&self) -> Shape {
+        let (epoch, n) = word::unpack(self.shape.load(SeqCst));
+        let layout = if n == 0 { Layout::Time(self.tick.load(SeqCst)) } else { Layout::Count(n) };
+        Shape { epoch, layout }
+    }
+
+    fn set(&self, shape: Shape) {
+        let n = match shape.layout {
+            Layout::Count(n) => {
+                self.count.get_or_init(CountRing::new);
+                n
+            }
+            Layout::Time(tick) => {
+                self.time.get_or_init(TimeRing::new);
+                self.tick.store(tick, SeqCst);
+                0
+            }
+        };
+        self.shape.store(word::pack(shape.epoch, n), SeqCst);
+    }
+
+    /// Records a call. Figures come back where they could cross a threshold; and how long the run of failures is.
+    #[inline]
+    pub(crate) fn record(
+        &self,
+        shape: Shape,
+        now: u64,
+        stripe: usize,
+        sample: Sample,
+        run: Run,
+        minimum: u64,
+    ) -> (Option<Sums>, u32) {
+        let failures = word::update(&self.consecutive, shape.epoch, |n| match run {
+            Run::GoesOn => Some(n.saturating_add(1)),
+            Run::Ends => (n > 0).then_some(0),
+            Run::Keeps => None,
+        });
+        let sums = match shape.layout {
+            Layout::Count(n) => self.count.get().and_then(|ring| ring.record(shape.epoch, n, sample)),
+            Layout::Time(tick) => {
+                let tick = Tick::new(shape.epoch, tick, now);
+                self.time.get().and_then(|ring| ring.record(tick, stripe, sample, minimum))
+            }
+        };
+        (sums, failures.unwrap_or(0))
+    }
+
+    pub(crate) fn sums(&self, shape: Shape, now: u64) -> Sums {
+        let sums = match shape.layout {
+            Layout::Count(n) => self.count.get().map(|ring| ring.sums(shape.epoch, n)),
+            Layout::Time(tick) => self.time.get().map(|ring| ring.sums(Tick::new(shape.epoch, tick, now))),
+        };
+        sums.unwrap_or_default()
+    }
+
+    pub(crate) fn consecutive(&self, shape: Shape) -> u32 {
+        word::value(&self.consecutive, shape.epoch)
+    }
+
+    /// Begins an empty window. Only by whoever holds the gate.
+    pub(crate) fn empty(&self) {
+        let shape = self.shape();
+        self.set(Shape { epoch: shape.epoch.wrapping_add(1), ..shape });
+    }
+
+    /// Changes the window and keeps what it knows, as far as the new one has room for it. Only by whoever holds the gate.
+    pub(crate) fn change(&self, layout: Layout, now: u64) {
+        let old = self.shape();
+        if old.layout == layout {
+            return;
+        }
+        let kept = self.all(old, now);
+        let run = self.consecutive(old);
+        let new = Shape { epoch: old.epoch.wrapping_add(1), layout };
+        self.set(new);
+        word::update(&self.consecutive, new.epoch, |_| (run > 0).then_some(run));
+        match layout {
+            Layout::Count(n) => {
+                if let Some(ring) = self.count.get() {
+                    let surplus = kept.iter().map(|k| k.sums.calls).sum::<u64>().saturating_sub(u64::from(n));
+                    kept.iter().flat_map(Kept::samples).skip(surplus as usize).for_each(|s| {
+                        ring.record(new.epoch, n, s);
+                    });
+                }
+            }
+            Layout::Time(length) => {
+                if let Some(ring) = self.time.get() {
+                    for k in &kept {
+                        ring.refill(Tick::new(new.epoch, length, k.at), k.sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All that the window holds, oldest first. Calls of a count window count as of now.
+    fn all(&self, shape: Shape, now: u64) -> Vec<Kept> {
+        match shape.layout {
+            Layout::Count(n) => {
+                let one = |s: Sample| Sums { calls: 1, failures: s.failed.into(), slow: s.slow.into() };
+                let samples = self.count.get().map(|ring| ring.samples(shape.epoch, n));
+                samples.into_iter().flatten().map(|s| Kept { at: now, sums: one(s) }).collect()
+            }
+            Layout::Time(length) => {
+                let ticks = self.time.get().map(|ring| ring.ticks(Tick::new(shape.epoch, length, now)));
+                let at = |back: u64| now.saturating_sub(back * length);
+                ticks.into_iter().flatten().map(|(back, sums)| Kept { at: at(back), sums }).collect()
+            }
+        }
+    }
+}
+
+/// Calls that were in the window at about one time.
+struct Kept {
+    at: u64,
+    sums: Sums,
+}
+
+impl Kept {
+    /// Their order within the tick is lost; failures and slow calls come first, so that they slide out first.
+    fn samples(&self) -> impl Iterator<Item = Sample> {
+        let Sums { calls, failures, slow } = self.sums;
+        (0..calls).map(move |i| Sample { failed: i < failures, slow: i < slow })
+    }
+}

@@ -1,0 +1,67 @@
+//! The layer: one breaker, shared by every clone and every service made from it.
+
+use std::sync::Arc;
+
+use tower_layer::Layer;
+
+use crate::{
+    builder::{Identity, judging_forms, layer_forms},
+    circuit_breaker::{
+        CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle,
+        breaker::{Breaker, Extras},
+    },
+    config::ConfigError,
+    protocol::Http,
+    rejection::Reason,
+    stripe::Striped,
+};
+
+/// Stops calling a backend that fails, and finds out when it is well again. See the [module](crate::circuit_breaker).
+///
+/// Clones, and all services made from them, share one breaker.
+#[derive(Debug)]
+pub struct CircuitBreakerLayer<P = Http> {
+    shared: Arc<Striped<Breaker>>,
+    protocol: P,
+}
+
+impl CircuitBreakerLayer {
+    /// Starts a builder with the defaults.
+    pub fn builder() -> CircuitBreakerBuilder {
+        CircuitBreakerBuilder::default()
+    }
+
+    /// A breaker by its numbers alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`CircuitBreakerBuilder::build`].
+    pub fn from_config(config: CircuitBreakerConfig) -> Result<Self, ConfigError> {
+        config.checked()?;
+        Ok(Self::new(Identity::default(), config, Extras::default()))
+    }
+
+    pub(crate) fn new(identity: Identity, config: CircuitBreakerConfig, extras: Extras) -> Self {
+        let shadow = identity.shadow;
+        let reporter = identity.reporter("circuit_breaker", &[Reason::CircuitOpen, Reason::ForcedOpen]);
+        let breaker = Breaker::new(reporter, shadow, config, extras);
+        CircuitBreakerLayer { shared: Arc::new(Striped::new(breaker)), protocol: Http::default() }
+    }
+}
+
+layer_forms!(CircuitBreakerLayer, CircuitBreakerHandle);
+judging_forms!(CircuitBreakerLayer);
+
+impl<P: Clone> Clone for CircuitBreakerLayer<P> {
+    fn clone(&self) -> Self {
+        CircuitBreakerLayer { shared: Arc::clone(&self.shared), protocol: self.protocol.clone() }
+    }
+}
+
+impl<S, P: Clone> Layer<S> for CircuitBreakerLayer<P> {
+    type Service = CircuitBreaker<S, P>;
+
+    fn layer(&self, inner: S) -> CircuitBreaker<S, P> {
+        CircuitBreaker::new(inner, Arc::clone(&self.shared), self.protocol.clone())
+    }
+}

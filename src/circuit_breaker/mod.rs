@@ -1,0 +1,96 @@
+//! Stop calling a backend that fails.
+//!
+//! A backend that is down or drowning costs each caller its full timeout, and the calls that keep coming are what keeps
+//! it down. A circuit breaker counts what came of the last calls; when too many failed it opens and refuses the next ones
+//! at once, then lets a few probes through, and closes when they succeed. The law: **every result counts once, in the
+//! state in which its call was admitted, and no probe can hold the door.**
+//!
+//! ```
+//! use buttress::{CircuitBreakerLayer, OpenTime, State, testing::Probe};
+//! use std::time::Duration;
+//! use tower::{Layer, ServiceExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let breaker = CircuitBreakerLayer::builder()
+//!     .name("ledger")
+//!     .failure_rate(0.5)
+//!     .time_window(Duration::from_secs(10))
+//!     .minimum_calls(4)
+//!     .open(OpenTime::Fixed(Duration::from_secs(5)))
+//!     .build()?;
+//!
+//! // On an axum router or around a tonic channel the layer is used as it is; this is a plain service.
+//! let backend = Probe::new();
+//! let service = breaker.clone().plain().layer(backend.clone());
+//! backend.fails();
+//! for _ in 0..4 {
+//!     assert!(service.clone().oneshot(()).await.is_err());
+//! }
+//! assert_eq!(breaker.handle().snapshot().state, State::Open);
+//! assert!(service.clone().oneshot(()).await.is_err());
+//! assert_eq!(backend.calls(), 4); // the fifth did not reach it
+//! # Ok(()) }
+//! ```
+//!
+//! # When it opens
+//!
+//! By failure rate, by the rate of slow calls, by failures in a row, or any of them, over the last N calls or the last T
+//! seconds. Shares are judged with "at least" after every recorded call, once there are enough calls. 5xx and the gRPC
+//! codes of a broken server are failures; 429 and RESOURCE_EXHAUSTED (throttled) count in the failure rate, but not as
+//! failures in a row. See [`HttpClassify`](crate::HttpClassify) for the tables and how to change them.
+//!
+//! Not counted: a call whose caller left, one that a policy further in refused, and one that ended because the caller's
+//! own deadline was short ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller
+//! could open a breaker for all. A timeout of ours, inside or outside, is a failure. Somebody else's timeout outside looks
+//! like a caller that left, and is not seen: use [`TimeoutLayer`](crate::TimeoutLayer).
+//!
+//! # While it is open
+//!
+//! Calls are refused at once, with the time that is left, and the inner service is neither called nor polled. Every
+//! re-opening lasts longer, with jitter, up to a maximum. The first call after the open time makes it half-open: no task
+//! and no timer is needed.
+//!
+//! # Half-open
+//!
+//! At most `probes` calls run at once, the rest is refused. It closes at the `successes_to_close`-th success and opens as
+//! soon as too many have failed for that. A probe is leased: one that hangs past `probe_lease` is given up, its slot goes
+//! to the next call, and whatever it says later changes nothing. So if no probe ever comes back, one call per slot and
+//! lease is tried. A probe whose response streams for longer than its lease counts by its head.
+//!
+//! # Cost
+//!
+//! No lock and no allocation; with a time window one clock read a call. A state is one word, a window is counters that
+//! are changed by compare-and-swap, and successes are counted in a stripe per thread, so threads do not fight over them.
+//! Memory: about 2 KiB for a time window (whatever its length or traffic), 5 KiB once a count window was used.
+//!
+//! # Cancel safety
+//!
+//! Dropping the response future or body gives the permit or the probe's slot back and counts as `cancelled`, which says
+//! nothing about the backend. A panic of the inner service is a failure.
+
+mod breaker;
+mod call;
+mod calls;
+mod config;
+mod future;
+mod gate;
+mod handle;
+mod layer;
+mod limits;
+pub(crate) mod machine;
+#[cfg(all(test, not(loom)))]
+mod model;
+mod open_time;
+mod probes;
+mod service;
+mod state;
+
+pub use self::{
+    config::{CircuitBreakerBuilder, CircuitBreakerConfig, Window},
+    future::ResponseFuture,
+    handle::{CircuitBreakerHandle, CircuitBreakerSnapshot, IllegalMove},
+    layer::CircuitBreakerLayer,
+    open_time::OpenTime,
+    service::CircuitBreaker,
+    state::State,
+};

@@ -1,0 +1,44 @@
+//! Reading a deadline layer.
+
+use std::sync::Arc;
+
+use crate::deadline::layer::Shared;
+
+/// Reads a [`DeadlineLayer`](crate::DeadlineLayer) and everything it wraps.
+#[derive(Debug, Clone)]
+pub struct DeadlineHandle {
+    shared: Arc<Shared>,
+}
+
+/// The figures of a deadline layer, since `build()`.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct DeadlineSnapshot {
+    /// Calls refused because their deadline had passed, or ended when it did.
+    pub deadline_exceeded: u64,
+    /// Calls that went on only because of shadow.
+    pub would_have_rejected: u64,
+    /// Headers of a peer that could not be read and were ignored: the deadline's own, `grpc-status`, `Content-Length`.
+    pub malformed_headers: u64,
+}
+
+impl DeadlineHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        DeadlineHandle { shared }
+    }
+
+    /// The figures. Each is exact; they are not read at one instant.
+    pub fn snapshot(&self) -> DeadlineSnapshot {
+        let figures = self.shared.ledger.figures();
+        DeadlineSnapshot {
+            deadline_exceeded: figures.deadline_exceeded,
+            would_have_rejected: figures.would_have_rejected,
+            malformed_headers: figures.malformed_headers,
+        }
+    }
+
+    /// Shadow: deadlines are carried on, but what they would end is only reported.
+    pub fn shadow(&self, on: bool) {
+        self.shared.ledger.shadow(on);
+    }
+}

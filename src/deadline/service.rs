@@ -1,0 +1,154 @@
+//! The service that takes deadlines in and passes them on.
+
+use std::{
+    mem,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::{
+    bounded::{BodyClock, BodyPlan, Plan, ResponseFuture, Span},
+    deadline::{
+        self, Deadline, DeadlineLayer, Entered, Scoped,
+        caller::Caller,
+        layer::Side,
+        wire::{self, Read},
+    },
+    protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
+    rejection::Reason,
+    time::{self, Instant},
+};
+
+/// A service under a [`DeadlineLayer`].
+///
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
+#[derive(Debug)]
+pub struct Deadlines<S> {
+    inner: S,
+    layer: DeadlineLayer,
+    /// `poll_ready` found the door closed and left the inner service alone: the next call is refused.
+    refuse: bool,
+}
+
+impl<S> Deadlines<S> {
+    pub(crate) fn new(inner: S, layer: DeadlineLayer) -> Self {
+        Deadlines { inner, layer, refuse: false }
+    }
+}
+
+impl<S: Clone> Clone for Deadlines<S> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, so it has nothing to refuse either.
+        Self::new(self.inner.clone(), self.layer.clone())
+    }
+}
+
+impl<S, B, RB> Service<Request<B>> for Deadlines<S>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<RB, BodyClock>>;
+    type Error = S::Error;
+    type Future = Scoped<ResponseFuture<S::Future, Http, HttpContext, Request<B>>>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let closed = self.layer.refuses_everything() || deadline::current_passed();
+        self.refuse = closed && !self.layer.shared.ledger.in_shadow();
+        if self.refuse {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let ledger = self.layer.shared.ledger.share();
+        let protocol = self.layer.protocol.clone();
+        let context = Protocol::<_, S::Response, S::Error>::context(&protocol, &request);
+        if mem::take(&mut self.refuse) {
+            ledger.refuse(Reason::DeadlineExceeded);
+            return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
+        }
+        let now = time::now();
+        let caller = self.layer.caller(context.is_grpc(), &mut request, now);
+        if caller.has_passed(now) && ledger.run_out(Reason::DeadlineExceeded) {
+            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+            return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
+        }
+        let scope = caller.deadline;
+        let body = Some(BodyPlan { to_the_end: true, idle: Span::NONE, scope });
+        let plan = Plan { start: now, after: Span::NONE, caller: caller.timer(), body };
+        // The inner service may look at the deadline in `call` itself, before there is a future.
+        let _entered = Entered::new(scope);
+        let inner = self.inner.call(request);
+        Scoped::new(scope, ResponseFuture::running(inner, protocol, context, plan, ledger))
+    }
+}
+
+impl DeadlineLayer {
+    fn refuses_everything(&self) -> bool {
+        self.route.side == Side::Server { max: Duration::ZERO }
+    }
+
+    /// The deadline of this call; on the request from here on.
+    fn caller<B>(&self, grpc: bool, request: &mut Request<B>, now: Instant) -> Caller {
+        let on_request: Option<Deadline> = request.extensions().get().copied();
+        let known = deadline::earliest(on_request, Deadline::current());
+        let caller = match self.route.side {
+            Side::Server { max } => self.incoming(grpc, request, now, known).and(most(max, now)),
+            Side::Client => self.outgoing(grpc, request, now, known),
+        };
+        // Inserting allocates: not for a call that is refused, nor for a deadline that came on the request.
+        if let Some(deadline) = caller.deadline.filter(|d| on_request != Some(*d) && !caller.has_passed(now)) {
+            request.extensions_mut().insert(deadline);
+        }
+        caller
+    }
+
+    fn incoming<B>(&self, grpc: bool, request: &Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
+        let present = self.counted(wire::read_grpc_timeout(request.headers()));
+        let millis = match &self.route.header {
+            Some(name) => self.counted(wire::read_millis(request.headers(), name)),
+            None => Read::Absent,
+        };
+        let known = if grpc { Caller::early(known, now) } else { Caller::exact(known) };
+        known.and(Caller::early(wire::deadline(present, now), now)).and(Caller::exact(wire::deadline(millis, now)))
+    }
+
+    fn outgoing<B>(&self, grpc: bool, request: &mut Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
+        let left = |d: Deadline| d.instant().saturating_duration_since(now);
+        let headers = request.headers_mut();
+        let known = if grpc { Caller::early(known, now) } else { Caller::exact(known) };
+        let most = known.deadline.filter(|_| grpc && !known.has_passed(now)).map(left);
+        let present = self.counted(wire::lower_grpc_timeout(headers, most));
+        let caller = Caller::early(wire::deadline(present, now), now).and(known);
+        if caller.has_passed(now) {
+            return caller;
+        }
+        if let (Some(name), Some(deadline)) = (&self.route.header, caller.deadline) {
+            headers.insert(name, wire::millis(left(deadline)));
+        }
+        caller
+    }
+
+    fn counted(&self, read: Read) -> Read {
+        if read == Read::Malformed {
+            self.shared.ledger.malformed();
+        }
+        read
+    }
+}
+
+/// The operator's own upper bound; beyond the clock's range there is none.
+fn most(max: Duration, now: Instant) -> Caller {
+    Caller::exact(now.checked_add(max).map(Deadline::at))
+}

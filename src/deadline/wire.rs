@@ -1,0 +1,202 @@
+//! `grpc-timeout` and the millisecond header, read and written.
+//!
+//! Format: [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md), `Timeout`: at most eight
+//! digits and a unit.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
+
+use crate::{deadline::Deadline, time::Instant};
+
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// What stood in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    Absent,
+    /// Not of the format: ignored, and counted by whoever read it.
+    Malformed,
+    Is(Duration),
+}
+
+impl Read {
+    fn of(parsed: Option<Duration>) -> Self {
+        parsed.map_or(Read::Malformed, Read::Is)
+    }
+
+    pub(crate) fn duration(self) -> Option<Duration> {
+        match self {
+            Read::Is(d) => Some(d),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn read_grpc_timeout(headers: &HeaderMap) -> Read {
+    read(headers, &GRPC_TIMEOUT, parse)
+}
+
+pub(crate) fn read_millis(headers: &HeaderMap, name: &HeaderName) -> Read {
+    // Nineteen digits fit a u64.
+    read(headers, name, |v| digits(v, 19).map(Duration::from_millis))
+}
+
+fn read(headers: &HeaderMap, name: &HeaderName, parse: impl Fn(&[u8]) -> Option<Duration>) -> Read {
+    headers.get(name).map_or(Read::Absent, |v| Read::of(parse(v.as_bytes())))
+}
+
+fn parse(v: &[u8]) -> Option<Duration> {
+    let (unit, number) = v.split_last()?;
+    let n = digits(number, 8)?;
+    Some(match unit {
+        b'H' => Duration::from_secs(n * 3600),
+        b'M' => Duration::from_secs(n * 60),
+        b'S' => Duration::from_secs(n),
+        b'm' => Duration::from_millis(n),
+        b'u' => Duration::from_micros(n),
+        b'n' => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+fn digits(v: &[u8], most: usize) -> Option<u64> {
+    if v.is_empty() || v.len() > most || !v.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(v.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
+}
+
+/// The deadline that a duration in a header means; beyond the clock's range it means none.
+pub(crate) fn deadline(read: Read, now: Instant) -> Option<Deadline> {
+    read.duration().and_then(|d| now.checked_add(d)).map(Deadline::at)
+}
+
+/// Sets or lowers `grpc-timeout` to `most`, and says what stood there. A shorter one stays; a malformed one counts as
+/// none.
+pub(crate) fn lower_grpc_timeout(headers: &mut HeaderMap, most: Option<Duration>) -> Read {
+    // Without anything to write not even an entry: it may make room.
+    let Some(most) = most else { return read_grpc_timeout(headers) };
+    match headers.entry(GRPC_TIMEOUT) {
+        Entry::Vacant(entry) => {
+            entry.insert(grpc_timeout(most));
+            Read::Absent
+        }
+        Entry::Occupied(mut entry) => {
+            let present = Read::of(parse(entry.get().as_bytes()));
+            if present.duration().is_none_or(|d| d > most) {
+                entry.insert(grpc_timeout(most));
+            }
+            present
+        }
+    }
+}
+
+/// Rounds down, so that the peer never believes it has longer than we will wait.
+pub(crate) fn grpc_timeout(d: Duration) -> HeaderValue {
+    const MOST: u64 = 99_999_999;
+    const UNITS: [(u64, u8); 5] =
+        [(1, b'n'), (1_000, b'u'), (1_000_000, b'm'), (1_000_000_000, b'S'), (60_000_000_000, b'M')];
+    // What does not fit is above 584 years, and far above the minutes.
+    let nanos = u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+    match UNITS.into_iter().map(|(size, unit)| (nanos / size, unit)).find(|(n, _)| *n <= MOST) {
+        Some((n, unit)) => text(n, Some(unit)),
+        None => text((d.as_secs() / 3600).min(MOST), Some(b'H')),
+    }
+}
+
+/// Whole milliseconds, rounded down.
+pub(crate) fn millis(d: Duration) -> HeaderValue {
+    text(u64::try_from(d.as_millis()).unwrap_or(u64::MAX), None)
+}
+
+/// The number and its unit. One allocation, of the size it needs. (By hand: `fmt` takes three times as long.)
+fn text(mut n: u64, unit: Option<u8>) -> HeaderValue {
+    // Twenty digits and a unit, from the end.
+    let mut buffer = [0; 21];
+    let mut start = buffer.len();
+    if let Some(unit) = unit {
+        start -= 1;
+        buffer[start] = unit;
+    }
+    loop {
+        start -= 1;
+        buffer[start] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    // Digits and letters are always a value; if they were not, zero is the safe reading.
+    HeaderValue::from_bytes(&buffer[start..]).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// How much before a deadline on the wire our own timer runs out, so that it wins against the transport's.
+#[inline]
+pub(crate) fn margin(remaining: Duration) -> Duration {
+    (remaining / 100).clamp(Duration::from_millis(1), Duration::from_millis(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_what_the_specification_says() {
+        let second = Duration::from_secs(1);
+        for (v, d) in [
+            ("1H", 3600 * second),
+            ("2M", 120 * second),
+            ("99999999S", 99_999_999 * second),
+            ("0m", Duration::ZERO),
+            ("1500m", second * 3 / 2),
+            ("7u", Duration::from_micros(7)),
+            ("99999999n", Duration::from_nanos(99_999_999)),
+        ] {
+            assert_eq!(parse(v.as_bytes()), Some(d), "{v}");
+        }
+        for v in ["", "m", "5", "123456789m", "+1S", "-1S", "1.5S", " 1S", "1 S", "1s", "1d", "\u{661}m"] {
+            assert_eq!(parse(v.as_bytes()), None, "{v}");
+        }
+    }
+
+    #[test]
+    fn writes_the_finest_unit_that_fits() {
+        assert_eq!(grpc_timeout(Duration::ZERO), "0n");
+        assert_eq!(grpc_timeout(Duration::from_nanos(99_999_999)), "99999999n");
+        assert_eq!(grpc_timeout(Duration::from_nanos(100_000_999)), "100000u");
+        assert_eq!(grpc_timeout(Duration::from_millis(500)), "500000u");
+        assert_eq!(grpc_timeout(Duration::MAX), "99999999H");
+        assert_eq!(grpc_timeout(Duration::from_nanos(u64::MAX)), "5124095H");
+        assert_eq!(grpc_timeout(Duration::from_secs(99_999_999 * 60 + 59)), "99999999M");
+        assert_eq!(grpc_timeout(Duration::from_secs(100_000_000 * 60)), "1666666H");
+        assert_eq!(millis(Duration::from_micros(1_999)), "1");
+        assert_eq!(millis(Duration::from_millis(u64::MAX)), "18446744073709551615");
+    }
+
+    #[test]
+    fn the_margin_has_both_ends() {
+        let ms = Duration::from_millis;
+        assert_eq!(margin(ms(0)), ms(1));
+        assert_eq!(margin(ms(100)), ms(1));
+        assert_eq!(margin(ms(300)), ms(3));
+        assert_eq!(margin(ms(60_000)), ms(5));
+    }
+
+    proptest! {
+        #[test]
+        fn never_longer_and_close(nanos in any::<u64>()) {
+            let d = Duration::from_nanos(nanos);
+            let back = parse(grpc_timeout(d).as_bytes()).unwrap();
+            prop_assert!(back <= d);
+            prop_assert!((d - back) * 10_000 <= d, "{d:?} became {back:?}");
+        }
+
+        #[test]
+        fn garbage_is_no_panic(v in proptest::collection::vec(any::<u8>(), 0..24)) {
+            let _ = parse(&v);
+            let _ = digits(&v, 19);
+        }
+    }
+}

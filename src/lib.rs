@@ -1,0 +1,117 @@
+//! Resilience policies for [tower](https://docs.rs/tower) services: one layer for axum, tonic, hyper and everything
+//! else, with no glue.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use buttress::{Deadline, DeadlineLayer, TimeoutLayer};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), buttress::ConfigError> {
+//! // Every caller's deadline, ten seconds at most; two seconds for each call.
+//! let deadline = DeadlineLayer::server(Duration::from_secs(10));
+//! let timeout = TimeoutLayer::builder().name("api").after(Duration::from_secs(2)).build()?;
+//! let handle = timeout.handle();
+//!
+//! let app: Router = Router::new()
+//!     .route("/", get(|| async { format!("{:?}", Deadline::current()) }))
+//!     .layer((deadline, timeout));
+//!
+//! println!("{} calls timed out", handle.snapshot().timed_out);
+//! # drop(app); Ok(()) }
+//! ```
+//!
+//! # Policies
+//!
+//! | layer | module | what it does |
+//! |---|---|---|
+//! | [`CircuitBreakerLayer`] | [`circuit_breaker`] | stops calling a backend that fails |
+//! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
+//! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
+//!
+//! How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in [`observe`].
+//!
+//! # Order
+//!
+//! Outermost first: deadline, then what refuses, then what repeats, then the timeout of one attempt. A timeout outside
+//! of what repeats bounds the whole call, inside of it one attempt.
+//!
+//! # What every layer keeps
+//!
+//! - State lives in the layer, made by `build()`, and is shared by every clone and every service made from it. (axum
+//!   calls `Layer::layer` for each route and each connection.)
+//! - The instance that was polled ready is the one that is called; so every inner service has to be `Clone`, for a
+//!   refusal after readiness. `BoxCloneService` is in; `BoxService` and `&mut S` are out: put a `Buffer` between.
+//! - A layer that refuses does not touch the inner service, nor wait for it.
+//! - A refusal made by one policy is not a failure of the backend to the policies around it.
+//! - The inner error comes back unchanged, and ours lead to their cause by `source()`.
+//!
+//! # Cancel safety
+//!
+//! Every future and every response body can be dropped at any time: what is inside is dropped with it, permits and
+//! probes go back, and the call counts as cancelled, which says nothing about the backend.
+//!
+//! # Time
+//!
+//! The clock is tokio's. Under `tokio::time::pause` every policy follows virtual time. A timer is made only when a call
+//! is pending; then it needs a tokio runtime with its time driver, and has that driver's precision of a millisecond
+//! (rounded up).
+//!
+//! # Features
+//!
+//! | feature | what for | brings |
+//! |---|---|---|
+//! | `http` (default) | HTTP and gRPC | http, http-body, bytes, base64, httpdate |
+//! | `axum` | [`Rejection`] as an axum response | axum-core |
+//! | `tonic` | [`Rejection`] as a `tonic::Status` | tonic without its transport |
+//! | `testing` | probes and laws for tests of layers | nothing |
+//!
+//! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
+//! protocol upgrade. HTTP/3 works through tower, untested.
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod bounded;
+mod builder;
+pub mod circuit_breaker;
+mod config;
+pub mod deadline;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod loom;
+pub mod observe;
+mod origin;
+mod outcome;
+mod permit;
+pub mod protocol;
+mod rejection;
+mod rng;
+mod stripe;
+mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod time;
+pub mod timeout;
+mod window;
+
+pub use self::{
+    circuit_breaker::{
+        CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
+        CircuitBreakerSnapshot, IllegalMove, OpenTime, State, Window,
+    },
+    config::{ConfigError, FieldError},
+    deadline::{Deadline, Scoped},
+    outcome::{Classify, End, ErrFails, Outcome},
+    protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},
+    rejection::{Error, Reason, Rejection},
+    timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},
+};
+#[cfg(feature = "http")]
+pub use self::{
+    deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
+    protocol::{HttpClassify, ResponseBody, default_end, default_head},
+};
+
+/// The README's code is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

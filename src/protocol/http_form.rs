@@ -1,0 +1,264 @@
+//! The HTTP and gRPC form.
+
+use std::{mem, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request, response};
+use http_body::Body;
+
+use crate::{
+    deadline::Deadline,
+    outcome::{End, Outcome},
+    protocol::{BoxError, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal},
+    rejection::Rejection,
+};
+
+/// What is kept of a request: gRPC or not, and what its method says about the response's body.
+#[derive(Debug, Clone)]
+pub struct HttpContext {
+    grpc: bool,
+    bodiless: Bodiless,
+    /// Only where a custom classification asks for it; boxed, so that nobody else carries it.
+    method: Option<Box<Method>>,
+}
+
+/// Responses that have no body whatever their headers announce (RFC 9110, 6.4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bodiless {
+    Always,
+    OnSuccess,
+    ByStatus,
+}
+
+impl Http {
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "no policy that judges yet"))]
+    pub(crate) fn with_classify(classify: impl HttpClassify) -> Self {
+        Http { classify: Some(Arc::new(classify)) }
+    }
+}
+
+impl<B, RB, E> Protocol<Request<B>, Response<RB>, E> for Http
+where
+    RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
+{
+    type Context = HttpContext;
+    type Response<W: Watch> = Response<ResponseBody<RB, W>>;
+    type Error = E;
+
+    const HAS_BODY: bool = true;
+
+    #[inline(always)]
+    fn context(&self, request: &Request<B>) -> HttpContext {
+        HttpContext {
+            grpc: is_grpc(request.headers()),
+            bodiless: match *request.method() {
+                Method::HEAD => Bodiless::Always,
+                Method::CONNECT => Bodiless::OnSuccess,
+                _ => Bodiless::ByStatus,
+            },
+            method: self.classify.is_some().then(|| Box::new(request.method().clone())),
+        }
+    }
+
+    #[inline]
+    fn deadline(request: &Request<B>) -> Option<Deadline> {
+        request.extensions().get().copied()
+    }
+
+    #[inline]
+    fn grpc_headers<'a>(context: &HttpContext, request: &'a mut Request<B>) -> Option<&'a mut HeaderMap> {
+        context.grpc.then(|| request.headers_mut())
+    }
+
+    #[inline]
+    fn has_a_timer_below(context: &HttpContext) -> bool {
+        context.grpc
+    }
+
+    fn with_parts<T>(request: &mut Request<B>, look: impl FnOnce(&request::Parts) -> T) -> Option<T> {
+        // `Parts` can only be had of a whole request: one without a body lends its own for the look. The request stays
+        // where it is, for it is large, and calls without such a function shall not pay for its being moved.
+        let mut head = Request::new(());
+        swap_heads(&mut head, request);
+        let (parts, ()) = head.into_parts();
+        let seen = look(&parts);
+        swap_heads(&mut Request::from_parts(parts, ()), request);
+        Some(seen)
+    }
+
+    #[inline(always)]
+    fn reject<W: Watch>(&self, context: HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
+        Ok(refusal::response(context.grpc, rejection).map(ResponseBody::text))
+    }
+
+    #[inline(always)]
+    fn finish<W: Watch>(
+        &self,
+        context: HttpContext,
+        result: Result<Response<RB>, E>,
+        watch: Option<W>,
+    ) -> Result<Self::Response<W>, E> {
+        let Some(mut watch) = watch else {
+            drop(context);
+            return result.map(|response| response.map(ResponseBody::unwatched));
+        };
+        match result {
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                let verdict = self.verdict(context, &parts, &body, watch);
+                Ok(Response::from_parts(parts, ResponseBody::watched(body, verdict)))
+            }
+            Err(error) => {
+                watch.settle(End::Outcome(Outcome::Failure));
+                Err(error)
+            }
+        }
+    }
+
+    fn error(error: E) -> E {
+        error
+    }
+}
+
+impl Http {
+    /// Judges the head. The watch is gone again if the response is over already.
+    #[inline(never)]
+    fn verdict<RB, W>(&self, context: HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Verdict<W>
+    where
+        RB: Body<Data = Bytes>,
+        W: Watch,
+    {
+        let mut verdict = Verdict::new(watch, context.grpc, self.classify.clone());
+        let length = content_length(&parts.headers);
+        if length == Header::Malformed || grpc_status_is_malformed(context.grpc, &parts.headers) {
+            verdict.malformed();
+        }
+        if let Some(end) = self.judge_head(&context, parts) {
+            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
+                verdict.hint(&parts.headers);
+            }
+            verdict.settle(end);
+        }
+        // The length of a gRPC response says nothing: its end is in the trailers.
+        let bytes = match length {
+            _ if context.grpc => None,
+            Header::Is(n) => Some(n),
+            _ => body.size_hint().exact(),
+        };
+        if body.is_end_stream() || context.has_no_body(parts.status) || bytes == Some(0) {
+            verdict.end(None);
+        }
+        verdict.head(&parts.headers);
+        verdict.expect(bytes);
+        verdict
+    }
+
+    fn judge_head(&self, context: &HttpContext, parts: &response::Parts) -> Option<End> {
+        if let Some(rejection) = parts.extensions.get::<Rejection>() {
+            return Some(End::of_rejection(rejection));
+        }
+        let outcome = match (&self.classify, &context.method) {
+            (Some(own), Some(method)) => own.head(method, context.grpc, parts),
+            _ => classify::judge_head(context.grpc, parts.status, &parts.headers),
+        };
+        outcome.map(End::Outcome)
+    }
+}
+
+impl HttpContext {
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
+    fn has_no_body(&self, status: StatusCode) -> bool {
+        match self.bodiless {
+            Bodiless::Always => true,
+            Bodiless::OnSuccess if status.is_success() => true,
+            _ => status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
+        }
+    }
+}
+
+fn swap_heads<A, B>(a: &mut Request<A>, b: &mut Request<B>) {
+    mem::swap(a.method_mut(), b.method_mut());
+    mem::swap(a.uri_mut(), b.uri_mut());
+    mem::swap(a.version_mut(), b.version_mut());
+    mem::swap(a.headers_mut(), b.headers_mut());
+    mem::swap(a.extensions_mut(), b.extensions_mut());
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Header {
+    Absent,
+    Malformed,
+    Is(u64),
+}
+
+fn content_length(headers: &HeaderMap) -> Header {
+    let Some(value) = headers.get(header::CONTENT_LENGTH) else { return Header::Absent };
+    let digits = value.to_str().ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+    digits.and_then(|v| v.parse().ok()).map_or(Header::Malformed, Header::Is)
+}
+
+fn grpc_status_is_malformed(grpc: bool, headers: &HeaderMap) -> bool {
+    grpc && matches!(classify::grpc_status(headers), Some(None))
+}
+
+/// `application/grpc`, then the end, `+` or `;`. gRPC-Web is HTTP: its clients read a problem document.
+#[inline]
+fn is_grpc(headers: &HeaderMap) -> bool {
+    !headers.is_empty() && has_grpc_type(headers)
+}
+
+#[inline(never)]
+fn has_grpc_type(headers: &HeaderMap) -> bool {
+    const PREFIX: &[u8] = b"application/grpc";
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return false };
+    match value.as_bytes().split_at_checked(PREFIX.len()) {
+        Some((prefix, rest)) => prefix.eq_ignore_ascii_case(PREFIX) && matches!(rest.first(), None | Some(b'+' | b';')),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &'static str, value: &'static [u8]) -> HeaderMap {
+        let mut h = HeaderMap::new();
+        h.insert(name, HeaderValue::from_bytes(value).unwrap());
+        h
+    }
+
+    #[test]
+    fn which_requests_are_grpc() {
+        for (value, grpc) in [
+            (&b"application/grpc"[..], true),
+            (b"application/grpc+proto", true),
+            (b"application/grpc;charset=utf-8", true),
+            (b"Application/GRPC", true),
+            (b"application/grpc-web", false),
+            (b"application/grpc-web+proto", false),
+            (b"application/grpcx", false),
+            (b"application/json", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_grpc(&headers("content-type", value)), grpc, "{value:?}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn content_lengths() {
+        let read = |v| content_length(&headers("content-length", v));
+        assert_eq!(read(b"0"), Header::Is(0));
+        assert_eq!(read(b"18446744073709551615"), Header::Is(u64::MAX));
+        for garbage in [&b""[..], b"-1", b"+1", b"1, 1", b"18446744073709551616", b"\xff"] {
+            assert_eq!(read(garbage), Header::Malformed, "{garbage:?}");
+        }
+        assert_eq!(content_length(&HeaderMap::new()), Header::Absent);
+    }
+}

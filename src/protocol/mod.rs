@@ -1,0 +1,150 @@
+//! How a policy meets its traffic.
+//!
+//! Every layer has a protocol parameter. It says three things: what must be kept of a request, how a refusal is
+//! answered, and when and with what outcome a response is over.
+//!
+//! | form | for | a refusal is | the error type |
+//! |---|---|---|---|
+//! | [`Http`] (default) | axum, tonic, hyper: `Request<B>` to `Response<B>` | a response | stays what it was |
+//! | [`Plain`], by `.plain()` | services whose error is a `std::error::Error` | `Err(Error::Rejected(_))` | [`Error<E>`](crate::Error) |
+//! | [`Flat`], by `.flat()` | services whose error is `From<Rejection>` | `Err(rejection.into())` | stays what it was |
+//! | [`Boxed`], by `.boxed()` | the rest | `Err(Box<Rejection>)` | [`BoxError`] |
+//!
+//! Two `.plain()` layers nest (`Error<Error<E>>`): put one `.plain()` innermost and `.flat()` around it.
+
+use std::{error::Error as StdError, fmt};
+
+use crate::{deadline::Deadline, outcome::End, rejection::Rejection};
+
+#[cfg(feature = "http")]
+mod body;
+#[cfg(feature = "http")]
+mod classify;
+#[cfg(feature = "http")]
+mod hint;
+#[cfg(feature = "http")]
+mod http_form;
+#[cfg(any(feature = "axum", feature = "tonic"))]
+mod interop;
+#[cfg(feature = "http")]
+pub(crate) mod number;
+mod plain;
+#[cfg(feature = "http")]
+mod refusal;
+#[cfg(feature = "http")]
+pub(crate) mod text;
+mod watch;
+
+#[cfg(feature = "http")]
+pub use self::{
+    body::ResponseBody,
+    classify::{HttpClassify, default_end, default_head},
+    http_form::HttpContext,
+};
+pub use self::{
+    plain::{Boxed, Flat, Plain},
+    watch::Watch,
+};
+
+/// Any error, boxed.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// HTTP and gRPC, the default form: a refusal is a response, and the error type stays what it was.
+///
+/// A request is gRPC when its content type is `application/grpc`, `application/grpc+...` or `application/grpc;...`;
+/// everything else, gRPC-Web included, is HTTP. With the feature `http` off, no service has this form.
+#[derive(Clone, Default)]
+pub struct Http {
+    #[cfg(feature = "http")]
+    classify: Option<std::sync::Arc<dyn HttpClassify>>,
+}
+
+impl sealed::Sealed for Http {}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut http = f.debug_struct("Http");
+        #[cfg(feature = "http")]
+        http.field("own_classification", &self.classify.is_some());
+        http.finish()
+    }
+}
+
+/// How a policy meets one kind of service. Sealed: the forms are those of the [module](self).
+///
+/// `Req`, `Res` and `Err` are those of the inner service.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` layer cannot wrap a service from `{Req}` to `Result<{Res}, {Err}>`",
+    label = "this layer has the wrong form for this service",
+    note = "`Http`, the default, wants `http::Request<_>` and `http::Response<B>` where `B: Body<Data = Bytes>` and its error goes into a `BoxError`",
+    note = "`.plain()` behind `build()?` wants an error that is a `std::error::Error`, and makes it a `buttress::Error<E>`",
+    note = "`.flat()` wants such an error that is `From<buttress::Rejection>` too, and keeps it",
+    note = "`.boxed()` wants any error that goes into a `BoxError`, which it becomes"
+)]
+pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
+    /// Can a response go on after it was given?
+    #[doc(hidden)]
+    const HAS_BODY: bool = false;
+
+    /// What is kept of the request until its response is judged.
+    type Context;
+    /// The response, with what the policy left in its body.
+    type Response<W: Watch>;
+    /// The error.
+    type Error;
+
+    #[doc(hidden)]
+    fn context(&self, request: &Req) -> Self::Context;
+
+    /// The deadline that rides on the request itself.
+    #[doc(hidden)]
+    fn deadline(_request: &Req) -> Option<Deadline> {
+        None
+    }
+
+    /// The headers of a gRPC request.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn grpc_headers<'a>(_context: &Self::Context, _request: &'a mut Req) -> Option<&'a mut ::http::HeaderMap> {
+        None
+    }
+
+    /// Does the transport below keep a timer of its own on this call's `grpc-timeout`?
+    #[doc(hidden)]
+    fn has_a_timer_below(_context: &Self::Context) -> bool {
+        false
+    }
+
+    /// Runs a user's function over the head of the request, where it has one.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn with_parts<T>(_request: &mut Req, _look: impl FnOnce(&::http::request::Parts) -> T) -> Option<T> {
+        None
+    }
+
+    /// The answer that says no.
+    #[doc(hidden)]
+    fn reject<W: Watch>(&self, context: Self::Context, rejection: Rejection) -> Result<Self::Response<W>, Self::Error>;
+
+    /// The inner service has answered. `watch` is told of the end, now or when the body is over.
+    #[doc(hidden)]
+    fn finish<W: Watch>(
+        &self,
+        context: Self::Context,
+        result: Result<Res, Err>,
+        watch: Option<W>,
+    ) -> Result<Self::Response<W>, Self::Error>;
+
+    /// The inner service failed to become ready.
+    #[doc(hidden)]
+    fn error(error: Err) -> Self::Error;
+}
+
+/// What an error means when a policy of ours, further in, speaks in it.
+pub(crate) fn end_of_error(error: &(dyn StdError + 'static)) -> Option<End> {
+    Rejection::of(error).map(End::of_rejection)
+}
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}

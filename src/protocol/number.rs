@@ -1,0 +1,41 @@
+//! Numbers as header values.
+
+use http::HeaderValue;
+
+/// The digits of `n` and then the unit, if there is one. One allocation, of the size it needs: `HeaderValue::from(u64)`
+/// makes a buffer for the longest of numbers and then another for its own.
+pub(crate) fn header_value(n: u64, unit: Option<u8>) -> HeaderValue {
+    // Filled from its end: a u64 has at most 20 digits.
+    let mut buffer = [0; 21];
+    let mut start = buffer.len();
+    let mut put = |byte| {
+        start -= 1;
+        buffer[start] = byte;
+    };
+    if let Some(unit) = unit {
+        put(unit);
+    }
+    let mut rest = n;
+    loop {
+        put(b'0' + (rest % 10) as u8);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    // Digits and letters are always a value; if they were not, zero is the safe reading.
+    HeaderValue::from_bytes(&buffer[start..]).unwrap_or(HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length() {
+        for n in [0, 9, 10, 12_345, u64::MAX] {
+            assert_eq!(header_value(n, None), n.to_string());
+            assert_eq!(header_value(n, Some(b'm')), format!("{n}m"));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The forms for services that are not HTTP: a refusal is an error, and the response is over when it is there.
+
+use std::error::Error as StdError;
+
+use crate::{
+    outcome::{Classify, End, ErrFails},
+    protocol::{BoxError, Protocol, Watch, end_of_error, sealed::Sealed},
+    rejection::{Error, Rejection},
+};
+
+/// For services whose error is a `std::error::Error`; it becomes [`Error<E>`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plain<C = ErrFails>(pub(crate) C);
+
+/// For services whose error is `From<Rejection>`; it stays what it was, so stacked policies do not nest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flat<C = ErrFails>(pub(crate) C);
+
+/// For everything else; the error becomes a [`BoxError`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Boxed<C = ErrFails>(pub(crate) C);
+
+impl<C> Sealed for Plain<C> {}
+impl<C> Sealed for Flat<C> {}
+impl<C> Sealed for Boxed<C> {}
+
+// Without this the compiler names the bound that is missing, and not what to write.
+#[diagnostic::do_not_recommend]
+impl<C, Req, Res, E> Protocol<Req, Res, E> for Plain<C>
+where
+    C: Classify<Res, E>,
+    E: StdError + 'static,
+{
+    type Context = ();
+    type Response<W: Watch> = Res;
+    type Error = Error<E>;
+
+    #[inline]
+    fn context(&self, _request: &Req) {}
+
+    #[cold]
+    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, Error<E>> {
+        Err(Error::Rejected(rejection))
+    }
+
+    #[inline]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, Error<E>> {
+        settle(&self.0, &result, watch, |e| end_of_error(e));
+        result.map_err(Error::Inner)
+    }
+
+    fn error(error: E) -> Error<E> {
+        Error::Inner(error)
+    }
+}
+
+// Without this the compiler names the bound that is missing, and not what to write.
+#[diagnostic::do_not_recommend]
+impl<C, Req, Res, E> Protocol<Req, Res, E> for Flat<C>
+where
+    C: Classify<Res, E>,
+    E: From<Rejection> + StdError + 'static,
+{
+    type Context = ();
+    type Response<W: Watch> = Res;
+    type Error = E;
+
+    #[inline]
+    fn context(&self, _request: &Req) {}
+
+    #[cold]
+    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, E> {
+        Err(rejection.into())
+    }
+
+    #[inline]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, E> {
+        settle(&self.0, &result, watch, |e| end_of_error(e));
+        result
+    }
+
+    fn error(error: E) -> E {
+        error
+    }
+}
+
+// Without this the compiler names the bound that is missing, and not what to write.
+#[diagnostic::do_not_recommend]
+impl<C, Req, Res, E> Protocol<Req, Res, E> for Boxed<C>
+where
+    C: Classify<Res, E>,
+    E: Into<BoxError>,
+{
+    type Context = ();
+    type Response<W: Watch> = Res;
+    type Error = BoxError;
+
+    #[inline]
+    fn context(&self, _request: &Req) {}
+
+    #[cold]
+    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, BoxError> {
+        Err(rejection.into())
+    }
+
+    #[inline]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, BoxError> {
+        // `E` need not be an error before it is boxed, so it is judged first and searched for a rejection then.
+        let judged = watch.is_some().then(|| self.0.classify(result.as_ref()));
+        let result = result.map_err(Into::into);
+        if let (Some(mut watch), Some(judged)) = (watch, judged) {
+            let rejected = result.as_ref().err().and_then(|e| end_of_error(&**e));
+            watch.settle(rejected.unwrap_or(End::Outcome(judged)));
+        }
+        result
+    }
+
+    fn error(error: E) -> BoxError {
+        error.into()
+    }
+}
+
+#[inline]
+fn settle<C, Res, E, W>(classify: &C, result: &Result<Res, E>, watch: Option<W>, ours: impl FnOnce(&E) -> Option<End>)
+where
+    C: Classify<Res, E>,
+    W: Watch,
+{
+    let Some(mut watch) = watch else { return };
+    let rejected = result.as_ref().err().and_then(ours);
+    let end = rejected.unwrap_or_else(|| End::Outcome(classify.classify(result.as_ref())));
+    watch.settle(end);
+}

@@ -1,0 +1,155 @@
+//! The service: what bounds this call?
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    bounded::{BodyClock, Plan, ResponseFuture, Span},
+    deadline::{self, Deadline, caller::Caller},
+    protocol::{Http, Protocol},
+    rejection::Reason,
+    time::{self, Instant},
+    timeout::layer::Shared,
+};
+
+/// A service whose calls are bounded. Made by [`TimeoutLayer`](crate::TimeoutLayer).
+///
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
+#[derive(Debug)]
+pub struct Timeout<S, P = Http> {
+    inner: S,
+    shared: Arc<Shared>,
+    protocol: P,
+    /// `poll_ready` found the ambient deadline passed and left the inner service alone: the next call is refused.
+    refuse: bool,
+}
+
+impl<S, P> Timeout<S, P> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared>, protocol: P) -> Self {
+        Timeout { inner, shared, protocol, refuse: false }
+    }
+}
+
+impl<S: Clone, P: Clone> Clone for Timeout<S, P> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, so it has nothing to refuse either.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, Req> Service<Req> for Timeout<S, P>
+where
+    S: Service<Req> + Clone,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Response = P::Response<BodyClock>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S::Future, P, P::Context, Req>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.refuse = deadline::current_passed() && !self.shared.ledger.in_shadow();
+        if self.refuse {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline]
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        if self.refuse {
+            self.refuse = false;
+            self.shared.ledger.refuse(Reason::DeadlineExceeded);
+            return self.refused(context);
+        }
+        let now = time::now();
+        let after = self.shared.after::<P, Req, S::Response, S::Error>(&mut request);
+        let caller = self.shared.caller::<P, Req, S::Response, S::Error>(&context, &mut request, now, after);
+        if caller.has_passed(now) && self.shared.ledger.run_out(Reason::DeadlineExceeded) {
+            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+            return self.refused(context);
+        }
+        let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
+        let plan = Plan { start: now, after, caller: caller.timer(), body };
+        let inner = self.inner.call(request);
+        ResponseFuture::running(inner, self.protocol.clone(), context, plan, self.shared.ledger.share())
+    }
+}
+
+impl<S, P: Clone> Timeout<S, P> {
+    // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
+    #[inline(always)]
+    fn refused<F, C, Req>(&self, context: C) -> ResponseFuture<F, P, C, Req> {
+        let ledger = self.shared.ledger.share();
+        ResponseFuture::refused(Reason::DeadlineExceeded, self.protocol.clone(), context, ledger)
+    }
+}
+
+impl Shared {
+    /// The operator's bound, chosen by the request where a function was given.
+    #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "nothing to choose by"))]
+    #[inline]
+    fn after<P, Req, Res, Err>(&self, request: &mut Req) -> Span
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        #[cfg(feature = "http")]
+        if let Some(f) = self.after_fn()
+            && let Some(own) = P::with_parts(request, f).flatten()
+        {
+            return Span::from(Some(own).filter(|d| *d <= time::LONGEST));
+        }
+        let _ = request;
+        self.settings().after()
+    }
+
+    /// The caller's deadline. On gRPC the header is part of it, and the transport's timer on that header is beaten.
+    #[inline]
+    fn caller<P, Req, Res, Err>(&self, context: &P::Context, request: &mut Req, now: Instant, after: Span) -> Caller
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let known = deadline::earliest(P::deadline(request), Deadline::current());
+        #[cfg(feature = "http")]
+        if let Some(headers) = P::grpc_headers(context, request) {
+            return Caller::early(self.grpc(headers, now, after, known), now);
+        }
+        let _ = (context, now, after);
+        Caller::exact(known)
+    }
+
+    /// The caller's deadline as it is known and as it came by wire, with `grpc-timeout` set or lowered.
+    #[cfg(feature = "http")]
+    #[inline(never)]
+    fn grpc(
+        &self,
+        headers: &mut http::HeaderMap,
+        now: Instant,
+        after: Span,
+        known: Option<Deadline>,
+    ) -> Option<Deadline> {
+        use crate::deadline::wire;
+
+        let most = if Caller::exact(known).has_passed(now) || self.ledger.in_shadow() {
+            None
+        } else {
+            // The peer may have a little longer than we wait, so that our own timer is first; never past the caller.
+            let ours = after.duration().map(|d| d.saturating_add(wire::margin(d)));
+            let left = known.map(|d| d.instant().saturating_duration_since(now));
+            ours.into_iter().chain(left).min()
+        };
+        let present = wire::lower_grpc_timeout(headers, most);
+        if present == wire::Read::Malformed {
+            self.ledger.malformed();
+        }
+        deadline::earliest(known, wire::deadline(present, now))
+    }
+}

@@ -1,0 +1,293 @@
+//! The calls of the last T.
+//!
+//! Time is cut into ticks of a tenth of T, and the window is the running tick and the ten before it: it keeps every call
+//! younger than T and none older than 1.1 T. Each tick has a bucket in a ring of 16, tagged with its number, so a bucket
+//! is emptied by the first record of a later tick, in the same step that counts it.
+//!
+//! Successes, which are nearly all there is, are counted in up to eight stripes, a thread always in the same one, so
+//! that threads do not fight over one line; failures and slow calls, which everybody must see, in a row for all.
+
+use std::cmp::Ordering::Greater;
+
+use crate::{
+    sync::AtomicU64,
+    window::{
+        Sample, Sums,
+        word::{self, ORDER},
+    },
+};
+
+/// Ticks before the running one that are still inside.
+const BACK: u32 = 10;
+/// Buckets in a row: a power of two above `BACK`, with room between what is live and what is overwritten.
+const BUCKETS: usize = 16;
+const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
+/// A tag that has not been seen for so long could be taken for a newer one.
+const LONG_AGO: u64 = 1 << 30;
+
+/// The calls of the last T. The length of a tick is given with each use; it must be the same all through one epoch.
+#[derive(Debug)]
+pub(crate) struct TimeRing {
+    good: Box<[Row; STRIPES]>,
+    failed: Row,
+    slow: Row,
+    /// When the window was last added up: the tag of the tick, and how many calls there were at least.
+    added_up: AtomicU64,
+    /// The number of the last tick in which that happened, whole.
+    last_tick: AtomicU64,
+}
+
+/// Two cache lines of its own, and no other's.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Row([AtomicU64; BUCKETS]);
+
+/// A moment as the ring sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tick {
+    number: u64,
+    tag: u32,
+}
+
+impl Tick {
+    /// `now` and `length` are in nanoseconds.
+    #[inline]
+    pub(crate) fn new(epoch: u32, length: u64, now: u64) -> Self {
+        let number = now / length;
+        // Each epoch jumps ahead by a whole ring, so everything from before it is too old to count.
+        Tick { number, tag: (number as u32).wrapping_add(epoch.wrapping_mul(BUCKETS as u32)) }
+    }
+
+    fn bucket(self) -> usize {
+        self.tag as usize % BUCKETS
+    }
+}
+
+/// The length of a tick for a window of this length, in nanoseconds.
+pub(crate) fn tick_length(window: std::time::Duration) -> u64 {
+    u64::try_from(window.as_nanos().div_ceil(u128::from(BACK))).unwrap_or(u64::MAX)
+}
+
+impl TimeRing {
+    pub(crate) fn new() -> Self {
+        TimeRing {
+            good: Box::new(std::array::from_fn(|_| Row::new())),
+            failed: Row::new(),
+            slow: Row::new(),
+            added_up: AtomicU64::new(0),
+            last_tick: AtomicU64::new(0),
+        }
+    }
+
+    /// Records a call. `Some`: the figures with it, added up. `None`: nothing has changed that could cross a threshold,
+    /// as long as that is only asked of figures of at least `minimum` calls, and of shares.
+    #[inline]
+    pub(crate) fn record(&self, tick: Tick, stripe: usize, sample: Sample, minimum: u64) -> Option<Sums> {
+        if sample.failed {
+            self.failed.add(tick, 1);
+        } else {
+            self.good[stripe % STRIPES].add(tick, 1);
+        }
+        if sample.slow {
+            self.slow.add(tick, 1);
+        }
+        // A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the
+        // latter shows with the first call of each tick.
+        let (tag, calls) = word::unpack(self.added_up.load(ORDER));
+        if !sample.failed && !sample.slow && tag == tick.tag && u64::from(calls) >= minimum {
+            return None;
+        }
+        Some(self.add_up(tick))
+    }
+
+    /// Records calls that were counted elsewhere: successes, failures, and how many of both were slow.
+    pub(crate) fn refill(&self, tick: Tick, sums: Sums) {
+        let counted = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        self.failed.add(tick, counted(sums.failures));
+        self.good[0].add(tick, counted(sums.calls - sums.failures));
+        self.slow.add(tick, counted(sums.slow));
+    }
+
+    pub(crate) fn sums(&self, tick: Tick) -> Sums {
+        let failures = self.failed.sum(tick);
+        let good: u64 = self.good.iter().map(|row| row.sum(tick)).sum();
+        Sums { calls: good + failures, failures, slow: self.slow.sum(tick) }
+    }
+
+    /// The figures of each tick that is inside, with how many ticks ago it was.
+    pub(crate) fn ticks(&self, tick: Tick) -> impl Iterator<Item = (u64, Sums)> {
+        (0..=BACK).rev().map(move |back| {
+            let then = Tick { number: tick.number, tag: tick.tag.wrapping_sub(back) };
+            let at = |row: &Row| u64::from(word::value(&row.0[then.bucket()], then.tag));
+            let failures = at(&self.failed);
+            let good: u64 = self.good.iter().map(at).sum();
+            (u64::from(back), Sums { calls: good + failures, failures, slow: at(&self.slow) })
+        })
+    }
+
+    fn add_up(&self, tick: Tick) -> Sums {
+        let last = self.last_tick.load(ORDER);
+        if last != tick.number {
+            self.last_tick.store(tick.number, ORDER);
+            if tick.number.abs_diff(last) > LONG_AGO {
+                self.forget_all_but(tick);
+            }
+        }
+        let sums = self.sums(tick);
+        let calls = u32::try_from(sums.calls).unwrap_or(u32::MAX);
+        self.added_up.store(word::pack(tick.tag, calls), ORDER);
+        sums
+    }
+
+    /// After a silence so long that tags could be mistaken: nothing from before it is inside, so all of it goes.
+    #[cold]
+    fn forget_all_but(&self, tick: Tick) {
+        for row in self.good.iter().chain([&self.failed, &self.slow]) {
+            for bucket in &row.0 {
+                let seen = bucket.load(ORDER);
+                if word::unpack(seen).0 != tick.tag {
+                    // Lost to a record of this very moment, which has emptied it already.
+                    let _ = bucket.compare_exchange(seen, 0, ORDER, ORDER);
+                }
+            }
+        }
+    }
+}
+
+impl Row {
+    fn new() -> Self {
+        Row(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    #[inline]
+    fn add(&self, tick: Tick, n: u32) {
+        word::update(&self.0[tick.bucket()], tick.tag, |count| Some(count.saturating_add(n)));
+    }
+
+    #[inline]
+    fn sum(&self, tick: Tick) -> u64 {
+        let oldest = tick.tag.wrapping_sub(BACK);
+        let live = |bucket: &AtomicU64| {
+            let (tag, count) = word::unpack(bucket.load(ORDER));
+            let inside = word::age(oldest, tag) != Greater && word::age(tag, tick.tag) != Greater;
+            if inside { u64::from(count) } else { 0 }
+        };
+        self.0.iter().map(live).sum()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FAILED: Sample = Sample { failed: true, slow: false };
+
+    /// Buckets as a list of `(tick, sample)`: what is inside is what is at most ten ticks old.
+    fn naive(calls: &VecDeque<(u64, Sample)>, now: u64) -> Sums {
+        let inside = || calls.iter().filter(|(tick, _)| now - tick <= 10).map(|(_, s)| s);
+        Sums {
+            calls: inside().count() as u64,
+            failures: inside().filter(|s| s.failed).count() as u64,
+            slow: inside().filter(|s| s.slow).count() as u64,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equals_a_list(
+            start in prop_oneof![Just(0u64), Just((1 << 31) - 20), Just((1 << 32) - 20), Just((1 << 24) - 20), any::<u32>().prop_map(u64::from)],
+            epoch in any::<u32>(),
+            calls in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..40u64, 0..8usize, 0..60u8), 0..400),
+        ) {
+            let length = 1_000;
+            let (ring, mut epoch, mut list) = (TimeRing::new(), epoch, VecDeque::new());
+            let mut now = start * length;
+            for (failed, slow, step, stripe, turn) in calls {
+                now += step * 100;
+                if turn == 0 {
+                    epoch = epoch.wrapping_add(1);
+                    list.clear();
+                }
+                let (tick, sample) = (Tick::new(epoch, length, now), Sample { failed, slow });
+                list.push_back((now / length, sample));
+                if let Some(sums) = ring.record(tick, stripe, sample, 1) {
+                    prop_assert_eq!(sums, naive(&list, now / length));
+                }
+                prop_assert_eq!(ring.sums(tick), naive(&list, now / length));
+                // Late results of an emptied window change nothing that counts.
+                ring.record(Tick::new(epoch.wrapping_sub(1), length, now), stripe, FAILED, 1);
+                prop_assert_eq!(ring.sums(tick), naive(&list, now / length));
+            }
+        }
+    }
+
+    #[test]
+    fn keeps_the_young_and_drops_the_old() {
+        let length = tick_length(std::time::Duration::from_secs(10));
+        assert_eq!(length, 1_000_000_000);
+        let ring = TimeRing::new();
+        let at = |seconds: f64| Tick::new(1, length, (seconds * 1e9) as u64);
+        ring.record(at(0.999), 0, FAILED, 1);
+        // 10 s later it is still in, and no later than at 11 s of age it is out.
+        assert_eq!(ring.sums(at(10.998)).failures, 1);
+        assert_eq!(ring.sums(at(11.0)).failures, 0);
+    }
+
+    #[test]
+    fn a_success_asks_for_a_sum_only_when_it_could_matter() {
+        let (ring, good) = (TimeRing::new(), Sample::default());
+        let tick = |n: u64| Tick::new(1, 10, n * 10);
+        assert!(ring.record(tick(5), 0, good, 3).is_some());
+        assert!(ring.record(tick(5), 1, good, 3).is_some());
+        assert_eq!(ring.record(tick(5), 2, good, 3).map(|s| s.calls), Some(3));
+        assert_eq!(ring.record(tick(5), 0, good, 3), None);
+        assert!(ring.record(tick(5), 0, FAILED, 3).is_some());
+        assert_eq!(ring.record(tick(6), 0, good, 3).map(|s| s.calls), Some(6));
+        assert_eq!(ring.record(tick(6), 0, good, 3), None);
+    }
+
+    #[test]
+    fn a_silence_of_any_length_is_no_riddle() {
+        for silence in [17, 1 << 20, 1 << 31, (1 << 31) + 5, (1 << 32) - 3, 1 << 32, (1 << 32) + 1, 1 << 40] {
+            let ring = TimeRing::new();
+            for n in 0..20u64 {
+                ring.record(Tick::new(1, 10, n * 10), 0, FAILED, 1);
+            }
+            let later = |n: u64| Tick::new(1, 10, (20 + silence + n) * 10);
+            // The first record may be lost to a bucket that looks newer; the silence is over after it.
+            ring.record(later(0), 0, Sample::default(), 1);
+            for n in 1..16 {
+                ring.record(later(n), 0, FAILED, 1);
+            }
+            assert_eq!(ring.sums(later(15)), Sums { calls: 11, failures: 11, slow: 0 }, "{silence}");
+        }
+    }
+
+    #[test]
+    fn threads_lose_nothing_across_ticks() {
+        let ring = TimeRing::new();
+        let (threads, each) = (4, 50_000u64);
+        std::thread::scope(|s| {
+            for stripe in 0..threads {
+                let ring = &ring;
+                s.spawn(move || {
+                    for i in 0..each {
+                        // All ticks stay inside the window.
+                        ring.record(
+                            Tick::new(1, 1, i * 10 / each),
+                            stripe,
+                            Sample { failed: i % 4 == 0, slow: false },
+                            1,
+                        );
+                    }
+                });
+            }
+        });
+        let sums = ring.sums(Tick::new(1, 1, 9));
+        assert_eq!((sums.calls, sums.failures), (threads as u64 * each, threads as u64 * each / 4));
+    }
+}

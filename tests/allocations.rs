@@ -1,0 +1,263 @@
+//! Law 13: what a call allocates, counted per thread, each case with its exact figure.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::{
+    convert::Infallible,
+    error::Error as StdError,
+    fmt,
+    future::{Future, Ready, pending, ready},
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
+use http_body_util::Empty;
+use tower::{Layer, Service, service_fn};
+
+use buttress::{CircuitBreakerLayer, Deadline, DeadlineLayer, OpenTime, TimeoutLayer, Until};
+
+#[derive(Debug)]
+struct Oops;
+
+impl fmt::Display for Oops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("oops")
+    }
+}
+
+impl StdError for Oops {}
+
+/// One call from readiness to the end of its future; `None` if it is still pending.
+fn call<S: Service<Req>, Req>(service: &mut S, request: Req) -> Option<Result<S::Response, S::Error>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(service.poll_ready(&mut cx).is_ready());
+    match pin!(service.call(request)).poll(&mut cx) {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
+    }
+}
+
+/// As [`call`], and the response's body to its end or until it hangs.
+fn call_and_read<S, Q, RB>(service: &mut S, request: Request<Q>) -> Option<Result<(), S::Error>>
+where
+    S: Service<Request<Q>, Response = Response<RB>>,
+    RB: Body<Data = Bytes>,
+{
+    let response = match call(service, request)? {
+        Ok(response) => response,
+        Err(e) => return Some(Err(e)),
+    };
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut body = pin!(response.into_body());
+    loop {
+        match body.as_mut().poll_frame(&mut cx) {
+            Poll::Ready(Some(_)) => {}
+            Poll::Ready(None) => return Some(Ok(())),
+            Poll::Pending => return None,
+        }
+    }
+}
+
+/// Allocations of `run`, after it ran once: the first use of a thread's own memory is not the call's.
+fn allocations(mut run: impl FnMut()) -> u64 {
+    run();
+    measure(run).count_total
+}
+
+fn in_runtime(test: impl FnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let _entered = runtime.enter();
+    test();
+}
+
+fn timeout() -> buttress::TimeoutBuilder {
+    TimeoutLayer::builder().after(Duration::from_secs(1))
+}
+
+fn plain() -> impl Service<u32, Response = u32, Error = Oops, Future = Ready<Result<u32, Oops>>> + Clone {
+    service_fn(|n: u32| ready(Ok(n)))
+}
+
+type HttpResult = Result<Response<Empty<Bytes>>, Infallible>;
+
+fn http() -> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Future> + Clone {
+    service_fn(|_: Request<()>| ready(HttpResult::Ok(Response::new(Empty::new()))))
+}
+
+fn hanging() -> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Future> + Clone
+{
+    service_fn(|_: Request<()>| pending::<HttpResult>())
+}
+
+fn grpc(timeout: Option<&'static str>) -> Request<()> {
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", "application/grpc".parse().unwrap());
+    if let Some(t) = timeout {
+        headers.insert("grpc-timeout", t.parse().unwrap());
+    }
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    request
+}
+
+// === admitted ===
+
+#[test]
+fn plain_admitted_is_free_ready_and_pending() {
+    in_runtime(|| {
+        let mut service = timeout().build().unwrap().plain().layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        let mut service = timeout().build().unwrap().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+        assert_eq!(allocations(|| assert!(call(&mut service, 1).is_none())), 0);
+        let mut service = timeout().build().unwrap().boxed().layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+    });
+}
+
+#[test]
+fn http_admitted_is_free_ready_pending_and_with_a_watched_body() {
+    in_runtime(|| {
+        let layer = timeout().build().unwrap();
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        let layer = timeout().until(Until::End).idle(Duration::from_secs(1)).build().unwrap();
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        // A body that hangs: its timer is inline too.
+        let streaming = service_fn(|_: Request<()>| {
+            let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
+                Result<http_body::Frame<Bytes>, Infallible>,
+            >());
+            ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let mut service = layer.layer(streaming);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_none())), 0);
+    });
+}
+
+#[test]
+fn a_written_grpc_timeout_costs_its_value() {
+    in_runtime(|| {
+        let mut service = timeout().build().unwrap().layer(http());
+        let bare = allocations(|| drop(grpc(Some("2S"))));
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(Some("500m"))).is_some())), bare);
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(Some("2S"))).is_some())), bare + 1);
+    });
+}
+
+#[test]
+fn a_deadline_costs_its_extension() {
+    in_runtime(|| {
+        let mut service = DeadlineLayer::server(Duration::from_secs(1)).layer(http());
+        // The map, its table, the boxed value.
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 3);
+        let mut service = DeadlineLayer::client().layer(http());
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+    });
+}
+
+/// Breakers with both kinds of window; both ask for slow calls.
+fn breakers() -> [buttress::CircuitBreakerBuilder; 2] {
+    let slow = || CircuitBreakerLayer::builder().slow_calls(Duration::from_secs(1), 1.0);
+    [slow().count_window(100), slow().time_window(Duration::from_secs(10))]
+}
+
+#[test]
+fn a_closed_breaker_is_free() {
+    in_runtime(|| {
+        for builder in breakers() {
+            let layer = builder.build().unwrap();
+            let mut service = layer.clone().plain().layer(plain());
+            assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+            let mut pending = layer.clone().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+            assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+            let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+            assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+            assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        }
+    });
+}
+
+#[test]
+fn opening_half_opening_and_closing_are_free() {
+    in_runtime(|| {
+        let fails = service_fn(|fail: u32| ready(if fail > 0 { Err(Oops) } else { Ok(fail) }));
+        for builder in breakers() {
+            let open = OpenTime::Fixed(Duration::from_nanos(1));
+            let builder = builder.consecutive_failures(1).open(open).probes(1).successes_to_close(1);
+            let mut service = builder.build().unwrap().plain().layer(fails);
+            let count = allocations(|| {
+                assert!(call(&mut service, 1).unwrap().is_err());
+                // Refused, or the probe, as the clock stands.
+                let _ = call(&mut service, 0);
+                let _ = call(&mut service, 0);
+            });
+            assert_eq!(count, 0);
+        }
+    });
+}
+
+// === refused ===
+
+/// Deadlines that have passed, on a refused path without a delay.
+fn late(mut request: Request<()>) -> Request<()> {
+    request.extensions_mut().insert(Deadline::at(tokio::time::Instant::now()));
+    request
+}
+
+#[test]
+fn plain_refused_is_free() {
+    in_runtime(|| {
+        let mut service = timeout().build().unwrap().plain().layer(plain());
+        let past = Deadline::at(tokio::time::Instant::now());
+        let mut cx = Context::from_waker(Waker::noop());
+        let count = allocations(|| {
+            let mut scoped = pin!(past.scope(async { assert!(call(&mut service, 1).unwrap().is_err()) }));
+            assert!(scoped.as_mut().poll(&mut cx).is_ready());
+        });
+        assert_eq!(count, 0);
+    });
+}
+
+#[test]
+fn http_refused_costs_its_header_map_and_its_extensions() {
+    in_runtime(|| {
+        let layer = timeout().name("db").expose_name(true).build().unwrap();
+        let mut service = layer.layer(http());
+        let bare = allocations(|| drop(late(Request::new(()))));
+        assert_eq!(allocations(|| assert!(call(&mut service, late(Request::new(()))).is_some())) - bare, 5);
+        let bare = allocations(|| drop(late(grpc(None))));
+        assert_eq!(allocations(|| assert!(call(&mut service, late(grpc(None))).is_some())) - bare, 5);
+
+        let open = CircuitBreakerLayer::builder().name("db").expose_name(true).build().unwrap();
+        open.handle().force_open().unwrap();
+        let mut service = open.clone().plain().layer(plain());
+        assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
+        let mut service = open.layer(http());
+        assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 5);
+        let bare = allocations(|| drop(grpc(None)));
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 5);
+    });
+}
+
+#[test]
+fn a_delay_costs_two_more() {
+    in_runtime(|| {
+        let open = OpenTime::Fixed(Duration::from_millis(12_345));
+        let layer = CircuitBreakerLayer::builder().consecutive_failures(1).open(open).build().unwrap();
+        let fails = service_fn(|_: Request<()>| {
+            ready(Ok::<_, Infallible>(Response::builder().status(500).body(Empty::<Bytes>::new()).unwrap()))
+        });
+        let mut service = layer.layer(fails);
+        call(&mut service, Request::new(()));
+        assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
+        let bare = allocations(|| drop(grpc(None)));
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);
+    });
+}

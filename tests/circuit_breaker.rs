@@ -1,0 +1,910 @@
+//! The circuit breaker through its layer, in virtual time. Tests named `s<n>_` are the scenarios of the same number that
+//! other projects assert of their breakers.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use buttress::{
+    CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
+    CircuitBreakerSnapshot, Deadline, DeadlineLayer, Error, OpenTime, Outcome, Plain, Reason, Rejection, State,
+    TimeoutLayer, Until, Window,
+    observe::{Event, Kind},
+    testing::{OutcomesLayer, Probe, ProbeError, ProbeFuture},
+};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn s(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn builder() -> CircuitBreakerBuilder {
+    CircuitBreakerLayer::builder()
+}
+
+/// Opens at the first failure, for a second, and closes at the first success.
+fn touchy() -> CircuitBreakerBuilder {
+    builder().consecutive_failures(1).open(OpenTime::Fixed(s(1))).probes(1).successes_to_close(1)
+}
+
+/// A plain service behind a breaker, and how it is told to end its calls.
+struct Rig {
+    layer: CircuitBreakerLayer,
+    service: CircuitBreaker<Probe, Plain>,
+    probe: Probe,
+}
+
+type Call = buttress::circuit_breaker::ResponseFuture<ProbeFuture<()>, Plain, (), ()>;
+
+impl Rig {
+    fn new(builder: CircuitBreakerBuilder) -> Self {
+        let (layer, probe) = (builder.build().unwrap(), Probe::new());
+        Rig { service: layer.clone().plain().layer(probe.clone()), layer, probe }
+    }
+
+    fn handle(&self) -> CircuitBreakerHandle {
+        self.layer.handle()
+    }
+
+    fn snapshot(&self) -> CircuitBreakerSnapshot {
+        self.handle().snapshot()
+    }
+
+    fn state(&self) -> State {
+        self.snapshot().state
+    }
+
+    /// Begins a call that hangs until the probe is told otherwise.
+    fn begin(&mut self) -> Call {
+        self.probe.hangs();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(Service::<()>::poll_ready(&mut self.service, &mut cx).is_ready());
+        self.service.call(())
+    }
+
+    async fn call(&mut self) -> Result<(), Error<ProbeError>> {
+        ServiceExt::<()>::ready(&mut self.service).await?.call(()).await
+    }
+
+    /// `S` is a success, `F` a failure; each must be admitted.
+    async fn run(&mut self, calls: &str) {
+        for c in calls.chars() {
+            match c {
+                'S' => {
+                    self.probe.answers();
+                    self.call().await.unwrap();
+                }
+                _ => {
+                    self.probe.fails();
+                    assert!(matches!(self.call().await, Err(Error::Inner(_))), "{c} of {calls}");
+                }
+            }
+        }
+    }
+
+    async fn rejection(&mut self) -> Rejection {
+        match self.call().await {
+            Err(Error::Rejected(r)) => r,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+}
+
+// === scenarios: states and windows (resilience4j) ===
+
+/// Failure rate 50 %, slow 50 % above 4 s, 20 s, at least 5, 4 probes, 5 s open.
+fn r() -> CircuitBreakerBuilder {
+    builder()
+        .failure_rate(0.5)
+        .slow_calls(s(4), 0.5)
+        .time_window(s(20))
+        .minimum_calls(5)
+        .probes(4)
+        .successes_to_close(3)
+        .open(OpenTime::Fixed(s(5)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn s1_below_the_minimum_nothing_is_judged() {
+    let mut rig = Rig::new(r());
+    rig.run("FFFS").await;
+    assert_eq!((rig.state(), rig.snapshot().failure_rate), (State::Closed, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s3_opens_at_its_rate() {
+    let mut rig = Rig::new(r());
+    for c in ["S", "S", "S", "F", "F"] {
+        rig.run(c).await;
+        advance(s(1)).await;
+    }
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("F").await;
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.state, snapshot.failure_rate), (State::Open, Some(0.5)));
+    assert_eq!((snapshot.calls, snapshot.failures), (6, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s5_half_open_after_the_open_time() {
+    let mut rig = Rig::new(r());
+    rig.run("FFFFF").await;
+    advance(s(3)).await;
+    rig.rejection().await;
+    advance(s(3)).await;
+    assert_eq!(rig.state(), State::Open);
+    let _probe = rig.begin();
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.state, snapshot.calls, snapshot.failures, snapshot.probes_out), (State::HalfOpen, 0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s7_open_times_grow() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let mut rig = Rig::new(r().open_fn(move |n| {
+        seen.lock().unwrap().push(n);
+        s(5).mul_f64(1.5f64.powi(n as i32))
+    }));
+    rig.run("FFFFF").await;
+    advance(s(6)).await;
+    rig.run("FF").await;
+    assert_eq!(rig.snapshot().open_left, Some(ms(7_500)));
+    advance(s(6)).await;
+    rig.rejection().await;
+    advance(s(5)).await;
+    rig.run("SSS").await;
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("FFFFF").await;
+    assert_eq!(*asked.lock().unwrap(), [0, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s9_and_s11_probes_decide() {
+    let mut rig = Rig::new(r().successes_to_close(2));
+    rig.run("FFFFF").await;
+    advance(s(6)).await;
+    rig.run("FFSF").await;
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.state, snapshot.failures, snapshot.calls), (State::Open, 3, 4));
+
+    let mut rig = Rig::new(r());
+    rig.run("FFFFF").await;
+    advance(s(6)).await;
+    rig.run("FSSS").await;
+    assert_eq!((rig.state(), rig.snapshot().calls), (State::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s13_to_s17_by_hand() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&events);
+    let mut rig = Rig::new(r().observer(move |e: &Event| seen.lock().unwrap().push(e.kind.clone())));
+    let error = rig.handle().half_open().unwrap_err();
+    assert_eq!((error.from, error.to), (State::Closed, State::HalfOpen));
+    assert_eq!(error.to_string(), "a circuit breaker can't go from closed to half_open");
+
+    rig.handle().force_open().unwrap();
+    rig.handle().force_open().unwrap();
+    advance(s(6)).await;
+    for _ in 0..2 {
+        let rejection = rig.rejection().await;
+        assert_eq!((rejection.reason(), rejection.retry_after()), (Reason::ForcedOpen, None));
+    }
+    assert_eq!((rig.snapshot().rejected, rig.probe.calls()), (2, 0));
+    let rejected = Kind::Rejected { reason: Reason::ForcedOpen };
+    let forced = Kind::StateChanged { from: State::Closed, to: State::ForcedOpen };
+    assert_eq!(*events.lock().unwrap(), [forced, rejected.clone(), rejected]);
+
+    rig.handle().force_closed().unwrap();
+    rig.run("FFFFFFFFFF").await;
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.state, snapshot.failures), (State::ForcedClosed, 10));
+    rig.handle().reset();
+    assert_eq!((rig.state(), rig.snapshot().calls), (State::Closed, 0));
+    rig.run("FFFFF").await;
+    rig.handle().half_open().unwrap();
+    rig.handle().half_open().unwrap();
+    assert_eq!(rig.state(), State::HalfOpen);
+    rig.handle().reset();
+    assert_eq!(rig.state(), State::Closed);
+}
+
+// === scenarios: rates, hints, isolation (Polly) ===
+
+#[tokio::test(start_paused = true)]
+async fn s21_throughput_and_rate() {
+    for (calls, minimum, failures, rate, opens) in [
+        (10, 10, 0, 0.1, false),
+        (10, 10, 1, 0.1, true),
+        (10, 10, 2, 0.1, true),
+        (11, 10, 2, 0.1, true),
+        (9, 10, 1, 0.1, false),
+    ] {
+        let mut rig = Rig::new(builder().failure_rate(rate).minimum_calls(minimum));
+        let mut sequence = "F".repeat(failures);
+        sequence.push_str(&"S".repeat(calls - failures));
+        for c in sequence.split_inclusive(|_| true) {
+            if rig.state() == State::Closed {
+                rig.run(c).await;
+            }
+        }
+        assert_eq!(rig.state() == State::Open, opens, "{calls} {failures}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s23_says_when_to_come_back() {
+    let mut rig = Rig::new(touchy().open(OpenTime::Fixed(s(5))));
+    rig.run("F").await;
+    advance(ms(1)).await;
+    let rejection = rig.rejection().await;
+    assert_eq!((rejection.policy(), rejection.reason()), ("circuit_breaker", Reason::CircuitOpen));
+    assert_eq!((rejection.retry_after(), rejection.is_refusal()), (Some(ms(4_999)), true));
+    // The first allowed instant is strictly after the open time.
+    advance(ms(4_999)).await;
+    assert_eq!(rig.rejection().await.retry_after(), Some(Duration::ZERO));
+    advance(ms(1)).await;
+    rig.run("S").await;
+    assert_eq!(rig.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s25_one_probe_at_a_time() {
+    let mut rig = Rig::new(touchy());
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    let probe = rig.begin();
+    assert_eq!(rig.rejection().await.retry_after(), None);
+    rig.probe.answers();
+    probe.await.unwrap();
+    assert_eq!(rig.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s27_isolation_stays() {
+    let mut rig = Rig::new(touchy());
+    let running = rig.begin();
+    rig.handle().force_open().unwrap();
+    rig.probe.answers();
+    running.await.unwrap();
+    assert_eq!((rig.state(), rig.rejection().await.retry_after()), (State::ForcedOpen, None));
+}
+
+// === scenarios: failsafe-go, linkerd, sentinel, finagle ===
+
+#[tokio::test(start_paused = true)]
+async fn s29_s31_small_windows() {
+    let mut rig = Rig::new(touchy());
+    rig.run("F").await;
+    assert_eq!(rig.state(), State::Open);
+
+    let mut rig = Rig::new(builder().count_window(3).minimum_calls(3).failure_rate(2.0 / 3.0));
+    rig.run("FS").await;
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("F").await;
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s33_a_relapse_after_two_successes() {
+    let mut rig = Rig::new(touchy().probes(3).successes_to_close(3));
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    rig.run("SSF").await;
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s37_a_straggler_and_a_growing_delay() {
+    let growing = OpenTime::Growing { first: s(1), factor: 2.0, max: s(60), jitter: 0.0 };
+    let mut rig = Rig::new(touchy().consecutive_failures(2).open(growing));
+    let straggler = rig.begin();
+    rig.run("FF").await;
+    assert_eq!(rig.state(), State::Open);
+    advance(ms(500)).await;
+    rig.rejection().await;
+    advance(ms(501)).await;
+    rig.run("F").await;
+    rig.probe.answers();
+    straggler.await.unwrap();
+    assert_eq!((rig.state(), rig.snapshot().open_left), (State::Open, Some(s(2))));
+    advance(ms(2_001)).await;
+    rig.run("S").await;
+    assert_eq!(rig.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s39_the_minimum_is_for_rates_only() {
+    let mut rig = Rig::new(builder().consecutive_failures(3).minimum_calls(100));
+    rig.run("FSFF").await;
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("F").await;
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s41_s47_minimum_and_age() {
+    let mut rig = Rig::new(builder().failure_rate(1.0).minimum_calls(5));
+    rig.run("FFFF").await;
+    assert_eq!(rig.state(), State::Closed);
+    advance(s(11)).await;
+    assert_eq!(rig.snapshot().calls, 0);
+    rig.run("FFFF").await;
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("F").await;
+    assert_eq!(rig.state(), State::Open);
+
+    let mut rig = Rig::new(builder().failure_rate(0.5).minimum_calls(10));
+    rig.run("FFSSSSSSSS").await;
+    assert_eq!(rig.snapshot().failure_rate, Some(0.2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s43_many_probes() {
+    let mut rig = Rig::new(touchy().probes(10).successes_to_close(10));
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    rig.run("SSSSSSSSS").await;
+    assert_eq!(rig.state(), State::HalfOpen);
+    rig.run("S").await;
+    assert_eq!(rig.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s107_s109_readiness() {
+    let mut rig = Rig::new(touchy());
+    rig.run("F").await;
+    let polls = rig.probe.ready_polls();
+    rig.probe.is_never_ready();
+    rig.rejection().await;
+    assert_eq!(rig.probe.ready_polls(), polls);
+
+    // A readiness error is a failure, and comes back unchanged.
+    let mut rig = Rig::new(touchy());
+    rig.probe.is_broken();
+    assert!(matches!(rig.call().await, Err(Error::Inner(ProbeError { in_readiness: true }))));
+    assert_eq!(rig.state(), State::Open);
+    advance(ms(1_001)).await;
+    assert!(matches!(rig.call().await, Err(Error::Inner(_))));
+    assert_eq!((rig.state(), rig.snapshot().probes_out), (State::Open, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s110_a_lost_probe_frees_its_slot() {
+    for how in ["dropped", "panics", "ignored"] {
+        let (layer, probe) = (touchy().build().unwrap(), Probe::new());
+        let ignores = |r: Result<&(), &ProbeError>| if r.is_ok() { Outcome::Success } else { Outcome::Ignored };
+        let ignoring = layer.clone().plain_with(ignores).layer(probe.clone());
+        let service = layer.clone().plain().layer(probe.clone());
+        probe.fails();
+        assert!(service.clone().oneshot(()).await.is_err());
+        advance(ms(1_001)).await;
+        match how {
+            "dropped" => {
+                probe.hangs();
+                let mut call = Box::pin(service.clone().oneshot(()));
+                assert!((&mut call).now_or_never().is_none());
+                assert_eq!(layer.handle().snapshot().probes_out, 1);
+            }
+            "panics" => {
+                probe.panics();
+                let call = std::panic::AssertUnwindSafe(service.clone().oneshot(()));
+                assert!(call.catch_unwind().await.is_err());
+            }
+            _ => assert!(ignoring.clone().oneshot(()).await.is_err()),
+        }
+        let snapshot = layer.handle().snapshot();
+        let state = if how == "panics" { State::Open } else { State::HalfOpen };
+        assert_eq!((snapshot.state, snapshot.probes_out), (state, 0), "{how}");
+        probe.answers();
+        if state == State::HalfOpen {
+            service.clone().oneshot(()).await.unwrap();
+            assert_eq!(layer.handle().snapshot().state, State::Closed);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s110_a_hung_probe_is_given_up_after_its_lease() {
+    let mut rig = Rig::new(touchy().probe_lease(s(30)));
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    let hung = rig.begin();
+    advance(s(30)).await;
+    rig.rejection().await;
+    advance(ms(1)).await;
+    assert_eq!(rig.snapshot().probes_out, 0);
+    let next = rig.begin();
+    // Its late verdict changes nothing, and does not take the slot of the next one.
+    rig.probe.fails();
+    assert!(hung.await.is_err());
+    assert_eq!((rig.state(), rig.snapshot().probes_out), (State::HalfOpen, 1));
+    rig.probe.answers();
+    next.await.unwrap();
+    assert_eq!(rig.state(), State::Closed);
+}
+
+// === what counts ===
+
+#[tokio::test(start_paused = true)]
+async fn throttled_calls_count_in_the_rate_and_not_in_a_row() {
+    let throttled = |_: Result<&(), &ProbeError>| Outcome::Throttled;
+    for (is_failure, opens) in [(false, false), (true, true)] {
+        let layer =
+            builder().consecutive_failures(3).minimum_calls(10).throttled_is_failure(is_failure).build().unwrap();
+        let service = layer.clone().plain_with(throttled).layer(Probe::new());
+        for _ in 0..3 {
+            service.clone().oneshot(()).await.unwrap();
+        }
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.state == State::Open, snapshot.failures), (opens, 3));
+        assert_eq!(snapshot.consecutive_failures, if is_failure { 3 } else { 0 });
+    }
+    let layer = builder().minimum_calls(3).build().unwrap();
+    let service = layer.clone().plain_with(throttled).layer(Probe::new());
+    for _ in 0..3 {
+        service.clone().oneshot(()).await.unwrap();
+    }
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_and_refused_calls_leave_the_window_untouched() {
+    let mut rig = Rig::new(touchy());
+    drop(rig.begin());
+    assert_eq!((rig.snapshot().calls, rig.snapshot().cancelled), (0, 1));
+
+    // Refused by a breaker further in: nothing is held against the backend by the outer one.
+    let inner = touchy().name("inner").build().unwrap();
+    inner.handle().force_open().unwrap();
+    let outer = touchy().name("outer").build().unwrap();
+    let service = outer.clone().flat().layer(inner.clone().plain().layer(Probe::new()));
+    let error = service.clone().oneshot(()).await.unwrap_err();
+    assert_eq!(Rejection::of(&error).unwrap().name(), "inner");
+    let snapshot = outer.handle().snapshot();
+    assert_eq!((snapshot.calls, snapshot.cancelled, snapshot.state), (0, 0, State::Closed));
+    let service = outer.layer(inner.layer(Probe::new()));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(Rejection::in_response(&response).unwrap().name(), "inner");
+    assert_eq!(outer.handle().snapshot().calls, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_calls_open_it() {
+    let mut rig = Rig::new(builder().slow_calls(ms(100), 0.5).minimum_calls(2));
+    for took in [100, 101] {
+        let call = rig.begin();
+        advance(ms(took)).await;
+        rig.probe.answers();
+        call.await.unwrap();
+    }
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.slow, snapshot.slow_call_rate, snapshot.state), (1, Some(0.5), State::Open));
+    // And a slow probe is a failed one.
+    advance(s(7)).await;
+    let probe = rig.begin();
+    advance(ms(101)).await;
+    rig.probe.answers();
+    probe.await.unwrap();
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ramp_admits_a_growing_share_and_falls_back() {
+    fastrand::seed(7);
+    let mut rig = Rig::new(touchy().ramp(s(10)));
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    rig.run("S").await;
+    for (at, least, most) in [(0, 0, 0), (1, 60, 140), (5, 430, 570), (9, 860, 940), (10, 1_000, 1_000)] {
+        let mut admitted = 0;
+        for _ in 0..1_000 {
+            match rig.call().await {
+                Ok(()) => admitted += 1,
+                Err(e) => assert_eq!(Rejection::of(&e).unwrap().reason(), Reason::CircuitOpen),
+            }
+        }
+        assert!((least..=most).contains(&admitted), "{admitted} at {at} s");
+        advance(if at == 1 || at == 5 { s(4) } else { s(1) }).await;
+    }
+    // A relapse while it ramps opens it again.
+    let mut rig = Rig::new(touchy().ramp(s(10)));
+    rig.run("F").await;
+    advance(ms(1_001)).await;
+    rig.run("S").await;
+    advance(s(9)).await;
+    rig.probe.fails();
+    while rig.state() == State::Closed {
+        let _ = rig.call().await;
+    }
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shadow_refuses_nothing_and_says_what_it_would() {
+    let mut rig = Rig::new(touchy().shadow(true));
+    rig.run("FFF").await;
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.state, snapshot.shadow), (State::Open, true));
+    assert_eq!((snapshot.would_have_rejected, snapshot.rejected), (2, 0));
+    rig.handle().shadow(false);
+    rig.rejection().await;
+    assert_eq!(rig.snapshot().rejected, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_service_and_form_of_a_layer_is_one_breaker() {
+    let layer = touchy().consecutive_failures(50).minimum_calls(1_000).build().unwrap();
+    let probe = Probe::new();
+    probe.fails();
+    for i in 0..50 {
+        assert_eq!(layer.handle().snapshot().consecutive_failures, i);
+        let call = if i % 2 == 0 {
+            layer.clone().plain().layer(probe.clone()).oneshot(()).await.is_err()
+        } else {
+            layer.layer(probe.clone()).oneshot(Request::new(())).await.is_err()
+        };
+        assert!(call);
+    }
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+// === HTTP and gRPC ===
+
+type Headers = &'static [(&'static str, &'static str)];
+
+/// A backend that always answers this, with these trailers after a data frame.
+fn answers(
+    status: u16,
+    headers: Headers,
+    trailers: Option<Headers>,
+) -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>,
+    Error = Infallible,
+    Future: Future + Send,
+> + Clone {
+    service_fn(move |_: Request<Empty<Bytes>>| {
+        let mut response = Response::builder().status(status);
+        for (k, v) in headers {
+            response = response.header(*k, *v);
+        }
+        let body = match trailers {
+            None => Full::new(Bytes::new()).boxed(),
+            Some(trailers) => {
+                let map = trailers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
+                Full::new(Bytes::from_static(b"data")).with_trailers(ready(Some(Ok(map)))).boxed()
+            }
+        };
+        ready(Ok(response.body(body).unwrap()))
+    })
+}
+
+fn grpc() -> Request<Empty<Bytes>> {
+    Request::post("/x.Y/Z").header("content-type", "application/grpc").body(Empty::new()).unwrap()
+}
+
+fn get() -> Request<Empty<Bytes>> {
+    Request::new(Empty::new())
+}
+
+#[tokio::test(start_paused = true)]
+async fn opens_on_5xx_on_status_in_headers_and_on_status_in_trailers() {
+    type Case = (&'static str, fn() -> Request<Empty<Bytes>>, u16, Headers, Option<Headers>, State);
+    let cases: [Case; 7] = [
+        ("500", get, 500, &[], None, State::Open),
+        ("404", get, 404, &[], None, State::Closed),
+        ("head", grpc, 200, &[("grpc-status", "14")], None, State::Open),
+        ("trailers", grpc, 200, &[], Some(&[("grpc-status", "13")]), State::Open),
+        ("ok", grpc, 200, &[], Some(&[("grpc-status", "0")]), State::Closed),
+        ("not found", grpc, 200, &[], Some(&[("grpc-status", "5")]), State::Closed),
+        ("cut off", grpc, 200, &[], None, State::Open),
+    ];
+    for (name, request, status, headers, trailers, state) in cases {
+        let layer = touchy().build().unwrap();
+        let response = layer.layer(answers(status, headers, trailers)).oneshot(request()).await.unwrap();
+        let _ = response.into_body().collect().await;
+        assert_eq!(layer.handle().snapshot().state, state, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_a_response() {
+    let layer = touchy().name("ledger").build().unwrap();
+    let service = layer.layer(answers(500, &[], None));
+    service.clone().oneshot(get()).await.unwrap();
+    let response = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(
+        body,
+        r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the circuit breaker is open","policy":"circuit_breaker","reason":"circuit_open","retry_after":1}"#
+    );
+    let response = service.oneshot(grpc()).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "14");
+    assert_eq!(response.headers()["grpc-retry-pushback-ms"], "1000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_servers_hint_is_obeyed_within_the_maximum() {
+    let growing = OpenTime::Growing { first: s(1), factor: 2.0, max: s(10), jitter: 0.0 };
+    let hint: [(Headers, Duration); 5] = [
+        (&[("retry-after", "7")], s(7)),
+        (&[("retry-after", "600")], s(10)),
+        (&[("retry-after", "0")], s(1)),
+        (&[("retry-after", "soon")], s(1)),
+        (&[("grpc-retry-pushback-ms", "2500"), ("grpc-status", "14")], ms(2_500)),
+    ];
+    for (headers, left) in hint {
+        for (obey, left) in [(true, left), (false, s(1))] {
+            let layer = touchy().open(growing).obey_retry_after(obey).build().unwrap();
+            let (request, status) = if headers.len() == 2 { (grpc(), 200) } else { (get(), 503) };
+            layer.layer(answers(status, headers, None)).oneshot(request).await.unwrap();
+            assert_eq!(layer.handle().snapshot().open_left, Some(left), "{headers:?}");
+        }
+    }
+}
+
+/// A response whose head comes after 10 ms and whose frames come 100 ms apart.
+fn slow_stream(
+    content_type: &'static str,
+    frames: Vec<&'static [u8]>,
+) -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<impl http_body::Body<Data = Bytes, Error = Infallible>>,
+    Error = Infallible,
+    Future: Future,
+> + Clone {
+    service_fn(move |_: Request<Empty<Bytes>>| {
+        let frames = frames.clone();
+        async move {
+            sleep(ms(10)).await;
+            let frames = futures_util::stream::unfold(frames.into_iter(), |mut frames| async move {
+                let next = frames.next()?;
+                sleep(ms(100)).await;
+                Some((Ok(http_body::Frame::data(Bytes::from_static(next))), frames))
+            });
+            let body = StreamBody::new(Box::pin(frames));
+            Ok(Response::builder().header("content-type", content_type).body(body).unwrap())
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_latency_ends() {
+    // Two gRPC messages of one byte each.
+    let messages: Vec<&[u8]> = vec![b"\0\0\0\0\x01a", b"\0\0\0\0\x01b"];
+    let cases = [
+        (Until::Head, get(), "text/plain", vec![&b"a"[..], b"b"], 10),
+        (Until::End, get(), "text/plain", vec![&b"a"[..], b"b"], 210),
+        (Until::End, get(), "text/event-stream", vec![&b"a"[..], b"b"], 110),
+        (Until::End, grpc(), "application/grpc", messages.clone(), 110),
+        (Until::End, grpc(), "application/grpc", vec![b"\0\0\0\0\x02a", b"b"], 210),
+    ];
+    for (until, request, content_type, frames, took) in cases {
+        for (limit, slow) in [(took - 1, 1), (took, 0)] {
+            let layer = builder().slow_calls(ms(limit), 1.0).until(until).build().unwrap();
+            let (parts, body) = request.clone().into_parts();
+            let service = layer.layer(slow_stream(content_type, frames.clone()));
+            let response = service.oneshot(Request::from_parts(parts, body)).await.unwrap();
+            let _ = response.into_body().collect().await;
+            let snapshot = layer.handle().snapshot();
+            assert_eq!((snapshot.calls, snapshot.slow), (1, slow), "{until:?} {content_type} {took}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_streams_longer_than_its_lease_counts_by_its_head() {
+    let layer = touchy().probe_lease(s(1)).build().unwrap();
+    layer.layer(answers(500, &[], None)).oneshot(get()).await.unwrap();
+    advance(ms(1_001)).await;
+    let endless = slow_stream("text/plain", vec![b"x"; 100]);
+    let response = layer.layer(endless).oneshot(get()).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::HalfOpen);
+    advance(s(2)).await;
+    let next = layer.layer(answers(200, &[], None)).oneshot(get()).await.unwrap();
+    assert_eq!((next.status().as_u16(), layer.handle().snapshot().state), (200, State::Closed));
+    drop(response);
+    assert_eq!(layer.handle().snapshot().state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_body_is_a_failure() {
+    let layer = touchy().build().unwrap();
+    let broken = service_fn(|_: Request<Empty<Bytes>>| {
+        let frames = [Ok(http_body::Frame::data(Bytes::from_static(b"a"))), Err("broken pipe")];
+        ready(Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(frames)))))
+    });
+    let response = layer.layer(broken).oneshot(get()).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::Closed);
+    assert!(response.into_body().collect().await.is_err());
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+// === whose clock ran out ===
+
+fn hanging()
+-> impl Service<Request<Empty<Bytes>>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Future + Send> + Clone
+{
+    service_fn(|_| std::future::pending())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_backend_behind_a_timeout_opens_it_whichever_is_outside() {
+    let timeout = TimeoutLayer::builder().after(ms(100)).build().unwrap();
+    let layer = touchy().build().unwrap();
+    layer.layer(timeout.layer(hanging())).oneshot(get()).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+    let layer = touchy().build().unwrap();
+    timeout.layer(layer.layer(hanging())).oneshot(get()).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn forged_short_deadlines_do_not_open_it() {
+    let short = || {
+        let mut request = grpc();
+        request.headers_mut().insert("grpc-timeout", "50m".parse().unwrap());
+        request
+    };
+    let server = || DeadlineLayer::server(s(10));
+    let timeout = || TimeoutLayer::builder().after(s(5)).build().unwrap();
+    let layer = touchy().build().unwrap();
+    for _ in 0..3 {
+        server().layer(layer.layer(hanging())).oneshot(short()).await.unwrap();
+        layer.layer(server().layer(hanging())).oneshot(short()).await.unwrap();
+        server().layer(timeout().layer(layer.layer(hanging()))).oneshot(short()).await.unwrap();
+        server().layer(layer.layer(timeout().layer(hanging()))).oneshot(short()).await.unwrap();
+        // A backend that is told of the deadline and answers with code 4 in time.
+        let obeys = service_fn(|r: Request<Empty<Bytes>>| async {
+            sleep(ms(49)).await;
+            answers(200, &[("grpc-status", "4")], None).oneshot(r).await
+        });
+        server().layer(layer.layer(obeys)).oneshot(short()).await.unwrap();
+    }
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.state, snapshot.calls, snapshot.cancelled), (State::Closed, 0, 15));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_was_long_enough_is_the_backends_failure() {
+    for (blame, state) in [(s(1), State::Open), (s(3), State::Closed)] {
+        let layer = touchy().deadline_blame_after(blame).build().unwrap();
+        DeadlineLayer::server(s(2)).layer(layer.layer(hanging())).oneshot(get()).await.unwrap();
+        assert_eq!(layer.handle().snapshot().state, state);
+        let layer = touchy().deadline_blame_after(blame).build().unwrap();
+        layer.layer(DeadlineLayer::server(s(2)).layer(hanging())).oneshot(get()).await.unwrap();
+        assert_eq!(layer.handle().snapshot().state, state);
+    }
+    // An early failure is a failure, however short the deadline.
+    let layer = touchy().build().unwrap();
+    Deadline::after(ms(500)).scope(layer.layer(answers(500, &[], None)).oneshot(get())).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+// === configuration ===
+
+#[test]
+fn bad_configuration_lists_every_field() {
+    let bad =
+        |b: CircuitBreakerBuilder| -> Vec<_> { b.build().unwrap_err().fields().iter().map(|e| e.field).collect() };
+    assert_eq!(bad(builder().failure_rate(1.1)), ["failure_rate"]);
+    assert_eq!(bad(builder().failure_rate(f64::NAN)), ["failure_rate"]);
+    assert_eq!(bad(builder().slow_calls(Duration::ZERO, -0.1)), ["slow_call_rate", "slow_call"]);
+    assert_eq!(bad(builder().count_window(0)), ["window"]);
+    assert_eq!(bad(builder().count_window(4_097)), ["window"]);
+    assert_eq!(bad(builder().time_window(Duration::ZERO)), ["window"]);
+    assert_eq!(bad(builder().time_window(Duration::MAX)), ["window"]);
+    assert_eq!(bad(builder().count_window(10).minimum_calls(11)), ["minimum_calls"]);
+    assert_eq!(bad(builder().minimum_calls(0)), ["minimum_calls"]);
+    assert_eq!(bad(builder().probes(0)), ["probes", "successes_to_close"]);
+    assert_eq!(bad(builder().probes(65)), ["probes"]);
+    assert_eq!(bad(builder().successes_to_close(4)), ["successes_to_close"]);
+    assert_eq!(bad(builder().successes_to_close(0)), ["successes_to_close"]);
+    assert_eq!(bad(builder().consecutive_failures(0)), ["consecutive_failures"]);
+    assert_eq!(bad(builder().open(OpenTime::Fixed(Duration::MAX))), ["open"]);
+    for open in [(s(2), 2.0, s(1), 0.0), (s(1), 0.5, s(2), 0.0), (s(1), f64::NAN, s(2), 0.0), (s(1), 2.0, s(2), 1.5)] {
+        let (first, factor, max, jitter) = open;
+        assert_eq!(bad(builder().open(OpenTime::Growing { first, factor, max, jitter })), ["open"], "{open:?}");
+    }
+    assert_eq!(
+        bad(builder()
+            .name("")
+            .failure_rate(2.0)
+            .time_window(Duration::ZERO)
+            .minimum_calls(0)
+            .probes(0)
+            .ramp(Duration::ZERO)
+            .probe_lease(Duration::MAX)
+            .deadline_blame_after(Duration::MAX)),
+        [
+            "name",
+            "failure_rate",
+            "window",
+            "minimum_calls",
+            "probes",
+            "successes_to_close",
+            "probe_lease",
+            "ramp",
+            "deadline_blame_after"
+        ]
+    );
+    let error = builder().successes_to_close(4).build().unwrap_err();
+    assert!(error.to_string().contains("above what probes can give"), "{error}");
+
+    let nothing = CircuitBreakerConfig { failure_rate: None, ..CircuitBreakerConfig::default() };
+    let error = CircuitBreakerLayer::from_config(nothing.clone()).unwrap_err();
+    assert_eq!(error.fields()[0].field, "failure_rate");
+    let layer = CircuitBreakerLayer::from_config(CircuitBreakerConfig::default()).unwrap();
+    assert!(layer.handle().update(nothing).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn update_keeps_what_the_window_knows_and_the_state() {
+    let mut rig = Rig::new(builder().failure_rate(0.9).minimum_calls(4));
+    rig.run("FFSS").await;
+    let lower = CircuitBreakerConfig { failure_rate: Some(0.5), minimum_calls: 4, ..CircuitBreakerConfig::default() };
+    rig.handle().update(lower.clone()).unwrap();
+    assert_eq!((rig.state(), rig.snapshot().calls, rig.snapshot().failure_rate), (State::Closed, 4, Some(0.5)));
+    rig.run("F").await;
+    assert_eq!(rig.state(), State::Open);
+    let count = CircuitBreakerConfig { window: Window::Count(10), ..lower };
+    rig.handle().update(count).unwrap();
+    assert_eq!((rig.state(), rig.snapshot().calls), (State::Open, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_defaults_are_those_that_are_documented() {
+    let config = CircuitBreakerConfig::default();
+    assert_eq!((config.failure_rate, config.window, config.minimum_calls), (Some(0.5), Window::Time(s(10)), 20));
+    assert_eq!(config.open, OpenTime::Growing { first: s(5), factor: 2.0, max: s(60), jitter: 0.2 });
+    assert_eq!((config.probes, config.successes_to_close, config.probe_lease, config.ramp), (3, 3, s(30), None));
+    let mut rig = Rig::new(builder());
+    rig.run(&"F".repeat(19)).await;
+    assert_eq!(rig.state(), State::Closed);
+    rig.run("F").await;
+    let left = rig.snapshot().open_left.unwrap();
+    assert!(left >= s(4) && left <= s(6), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_open_time_and_observer_are_contained() {
+    let mut rig = Rig::new(touchy().open_fn(|_| panic!("no idea")).observer(|_: &Event| panic!("nor here")));
+    rig.run("F").await;
+    assert_eq!(rig.snapshot().open_left, Some(s(1)));
+    let mut rig = Rig::new(touchy().open_fn(|_| Duration::MAX));
+    rig.run("F").await;
+    assert_eq!(rig.snapshot().open_left, Some(s(365 * 24 * 3600)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_in_a_state() {
+    let start = Instant::now();
+    let mut rig = Rig::new(touchy());
+    advance(s(3)).await;
+    assert_eq!(rig.snapshot().in_state, start.elapsed());
+    rig.run("F").await;
+    advance(ms(400)).await;
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.in_state, snapshot.open_left), (ms(400), Some(ms(600))));
+    let outcomes = OutcomesLayer::new();
+    let error = outcomes.clone().flat().layer(rig.service.clone()).oneshot(()).await.unwrap_err();
+    assert!(Rejection::of(&error).is_some());
+    assert_eq!(outcomes.handle().take(), [Outcome::Ignored]);
+}

@@ -1,0 +1,139 @@
+//! The laws that hold for every policy, one line a layer. They are `buttress::testing::laws`, for users' layers too.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::time::Duration;
+
+use buttress::{
+    BoxError, CircuitBreakerLayer, Deadline, DeadlineLayer, TimeoutLayer,
+    testing::{OutcomesLayer, Probe, laws},
+};
+use tokio::time::Instant;
+use tower::Layer;
+
+type Http = http::Request<()>;
+
+/// Runs the law for callers whose deadline has passed: every policy that waits refuses them.
+macro_rules! too_late {
+    ($layer:expr, $request:ty) => {{
+        let law = laws::closed_door(|probe| $layer.layer(probe), <$request>::default);
+        Deadline::at(Instant::now()).scope(law).await;
+    }};
+}
+
+/// A layer of the contract, and the request it is given. `refuses` says how it comes to refuse: because a caller is
+/// `too_late`, or because it is another layer. A layer that never refuses has no such part.
+macro_rules! contract {
+    ($name:ident: $layer:expr => $request:ty $(, refuses: $($by:tt)+)?) => {
+        mod $name {
+            use super::*;
+
+            fn wrap(probe: Probe) -> impl tower::Service<
+                Request,
+                Response: Send,
+                Error: Into<BoxError> + std::fmt::Debug,
+                Future: Send,
+            > + Clone + Send + Sync + 'static {
+                $layer.layer(probe)
+            }
+
+            type Request = $request;
+
+            fn request() -> Request {
+                Request::default()
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn readiness() {
+                laws::readiness(wrap, request).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn errors() {
+                laws::errors(wrap, request).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn cancellation() {
+                laws::cancellation(wrap, request).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn panics() {
+                laws::panics(wrap, request).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn no_busy_waiting() {
+                laws::no_busy_waiting(wrap, request, Duration::from_secs(5)).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn crosses_threads() {
+                laws::crosses_threads(wrap, request);
+            }
+
+            $(
+                #[tokio::test(start_paused = true)]
+                async fn closed_door() {
+                    contract!(@closed $request, $layer, $($by)+);
+                }
+            )?
+        }
+    };
+    (@closed $request:ty, $layer:expr, too_late) => { too_late!($layer, $request) };
+    (@closed $request:ty, $layer:expr, $closed:expr) => {
+        laws::closed_door(|probe| $closed.layer(probe), <$request>::default).await
+    };
+}
+
+fn breaker() -> CircuitBreakerLayer {
+    CircuitBreakerLayer::builder().slow_calls(Duration::from_secs(1), 1.0).build().unwrap()
+}
+
+/// A breaker that refuses, whatever the time is.
+fn open() -> CircuitBreakerLayer {
+    let layer = breaker();
+    layer.handle().force_open().unwrap();
+    layer
+}
+
+fn timeout() -> TimeoutLayer {
+    TimeoutLayer::builder().after(Duration::from_secs(10)).build().unwrap()
+}
+
+contract!(timeout_http: timeout() => Http, refuses: too_late);
+contract!(timeout_plain: timeout().plain() => (), refuses: too_late);
+contract!(timeout_boxed: timeout().boxed() => (), refuses: too_late);
+contract!(deadline_server: DeadlineLayer::server(Duration::from_secs(10)) => Http, refuses: too_late);
+contract!(deadline_client: DeadlineLayer::client() => Http, refuses: too_late);
+contract!(breaker_http: breaker() => Http, refuses: open());
+contract!(breaker_plain: breaker().plain() => (), refuses: open().plain());
+contract!(breaker_boxed: breaker().boxed() => (), refuses: open().boxed());
+contract!(outcomes_http: OutcomesLayer::new() => Http);
+contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
+
+/// Law 3, second half: the deadline passes between readiness and call.
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_gives_readiness_back() {
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let passes = || async { tokio::time::advance(Duration::from_millis(20)).await };
+    let on_request = move || {
+        let mut request = Http::default();
+        request.extensions_mut().insert(deadline);
+        request
+    };
+    laws::late_refusal(|p| timeout().layer(p), on_request, passes).await;
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let on_request = move || {
+        let mut request = Http::default();
+        request.extensions_mut().insert(deadline);
+        request
+    };
+    laws::late_refusal(|p| DeadlineLayer::client().layer(p), on_request, passes).await;
+    let plain = laws::late_refusal(|p| timeout().plain().layer(p), || (), passes);
+    Deadline::after(Duration::from_millis(10)).scope(plain).await;
+
+    let breaker = breaker();
+    let opens = || async { breaker.handle().force_open().unwrap() };
+    laws::late_refusal(|p| breaker.layer(p), Http::default, opens).await;
+}
