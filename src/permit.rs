@@ -51,8 +51,18 @@ impl<K: Keeper> Permit<K> {
         Self { keeper, settled: false }
     }
 
-    /// The first end counts, later ones are not heard.
+    /// A permit of which nothing is to be booked.
     #[inline]
+    pub(crate) fn settled(keeper: K) -> Self {
+        Self { keeper, settled: true }
+    }
+
+    pub(crate) fn keeper(&self) -> &K {
+        &self.keeper
+    }
+
+    /// The first end counts, later ones are not heard.
+    #[inline(always)]
     pub(crate) fn settle(&mut self, end: End) {
         if !self.settled {
             self.settled = true;
@@ -61,12 +71,12 @@ impl<K: Keeper> Permit<K> {
     }
 
     /// Runs the inner service's own code: a panic in there is a failure of the backend, not a caller that left.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
         /// Dropped only by a panic.
         struct Bomb<'a, K: Keeper>(&'a mut Permit<K>);
         impl<K: Keeper> Drop for Bomb<'_, K> {
-            #[cold]
+            #[inline(always)]
             fn drop(&mut self) {
                 self.0.settle(End::Outcome(Outcome::Failure));
             }
@@ -84,6 +94,7 @@ impl<K: Keeper> Sealed for Permit<K> {}
 impl<K: Keeper> Watch for Permit<K> {
     type Timer = ();
 
+    #[inline(always)]
     fn settle(&mut self, end: End) {
         Permit::settle(self, end);
     }
@@ -114,7 +125,7 @@ impl<K: Keeper> Watch for Permit<K> {
 }
 
 impl<K: Keeper> Drop for Permit<K> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if !self.settled {
             self.settle(Cause::current().end());

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use crate::origin::Origin;
+use crate::{origin::Origin, time::Span};
 
 /// Why a policy refused a call or cut it short.
 #[non_exhaustive]
@@ -110,26 +110,26 @@ impl fmt::Display for Reason {
 pub struct Rejection {
     origin: Arc<Origin>,
     reason: Reason,
-    retry_after: Option<Duration>,
+    retry_after: Span,
     /// How long a call had that was cut short. For policies further out, which may not have looked at the clock.
-    had: Option<Duration>,
+    had: Span,
 }
 
 impl Rejection {
     pub(crate) fn new(origin: &Arc<Origin>, reason: Reason) -> Self {
-        Self { origin: Arc::clone(origin), reason, retry_after: None, had: None }
+        Self { origin: Arc::clone(origin), reason, retry_after: Span::NONE, had: Span::NONE }
     }
 
     pub(crate) fn with_retry_after(self, retry_after: Option<Duration>) -> Self {
-        Self { retry_after, ..self }
+        Self { retry_after: retry_after.into(), ..self }
     }
 
     pub(crate) fn with_time_it_had(self, had: Duration) -> Self {
-        Self { had: Some(had), ..self }
+        Self { had: Some(had).into(), ..self }
     }
 
     pub(crate) fn had(&self) -> Option<Duration> {
-        self.had
+        self.had.duration()
     }
 
     /// The policy's kind: `timeout`, `circuit_breaker`, ...
@@ -149,7 +149,7 @@ impl Rejection {
 
     /// When it is worth coming back, from now; `None` if unknown. Never set for timeouts and deadlines.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        self.retry_after.duration()
     }
 
     /// Was the call refused before it reached the backend? True for every reason but `Timeout` and

@@ -16,6 +16,7 @@ use std::{
 
 /// Shared state, with one counted handle per core.
 pub(crate) struct Striped<T> {
+    state: Arc<T>,
     // In place and of a fixed length, so that finding a thread's own is one load. With fewer cores each is there
     // several times.
     stripes: [Arc<Stripe<T>>; MOST],
@@ -26,7 +27,7 @@ const MOST: usize = 64;
 
 /// The counters of an `Arc` stand right before its data: this alignment keeps those of two stripes two lines apart.
 #[repr(align(128))]
-struct Stripe<T>(Arc<T>);
+struct Stripe<T>(Arc<T>, usize);
 
 /// A counted reference to the state.
 pub(crate) struct Shared<T>(Arc<Stripe<T>>);
@@ -34,14 +35,22 @@ pub(crate) struct Shared<T>(Arc<Stripe<T>>);
 impl<T> Striped<T> {
     pub(crate) fn new(state: T) -> Self {
         let state = Arc::new(state);
-        let own: Vec<_> = (0..count()).map(|_| Arc::new(Stripe(Arc::clone(&state)))).collect();
-        Self { stripes: array::from_fn(|n| Arc::clone(&own[n % own.len()])) }
+        let own: Vec<_> = (0..count()).map(|n| Arc::new(Stripe(Arc::clone(&state), n))).collect();
+        Self { state, stripes: array::from_fn(|n| Arc::clone(&own[n % own.len()])) }
     }
 
     /// A reference counted on this thread's stripe.
     #[inline]
     pub(crate) fn share(&self) -> Shared<T> {
         Shared(Arc::clone(&self.stripes[thread_number() % MOST]))
+    }
+}
+
+impl<T> Shared<T> {
+    /// The number of the stripe: the same for all that one thread shares.
+    #[inline]
+    pub(crate) fn stripe(&self) -> usize {
+        self.0.1
     }
 }
 
@@ -56,7 +65,7 @@ impl<T> Deref for Striped<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        &self.stripes[0].0
+        &self.state
     }
 }
 
@@ -114,7 +123,7 @@ mod tests {
 
     #[test]
     fn counters_of_two_stripes_are_on_lines_of_their_own() {
-        let a = Arc::new(Stripe(Arc::new(0)));
+        let a = Arc::new(Stripe(Arc::new(0), 0));
         assert_eq!(std::ptr::from_ref(&*a) as usize % 128, 0);
         assert_eq!(size_of::<Stripe<u8>>() % 128, 0);
     }

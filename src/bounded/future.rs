@@ -12,12 +12,12 @@ use std::{
 use pin_project_lite::pin_project;
 
 use crate::{
-    bounded::{BodyClock, Bound, Ledger, Plan, Span},
+    bounded::{BodyClock, Bound, Ledger, Plan},
     permit::Cause,
     protocol::Protocol,
     rejection::Reason,
     stripe::Shared,
-    time::{self, Sleep, sleep_until},
+    time::{self, Sleep, Span, sleep_until},
 };
 
 pin_project! {
@@ -76,11 +76,11 @@ where
             StateProj::Running { inner, timer, plan } => match inner.poll(cx) {
                 // Each way out by itself: a watched body is large, and where they met again, all would move one.
                 Poll::Ready(Ok(response)) if plan.body.is_none() => {
-                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), None));
+                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), &mut None));
                 }
                 Poll::Ready(Ok(response)) => {
-                    let watch = plan.body.map(|body| BodyClock::new(plan, body, this.ledger));
-                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), watch));
+                    let mut watch = plan.body.map(|body| BodyClock::new(plan, body, this.ledger));
+                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), &mut watch));
                 }
                 Poll::Ready(Err(error)) => {
                     let context = take(this.context);
@@ -89,7 +89,8 @@ where
                     {
                         return Poll::Ready(this.protocol.reject(context, this.ledger.rejection(reason, had)));
                     }
-                    return Poll::Ready(this.protocol.finish::<BodyClock>(context, Err(error), None));
+                    // It has no body to watch.
+                    return Poll::Ready(this.protocol.finish(context, Err(error), &mut None));
                 }
                 Poll::Pending => ready!(poll_overdue(plan, timer, this.ledger, cx)),
             },

@@ -5,7 +5,6 @@
 //! pending; when it fires, what is inside is dropped under its cause and the answer says why.
 
 use std::{
-    fmt,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use crate::{
     deadline::Deadline,
     observe::{Kind, Reporter},
     rejection::{Reason, Rejection},
-    time::Instant,
+    time::{Instant, Span},
 };
 
 mod future;
@@ -44,32 +43,6 @@ impl Bound {
             (Some(a), Some(b)) => Some(if b.at < a.at { b } else { a }),
             (a, b) => a.or(b),
         }
-    }
-}
-
-/// A duration or none, in one word: nanoseconds, which last for 584 years. Most calls are never pending, and for them
-/// this is all that is done with their timeout.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span(pub(crate) u64);
-
-impl Span {
-    pub(crate) const NONE: Span = Span(u64::MAX);
-
-    #[inline]
-    pub(crate) fn duration(self) -> Option<Duration> {
-        (self != Span::NONE).then(|| Duration::from_nanos(self.0))
-    }
-}
-
-impl From<Option<Duration>> for Span {
-    fn from(d: Option<Duration>) -> Self {
-        d.and_then(|d| u64::try_from(d.as_nanos()).ok()).map_or(Span::NONE, Span)
-    }
-}
-
-impl fmt::Debug for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.duration().fmt(f)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     },
     observe::{Kind, Reporter},
     outcome::Outcome,
-    rejection::Rejection,
+    rejection::{Reason, Rejection},
     rng,
     stripe::thread_number,
     time::{self, Instant},
@@ -106,52 +106,64 @@ impl Breaker {
     /// Is every call refused now? Asked before the inner service is, so that a closed door does not touch the house.
     #[inline]
     pub(crate) fn is_shut(&self) -> Option<Refusal> {
-        if self.machine.admit_closed().is_some() {
-            return None;
-        }
-        self.machine.is_shut(self.now())
-    }
-
-    /// `Ok(None)`: in shadow, and only therefore.
-    #[inline]
-    pub(crate) fn admit(&self) -> Result<Option<Ticket>, Refusal> {
-        if let Some(ticket) = self.machine.admit_closed() {
-            return Ok(Some(ticket));
-        }
-        self.admit_or_refuse()
+        if self.machine.admit_closed().is_some() { None } else { self.is_shut_now() }
     }
 
     #[cold]
-    fn admit_or_refuse(&self) -> Result<Option<Ticket>, Refusal> {
+    fn is_shut_now(&self) -> Option<Refusal> {
+        self.machine.is_shut(self.now()).filter(|_| !self.in_shadow())
+    }
+
+    /// The ticket of an admitted call, and whether its end counts. It does not if the call goes on only because of shadow.
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<(Ticket, bool), Refusal> {
+        match self.machine.admit_closed() {
+            Some(ticket) => Ok((ticket, true)),
+            None => self.admit_or_refuse(),
+        }
+    }
+
+    #[cold]
+    fn admit_or_refuse(&self) -> Result<(Ticket, bool), Refusal> {
         let (answer, change) = self.machine.admit(self.now(), rng::unit());
         self.changed(change, None);
         match answer {
-            Ok(ticket) => Ok(Some(ticket)),
+            Ok(ticket) => Ok((ticket, true)),
             Err(refusal) if self.in_shadow() => {
                 self.would_have_rejected.fetch_add(1, Relaxed);
                 self.reporter.report(Kind::WouldHaveRejected { reason: refusal.reason });
-                Ok(None)
+                Ok((Ticket::NONE, false))
             }
             Err(refusal) => Err(refusal),
         }
     }
 
+    /// Books a refusal and tells of it.
     #[cold]
-    pub(crate) fn reject(&self, refusal: Refusal) -> Rejection {
+    pub(crate) fn refuse(&self, reason: Reason) {
         self.rejected.fetch_add(1, Relaxed);
-        self.reporter.report(Kind::Rejected { reason: refusal.reason });
-        self.reporter.rejection(refusal.reason).with_retry_after(refusal.retry_after.map(Duration::from_nanos))
+        self.reporter.report(Kind::Rejected { reason });
+    }
+
+    pub(crate) fn rejection(&self, refusal: Refusal) -> Rejection {
+        let retry_after = refusal.retry_after.map(Duration::from_nanos);
+        self.reporter.rejection(refusal.reason).with_retry_after(retry_after)
     }
 
     /// A success of which nothing else was asked. In a window of calls it needs no clock.
-    #[inline]
-    pub(crate) fn succeeded(&self, ticket: Ticket) {
+    #[inline(always)]
+    pub(crate) fn succeeded(&self, ticket: Ticket, stripe: usize) {
         let now = if self.machine.needs_time() { self.now() } else { 0 };
-        match self.machine.record_closed(ticket, Outcome::Success, now, thread_number()) {
+        match self.machine.record_closed(ticket, Outcome::Success, now, stripe) {
             Some(false) => {}
-            Some(true) => self.changed(self.machine.trip(ticket, self.now()), None),
+            Some(true) => self.trip(ticket),
             None => self.settle(ticket, Outcome::Success, false, self.now(), None),
         }
+    }
+
+    #[cold]
+    fn trip(&self, ticket: Ticket) {
+        self.changed(self.machine.trip(ticket, self.now()), None);
     }
 
     #[cold]
@@ -169,7 +181,7 @@ impl Breaker {
     /// A call whose inner service failed before it could begin.
     #[cold]
     pub(crate) fn failed_readiness(&self) {
-        if let Ok(Some(ticket)) = self.admit() {
+        if let Ok((ticket, true)) = self.admit() {
             self.settle(ticket, Outcome::Failure, false, self.now(), None);
         }
     }

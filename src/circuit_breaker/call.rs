@@ -9,95 +9,93 @@ use crate::{
     outcome::{End, Outcome},
     permit::Keeper,
     stripe::Shared,
+    time::Span,
 };
 
 /// An admitted call of a circuit breaker.
 pub struct Call {
     breaker: Shared<Breaker>,
-    ticket: Ticket,
-    times: Times,
-    /// What the server asked for.
-    hint: Option<Duration>,
+    facts: Facts,
 }
 
-/// What was noted of the times of a call, in nanoseconds of the breaker's time; `NEVER` where it was not. A call that
-/// nobody asks about reads no clock, and shall not be larger for it.
+/// What is known of a call. Judged by value: a call whose address nobody takes can stay in registers from its admission
+/// to its end, and that is worth a hundred instructions to each.
 #[derive(Clone, Copy)]
-struct Times {
+struct Facts {
+    ticket: Ticket,
+    // Of the times those are noted that somebody will ask for, in nanoseconds of the breaker's time. `NEVER` else: a call
+    // that nobody asks about reads no clock.
     started: u64,
     deadline: u64,
+    /// How long it took, once that is known; and where frames are asked for, until then, how long to the first.
     latency: u64,
-    first_frame: u64,
+    latency_is_known: bool,
+    /// What the server asked for.
+    hint: Span,
 }
 
 const NEVER: u64 = u64::MAX;
 
 impl Call {
     #[inline]
-    pub(crate) fn new(breaker: Shared<Breaker>, ticket: Ticket, deadline: Option<Deadline>) -> Self {
-        let asked = deadline.is_some() || breaker.slow_call().is_some();
-        let times = if asked { Times::note(&breaker, deadline) } else { Times::UNKNOWN };
-        Call { breaker, ticket, times, hint: None }
+    pub(crate) fn new(
+        breaker: Shared<Breaker>,
+        ticket: Ticket,
+        started: Option<u64>,
+        deadline: Option<Deadline>,
+    ) -> Self {
+        let deadline = if let Some(d) = deadline { breaker.at(d.instant()) } else { NEVER };
+        let started = started.unwrap_or(NEVER);
+        let facts = Facts { ticket, started, deadline, latency: NEVER, latency_is_known: false, hint: Span::NONE };
+        Call { breaker, facts }
     }
 
-    #[cold]
-    fn says_nothing(&self, cancelled: bool) {
-        if cancelled {
-            self.breaker.cancelled.fetch_add(1, Relaxed);
-        }
-        self.breaker.release(self.ticket);
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.breaker
     }
+}
 
+impl Facts {
     /// All but a plain success.
     #[cold]
-    fn judge(&self, end: End) {
-        let now = self.breaker.now();
-        let blame_after = nanos(self.breaker.extras.blame_after);
+    fn judge(self, breaker: &Breaker, end: End) {
+        let now = breaker.now();
+        let blame_after = nanos(breaker.extras.blame_after);
         let outcome = match end {
-            End::Outcome(Outcome::Cancelled) | End::Left => return self.says_nothing(true),
-            End::Outcome(Outcome::Ignored) | End::Refused => return self.says_nothing(false),
+            End::Outcome(Outcome::Cancelled) | End::Left => return self.was_cancelled(breaker),
+            End::Outcome(Outcome::Ignored) | End::Refused => return breaker.release(self.ticket),
             End::DeadlinePassed { had } => {
-                let had = self.times.since_start(now).or(had.map(nanos));
+                let had = self.since_start(now).or(had.map(nanos));
                 // Where it is not known how long it had, nobody is to blame.
                 if had.is_none_or(|had| had + early(had) < blame_after) {
-                    return self.says_nothing(true);
+                    return self.was_cancelled(breaker);
                 }
                 Outcome::Failure
             }
             // What a backend answers when a short deadline is over says nothing of the backend.
-            End::Outcome(Outcome::Failure) if self.times.were_too_short(now, blame_after) => {
-                return self.says_nothing(true);
+            End::Outcome(Outcome::Failure) if self.had_too_little_time(now, blame_after) => {
+                return self.was_cancelled(breaker);
             }
             End::Outcome(outcome) => outcome,
         };
-        let latency = Some(self.times.latency).filter(|t| *t != NEVER).or_else(|| self.times.since_start(now));
-        let slow = latency.zip(self.breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
-        self.breaker.settle(self.ticket, outcome, slow, now, self.hint);
-    }
-}
-
-impl Times {
-    const UNKNOWN: Times = Times { started: NEVER, deadline: NEVER, latency: NEVER, first_frame: NEVER };
-
-    #[cold]
-    fn note(breaker: &Breaker, deadline: Option<Deadline>) -> Self {
-        let deadline = deadline.map_or(NEVER, |d| breaker.at(d.instant()));
-        Times { started: breaker.now(), deadline, ..Times::UNKNOWN }
+        let latency = if self.latency_is_known { Some(self.latency) } else { self.since_start(now) };
+        let slow = latency.zip(breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
+        breaker.settle(self.ticket, outcome, slow, now, self.hint.duration());
     }
 
-    #[inline]
-    fn are_unknown(&self) -> bool {
-        self.started == NEVER
+    fn was_cancelled(self, breaker: &Breaker) {
+        breaker.cancelled.fetch_add(1, Relaxed);
+        breaker.release(self.ticket);
     }
 
-    fn since_start(&self, now: u64) -> Option<u64> {
-        (!self.are_unknown()).then(|| now.saturating_sub(self.started))
+    fn since_start(self, now: u64) -> Option<u64> {
+        (self.started != NEVER).then(|| now.saturating_sub(self.started))
     }
 
     /// Is the caller's deadline over, and did it leave the backend too little time?
-    fn were_too_short(&self, now: u64, blame_after: u64) -> bool {
+    fn had_too_little_time(self, now: u64, blame_after: u64) -> bool {
         let had = self.deadline.saturating_sub(self.started);
-        self.deadline != NEVER && now + early(had) >= self.deadline && had < blame_after
+        self.deadline != NEVER && now.saturating_add(early(had)) >= self.deadline && had < blame_after
     }
 }
 
@@ -107,11 +105,13 @@ fn early(had: u64) -> u64 {
 }
 
 impl Keeper for Call {
-    #[inline]
+    #[inline(always)]
     fn settle(&mut self, end: End) {
         match end {
-            End::Outcome(Outcome::Success) if self.times.are_unknown() => self.breaker.succeeded(self.ticket),
-            _ => self.judge(end),
+            End::Outcome(Outcome::Success) if self.facts.started == NEVER => {
+                self.breaker.succeeded(self.facts.ticket, self.breaker.stripe());
+            }
+            _ => self.facts.judge(&self.breaker, end),
         }
     }
 
@@ -120,31 +120,32 @@ impl Keeper for Call {
     }
 
     fn hint(&mut self, after: Duration) {
-        self.hint = Some(after);
+        self.facts.hint = Some(after).into();
     }
 
     fn good_head(&mut self) {
-        if self.breaker.extras.until == Until::Head && !self.times.are_unknown() {
-            self.times.latency = self.breaker.now().saturating_sub(self.times.started);
+        if self.breaker.extras.until == Until::Head && self.facts.started != NEVER {
+            self.first_frame();
+            self.facts.latency_is_known = true;
         }
-        self.breaker.machine.good_head(self.ticket);
+        self.breaker.machine.good_head(self.facts.ticket);
     }
 
     fn wants_frames(&self) -> bool {
-        self.breaker.extras.until == Until::End && !self.times.are_unknown()
+        self.breaker.extras.until == Until::End && self.facts.started != NEVER
     }
 
     fn first_frame(&mut self) {
-        self.times.first_frame = self.breaker.now().saturating_sub(self.times.started);
+        self.facts.latency = self.breaker.now().saturating_sub(self.facts.started);
     }
 
     fn streams(&mut self) {
-        self.times.latency = self.times.first_frame;
+        self.facts.latency_is_known = true;
     }
 }
 
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("ticket", &self.ticket).finish_non_exhaustive()
+        f.debug_struct("Call").field("ticket", &self.facts.ticket).finish_non_exhaustive()
     }
 }

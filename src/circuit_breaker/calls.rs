@@ -84,7 +84,7 @@ impl Calls {
     }
 
     /// Records a call. Figures come back where they could cross a threshold; and how long the run of failures is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record(
         &self,
         shape: Shape,
@@ -94,11 +94,13 @@ impl Calls {
         run: Run,
         minimum: u64,
     ) -> (Option<Sums>, u32) {
-        let failures = word::update(&self.consecutive, shape.epoch, |n| match run {
-            Run::GoesOn => Some(n.saturating_add(1)),
-            Run::Ends => (n > 0).then_some(0),
+        let failures = match run {
+            // Nothing to end: zero is zero under every tag.
+            Run::Ends if word::unpack(self.consecutive.load(SeqCst)).1 == 0 => None,
+            Run::Ends => word::update(&self.consecutive, shape.epoch, |_| Some(0)),
+            Run::GoesOn => word::update(&self.consecutive, shape.epoch, |n| Some(n.saturating_add(1))),
             Run::Keeps => None,
-        });
+        };
         let sums = match shape.layout {
             Layout::Count(n) => self.count.get().and_then(|ring| ring.record(shape.epoch, n, sample)),
             Layout::Time(tick) => {

@@ -10,7 +10,11 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::{circuit_breaker::call::Call, permit::Permit, protocol::Protocol, rejection::Rejection};
+use crate::{
+    circuit_breaker::{call::Call, machine::Refusal},
+    permit::Permit,
+    protocol::Protocol,
+};
 
 pin_project! {
     /// The response of a call through a circuit breaker.
@@ -21,6 +25,8 @@ pin_project! {
     pub struct ResponseFuture<F, P, C, Req> {
         #[pin]
         state: State<F>,
+        // A refused call has one too, of which nothing more is asked than who refuses.
+        permit: Option<Permit<Call>>,
         protocol: P,
         context: Option<C>,
         request: PhantomData<fn(Req)>,
@@ -30,23 +36,23 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        // Without a permit: in shadow, where the breaker would have refused it.
-        Running { #[pin] inner: F, permit: Option<Permit<Call>> },
-        Refused { rejection: Option<Rejection> },
+        Running { #[pin] inner: F },
+        // Not the rejection: it is made when it is asked for, so that a call that goes on never has room for it.
+        Refused { refusal: Refusal },
     }
 }
 
 impl<F, P, C, Req> ResponseFuture<F, P, C, Req> {
-    #[inline]
-    pub(crate) fn running(inner: F, protocol: P, context: C, permit: Option<Permit<Call>>) -> Self {
-        let state = State::Running { inner, permit };
-        ResponseFuture { state, protocol, context: Some(context), request: PhantomData }
+    #[inline(always)]
+    pub(crate) fn running(inner: F, protocol: P, context: C, permit: Permit<Call>) -> Self {
+        let state = State::Running { inner };
+        ResponseFuture { state, permit: Some(permit), protocol, context: Some(context), request: PhantomData }
     }
 
-    #[cold]
-    pub(crate) fn refused(rejection: Rejection, protocol: P, context: C) -> Self {
-        let state = State::Refused { rejection: Some(rejection) };
-        ResponseFuture { state, protocol, context: Some(context), request: PhantomData }
+    #[inline(always)]
+    pub(crate) fn refused(refusal: Refusal, protocol: P, context: C, permit: Permit<Call>) -> Self {
+        let state = State::Refused { refusal };
+        ResponseFuture { state, permit: Some(permit), protocol, context: Some(context), request: PhantomData }
     }
 }
 
@@ -57,18 +63,19 @@ where
 {
     type Output = Result<P::Response<Permit<Call>>, P::Error>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        let permit = this.permit.as_mut().expect("a future is not polled after it was ready");
         match this.state.project() {
-            StateProj::Running { inner, permit } => {
-                let result = match permit {
-                    Some(permit) => ready!(permit.guard(|| inner.poll(cx))),
-                    None => ready!(inner.poll(cx)),
-                };
-                Poll::Ready(this.protocol.finish(take(this.context), result, permit.take()))
+            StateProj::Running { inner } => {
+                let result = ready!(permit.guard(|| inner.poll(cx)));
+                Poll::Ready(this.protocol.finish(take(this.context), result, this.permit))
             }
-            StateProj::Refused { rejection } => Poll::Ready(this.protocol.reject(take(this.context), take(rejection))),
+            StateProj::Refused { refusal } => {
+                let rejection = permit.keeper().breaker().rejection(*refusal);
+                Poll::Ready(this.protocol.reject(take(this.context), rejection))
+            }
         }
     }
 }

@@ -112,8 +112,10 @@ impl From<Window> for Layout {
     }
 }
 
+/// Saturates after 584 years. By halves, because a division of 128 bits is no work for every call.
+#[inline]
 pub(crate) fn nanos(d: std::time::Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+    d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
 }
 
 #[cfg(test)]

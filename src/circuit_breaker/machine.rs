@@ -4,6 +4,8 @@
 //! [`Change`], for the shell to report. See [`gate`](super::gate) for how a state is one word, and
 //! [`window`](crate::window) for how results of an earlier generation are kept out of a later one.
 
+use std::num::NonZeroU64;
+
 use crate::{
     circuit_breaker::{
         CircuitBreakerConfig, State,
@@ -44,7 +46,27 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     generation: u32,
-    slot: Option<Slot>,
+    // A slot in two parts, because an `Option<Slot>` would make a ticket larger by half.
+    slot_number: u32,
+    lease: Option<NonZeroU64>,
+}
+
+impl Ticket {
+    /// Of no call that was admitted.
+    pub(crate) const NONE: Ticket = Ticket { generation: 0, slot_number: 0, lease: None };
+
+    #[inline]
+    fn plain(gate: Gate) -> Self {
+        Ticket { generation: gate.generation(), slot_number: 0, lease: None }
+    }
+
+    fn probe(generation: u32, slot: Slot) -> Self {
+        Ticket { generation, slot_number: slot.number, lease: Some(slot.lease) }
+    }
+
+    fn slot(self) -> Option<Slot> {
+        self.lease.map(|lease| Slot { number: self.slot_number, lease })
+    }
 }
 
 /// Why a call may not run now, and in how many nanoseconds it may, if that is known.
@@ -108,7 +130,7 @@ impl Machine {
     pub(crate) fn admit_closed(&self) -> Option<Ticket> {
         let gate = self.gate();
         let admits = gate.is_closed() && self.ramp_until.load(SeqCst) == 0;
-        admits.then(|| Ticket { generation: gate.generation(), slot: None })
+        admits.then(|| Ticket::plain(gate))
     }
 
     /// Would every call be refused now? A call that comes after `None` may still be.
@@ -127,7 +149,7 @@ impl Machine {
         let mut change = None;
         loop {
             let gate = self.gate();
-            let plain = Ticket { generation: gate.generation(), slot: None };
+            let plain = Ticket::plain(gate);
             let answer = match gate.state() {
                 State::ForcedClosed => Ok(plain),
                 State::Closed => self.admit_in_ramp(now, random).map(|()| plain),
@@ -154,7 +176,7 @@ impl Machine {
                                 self.probes.give_back(slot, now);
                                 continue;
                             }
-                            Ok(Ticket { slot: Some(slot), ..plain })
+                            Ok(Ticket::probe(gate.generation(), slot))
                         }
                     }
                 }
@@ -190,8 +212,9 @@ impl Machine {
         let claim = self.probes.claim(1, now, self.lease_end(now));
         self.calls.empty();
         let change = self.publish(gate, State::HalfOpen, now);
-        let slot = if let Claim::Got(slot) = claim { Some(slot) } else { None };
-        Some((Ticket { generation: change.generation, slot }, change))
+        // All slots are free, so this one is.
+        let Claim::Got(slot) = claim else { return None };
+        Some((Ticket::probe(change.generation, slot), change))
     }
 
     fn lease_end(&self, now: u64) -> u64 {
@@ -202,11 +225,11 @@ impl Machine {
 
     /// The way of nearly all results: of a call that was admitted while it was closed, and it still is. Gives back
     /// whether that trips it. With a window of calls `now` is not looked at ([`needs_time`](Self::needs_time)).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record_closed(&self, ticket: Ticket, outcome: Outcome, now: u64, stripe: usize) -> Option<bool> {
         // NOTE: in this order, as in `settle`.
         let shape = self.calls.shape();
-        if self.gate() != Gate::new(ticket.generation, State::Closed) || ticket.slot.is_some() {
+        if self.gate() != Gate::new(ticket.generation, State::Closed) || ticket.lease.is_some() {
             return None;
         }
         let (sums, run) = self.record(shape, outcome, false, now, stripe);
@@ -251,7 +274,7 @@ impl Machine {
             self.release(ticket, now);
             return None;
         }
-        if let Some(slot) = ticket.slot {
+        if let Some(slot) = ticket.slot() {
             return self.settle_probe(slot, shape, gate, outcome, slow, now);
         }
         let (sums, run) = self.record(shape, outcome, slow, now, stripe);
@@ -261,7 +284,7 @@ impl Machine {
 
     /// The call ended and says nothing: its slot is free again.
     pub(crate) fn release(&self, ticket: Ticket, now: u64) {
-        if let Some(slot) = ticket.slot
+        if let Some(slot) = ticket.slot()
             && self.gate().generation() == ticket.generation
         {
             self.probes.give_back(slot, now);
@@ -270,12 +293,12 @@ impl Machine {
 
     /// The head of a response has come and is good, and its body may take long.
     pub(crate) fn good_head(&self, ticket: Ticket) {
-        if let Some(slot) = ticket.slot {
+        if let Some(slot) = ticket.slot() {
             self.probes.good_head(slot);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn record(&self, shape: Shape, outcome: Outcome, slow: bool, now: u64, stripe: usize) -> (Option<Sums>, u32) {
         let run = match outcome {
             Outcome::Failure => Run::GoesOn,

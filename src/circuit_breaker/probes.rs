@@ -22,9 +22,9 @@ pub(crate) struct Probes {
 /// A slot that was given to a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {
-    number: u32,
+    pub(crate) number: u32,
     /// Never zero, so that a call without a slot takes no more room.
-    lease: NonZeroU64,
+    pub(crate) lease: NonZeroU64,
 }
 
 /// What became of a slot that was given back.

@@ -3,14 +3,20 @@
 use std::{
     mem,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tower_service::Service;
 
 use crate::{
-    circuit_breaker::{ResponseFuture, breaker::Breaker, call::Call, machine::Refusal},
+    circuit_breaker::{
+        ResponseFuture,
+        breaker::Breaker,
+        call::Call,
+        machine::{Refusal, Ticket},
+    },
     deadline::{self, Deadline},
+    outcome::Outcome,
     permit::Permit,
     protocol::{Http, Protocol},
     stripe::Striped,
@@ -52,39 +58,70 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = self.shared.is_shut().filter(|_| !self.shared.in_shadow());
-        if self.refuse.is_some() {
+        if let Some(refusal) = self.shared.is_shut() {
+            self.refuse = Some(refusal);
             return Poll::Ready(Ok(()));
         }
-        let ready = ready!(self.inner.poll_ready(cx));
-        Poll::Ready(ready.map_err(|e| {
-            self.shared.failed_readiness();
-            P::error(e)
-        }))
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(Err(e)) => {
+                self.shared.failed_readiness();
+                Poll::Ready(Err(P::error(e)))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        let protocol = self.protocol.clone();
         if let Some(refusal) = self.refuse.take() {
-            return ResponseFuture::refused(self.shared.reject(refusal), protocol, context);
+            return self.refused(refusal, context);
         }
-        let ticket = match self.shared.admit() {
-            Ok(ticket) => ticket,
+        let (ticket, is_counted) = match self.shared.admit() {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
                 let unready = self.inner.clone();
                 drop(mem::replace(&mut self.inner, unready));
-                return ResponseFuture::refused(self.shared.reject(refusal), protocol, context);
+                return self.refused(refusal, context);
             }
         };
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
-        let mut permit = ticket.map(|t| Permit::new(Call::new(self.shared.share(), t, deadline)));
-        let inner = match &mut permit {
-            Some(permit) => permit.guard(|| self.inner.call(request)),
-            None => self.inner.call(request),
-        };
-        ResponseFuture::running(inner, protocol, context, permit)
+        let asked = deadline.is_some() || self.shared.slow_call().is_some();
+        let started = if asked { Some(self.shared.now()) } else { None };
+        let panic = PanicInCall { breaker: &self.shared, ticket, is_counted };
+        let inner = self.inner.call(request);
+        mem::forget(panic);
+        // Made after the inner call, which would otherwise have to be able to drop it.
+        let call = Call::new(self.shared.share(), ticket, started, deadline);
+        let permit = if is_counted { Permit::new(call) } else { Permit::settled(call) };
+        ResponseFuture::running(inner, self.protocol.clone(), context, permit)
+    }
+}
+
+impl<S, P: Clone> CircuitBreaker<S, P> {
+    // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
+    #[inline(always)]
+    fn refused<F, C, Req>(&self, refusal: Refusal, context: C) -> ResponseFuture<F, P, C, Req> {
+        self.shared.refuse(refusal.reason);
+        let permit = Permit::settled(Call::new(self.shared.share(), Ticket::NONE, None, None));
+        ResponseFuture::refused(refusal, self.protocol.clone(), context, permit)
+    }
+}
+
+/// Dropped only by a panic in the inner service's `call`.
+struct PanicInCall<'a> {
+    breaker: &'a Breaker,
+    ticket: Ticket,
+    is_counted: bool,
+}
+
+impl Drop for PanicInCall<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        if self.is_counted {
+            self.breaker.settle(self.ticket, Outcome::Failure, false, self.breaker.now(), None);
+        }
     }
 }

@@ -12,7 +12,7 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    bounded::{BodyClock, BodyPlan, Plan, ResponseFuture, Span},
+    bounded::{BodyClock, BodyPlan, Plan, ResponseFuture},
     deadline::{
         self, Deadline, DeadlineLayer, Entered, Scoped,
         caller::Caller,
@@ -21,7 +21,7 @@ use crate::{
     },
     protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
     rejection::Reason,
-    time::{self, Instant},
+    time::{self, Instant, Span},
 };
 
 /// A service under a [`DeadlineLayer`].

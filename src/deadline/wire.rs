@@ -31,6 +31,11 @@ impl Read {
             _ => None,
         }
     }
+
+    /// Would this let the call go on for longer?
+    fn is_above(self, most: Duration) -> bool {
+        self.duration().is_none_or(|d| d > most)
+    }
 }
 
 pub(crate) fn read_grpc_timeout(headers: &HeaderMap) -> Read {
@@ -75,8 +80,16 @@ pub(crate) fn deadline(read: Read, now: Instant) -> Option<Deadline> {
 /// Sets or lowers `grpc-timeout` to `most`, and says what stood there. A shorter one stays; a malformed one counts as
 /// none.
 pub(crate) fn lower_grpc_timeout(headers: &mut HeaderMap, most: Option<Duration>) -> Read {
-    // Without anything to write not even an entry: it may make room.
-    let Some(most) = most else { return read_grpc_timeout(headers) };
+    // An entry is found once and not twice. But it makes room for itself before it is known whether there will be
+    // anything to write, so a map without room is read first.
+    let room = headers.keys_len() < headers.capacity();
+    let Some(most) = most.filter(|_| room) else {
+        let present = read_grpc_timeout(headers);
+        if let Some(most) = most.filter(|most| present.is_above(*most)) {
+            headers.insert(GRPC_TIMEOUT, grpc_timeout(most));
+        }
+        return present;
+    };
     match headers.entry(GRPC_TIMEOUT) {
         Entry::Vacant(entry) => {
             entry.insert(grpc_timeout(most));
@@ -84,7 +97,7 @@ pub(crate) fn lower_grpc_timeout(headers: &mut HeaderMap, most: Option<Duration>
         }
         Entry::Occupied(mut entry) => {
             let present = Read::of(parse(entry.get().as_bytes()));
-            if present.duration().is_none_or(|d| d > most) {
+            if present.is_above(most) {
                 entry.insert(grpc_timeout(most));
             }
             present
@@ -173,6 +186,35 @@ mod tests {
         assert_eq!(grpc_timeout(Duration::from_secs(100_000_000 * 60)), "1666666H");
         assert_eq!(millis(Duration::from_micros(1_999)), "1");
         assert_eq!(millis(Duration::from_millis(u64::MAX)), "18446744073709551615");
+    }
+
+    #[test]
+    fn sets_and_lowers_with_room_and_without() {
+        let second = Some(Duration::from_secs(1));
+        for (present, most, after) in [
+            (None, None, None),
+            (None, second, Some("1000000u")),
+            (Some("2S"), None, Some("2S")),
+            (Some("2S"), second, Some("1000000u")),
+            (Some("500m"), second, Some("500m")),
+            (Some("soon"), second, Some("1000000u")),
+        ] {
+            for room in [true, false] {
+                let mut headers = HeaderMap::with_capacity(8);
+                if let Some(v) = present {
+                    headers.insert(GRPC_TIMEOUT, HeaderValue::from_static(v));
+                }
+                let mut others = (0..).map(|n| HeaderName::try_from(format!("x-{n}")).unwrap());
+                while !room && headers.len() < headers.capacity() {
+                    headers.insert(others.next().unwrap(), HeaderValue::from_static("other"));
+                }
+                let (before, capacity) = (read_grpc_timeout(&headers), headers.capacity());
+                assert_eq!(lower_grpc_timeout(&mut headers, most), before);
+                assert_eq!(headers.get(GRPC_TIMEOUT).map(HeaderValue::as_bytes), after.map(str::as_bytes));
+                // Room is made only for what is written.
+                assert_eq!(headers.capacity() > capacity, !room && after != present);
+            }
+        }
     }
 
     #[test]

@@ -97,9 +97,9 @@ where
         &self,
         context: HttpContext,
         result: Result<Response<RB>, E>,
-        watch: Option<W>,
+        watch: &mut Option<W>,
     ) -> Result<Self::Response<W>, E> {
-        let Some(mut watch) = watch else {
+        let Some(mut watch) = watch.take() else {
             drop(context);
             return result.map(|response| response.map(ResponseBody::unwatched));
         };

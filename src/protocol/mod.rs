@@ -126,13 +126,14 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     #[doc(hidden)]
     fn reject<W: Watch>(&self, context: Self::Context, rejection: Rejection) -> Result<Self::Response<W>, Self::Error>;
 
-    /// The inner service has answered. `watch` is told of the end, now or when the body is over.
+    /// The inner service has answered. `watch` is told of the end, now or when the body is over; it is gone afterwards.
+    /// By reference, because where there is no body it need not be moved for that.
     #[doc(hidden)]
     fn finish<W: Watch>(
         &self,
         context: Self::Context,
         result: Result<Res, Err>,
-        watch: Option<W>,
+        watch: &mut Option<W>,
     ) -> Result<Self::Response<W>, Self::Error>;
 
     /// The inner service failed to become ready.

@@ -43,8 +43,8 @@ where
         Err(Error::Rejected(rejection))
     }
 
-    #[inline]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, Error<E>> {
+    #[inline(always)]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, Error<E>> {
         settle(&self.0, &result, watch, |e| end_of_error(e));
         result.map_err(Error::Inner)
     }
@@ -73,8 +73,8 @@ where
         Err(rejection.into())
     }
 
-    #[inline]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, E> {
+    #[inline(always)]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, E> {
         settle(&self.0, &result, watch, |e| end_of_error(e));
         result
     }
@@ -103,15 +103,16 @@ where
         Err(rejection.into())
     }
 
-    #[inline]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: Option<W>) -> Result<Res, BoxError> {
+    #[inline(always)]
+    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, BoxError> {
         // `E` need not be an error before it is boxed, so it is judged first and searched for a rejection then.
         let judged = watch.is_some().then(|| self.0.classify(result.as_ref()));
         let result = result.map_err(Into::into);
-        if let (Some(mut watch), Some(judged)) = (watch, judged) {
+        if let (Some(watch), Some(judged)) = (watch.as_mut(), judged) {
             let rejected = result.as_ref().err().and_then(|e| end_of_error(&**e));
             watch.settle(rejected.unwrap_or(End::Outcome(judged)));
         }
+        *watch = None;
         result
     }
 
@@ -120,14 +121,20 @@ where
     }
 }
 
-#[inline]
-fn settle<C, Res, E, W>(classify: &C, result: &Result<Res, E>, watch: Option<W>, ours: impl FnOnce(&E) -> Option<End>)
-where
+#[inline(always)]
+fn settle<C, Res, E, W>(
+    classify: &C,
+    result: &Result<Res, E>,
+    watch: &mut Option<W>,
+    ours: impl FnOnce(&E) -> Option<End>,
+) where
     C: Classify<Res, E>,
     W: Watch,
 {
-    let Some(mut watch) = watch else { return };
-    let rejected = result.as_ref().err().and_then(ours);
-    let end = rejected.unwrap_or_else(|| End::Outcome(classify.classify(result.as_ref())));
-    watch.settle(end);
+    if let Some(watch) = watch {
+        let rejected = result.as_ref().err().and_then(ours);
+        let end = rejected.unwrap_or_else(|| End::Outcome(classify.classify(result.as_ref())));
+        watch.settle(end);
+    }
+    *watch = None;
 }

@@ -152,7 +152,7 @@ where
             None => ready!(this.inner.poll(cx)),
         };
         let context = this.context.take().expect("a future is not polled after it was ready");
-        Poll::Ready(this.protocol.finish(context, result, this.permit.take()))
+        Poll::Ready(this.protocol.finish(context, result, this.permit))
     }
 }
 

@@ -11,11 +11,12 @@ use std::{
 use tower_layer::Layer;
 
 use crate::{
-    bounded::{BodyPlan, Ledger, Span},
+    bounded::{BodyPlan, Ledger},
     builder::{Identity, layer_forms},
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
+    time::Span,
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, Until},
 };
 

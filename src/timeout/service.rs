@@ -9,11 +9,11 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    bounded::{BodyClock, Plan, ResponseFuture, Span},
+    bounded::{BodyClock, Plan, ResponseFuture},
     deadline::{self, Deadline, caller::Caller},
     protocol::{Http, Protocol},
     rejection::Reason,
-    time::{self, Instant},
+    time::{self, Instant, Span},
     timeout::layer::Shared,
 };
 

@@ -33,10 +33,15 @@ impl CountRing {
         CountRing { head: AtomicU64::new(0), failed: Bits::new(), slow: Bits::new() }
     }
 
-    /// Records a call and gives back the figures with it; `None` if the epoch is over.
+    /// Records a call and gives back the figures with it; `None` if nobody is to be found in them who failed or was slow,
+    /// or if the epoch is over.
     #[inline]
     pub(crate) fn record(&self, epoch: u32, n: u32, sample: Sample) -> Option<Sums> {
         let head = word::update(&self.head, epoch, |h| Some(if h + 1 < 2 * n { h + 1 } else { n }))?;
+        // Where no bit is set none has to be cleared: a success among successes is all done.
+        if !sample.failed && !sample.slow && self.failed.ones(epoch) == 0 && self.slow.ones(epoch) == 0 {
+            return None;
+        }
         // `head` is already one further.
         let slot = if head == n { n - 1 } else { (head - 1) % n };
         self.failed.set(epoch, slot, sample.failed);
@@ -127,7 +132,11 @@ mod tests {
                 if queue.len() > n as usize {
                     queue.pop_front();
                 }
-                prop_assert_eq!(ring.record(epoch, n, sample), Some(naive(&queue)));
+                let sums = naive(&queue);
+                let bad = sums.failures + sums.slow > 0;
+                // The one that slides out may still be counted when it is asked whether there is anything bad.
+                let recorded = ring.record(epoch, n, sample);
+                prop_assert!(recorded == Some(sums) || recorded.is_none() && !bad);
                 prop_assert_eq!(ring.sums(epoch, n), naive(&queue));
                 prop_assert!(ring.samples(epoch, n).eq(queue.iter().copied()));
                 prop_assert_eq!(ring.record(epoch.wrapping_sub(1), n, sample), None);
