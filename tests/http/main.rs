@@ -5,6 +5,7 @@
 #![cfg(feature = "testing")]
 
 mod bodies;
+mod breaker;
 mod connections;
 mod deadlines;
 mod grpc;
