@@ -439,6 +439,36 @@ async fn s110_a_hung_probe_is_given_up_after_its_lease() {
     assert_eq!(rig.state(), State::Closed);
 }
 
+/// A refusal decided in `poll_ready` binds the next call, and no longer than until it is polled ready again.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_forgotten_when_the_door_opens() {
+    let mut rig = Rig::new(touchy());
+    rig.handle().force_open().unwrap();
+    assert!(ServiceExt::<()>::ready(&mut rig.service).await.is_ok());
+    rig.handle().reset();
+    rig.call().await.unwrap();
+    // Decided, and then called without another poll: the inner service was not polled ready.
+    rig.handle().force_open().unwrap();
+    assert!(ServiceExt::<()>::ready(&mut rig.service).await.is_ok());
+    rig.handle().reset();
+    assert!(matches!(rig.service.call(()).await, Err(Error::Rejected(_))));
+}
+
+/// In shadow a call that would have been refused is not booked, whatever becomes of it.
+#[tokio::test(start_paused = true)]
+async fn shadow_books_nothing_for_what_it_would_refuse() {
+    let mut rig = Rig::new(touchy().shadow(true));
+    rig.run("F").await;
+    let opened = rig.snapshot();
+    rig.run("SF").await;
+    drop(rig.begin());
+    let snapshot = rig.snapshot();
+    assert_eq!((snapshot.calls, snapshot.cancelled, snapshot.would_have_rejected), (opened.calls, 0, 3));
+    advance(ms(1_001)).await;
+    rig.run("S").await;
+    assert_eq!(rig.state(), State::Closed);
+}
+
 // === what counts ===
 
 #[tokio::test(start_paused = true)]

@@ -114,28 +114,21 @@ impl Breaker {
         self.machine.is_shut(self.now()).filter(|_| !self.in_shadow())
     }
 
-    /// The ticket of an admitted call, and whether its end counts. It does not if the call goes on only because of shadow.
-    #[inline]
-    pub(crate) fn admit(&self) -> Result<(Ticket, bool), Refusal> {
-        match self.machine.admit_closed() {
-            Some(ticket) => Ok((ticket, true)),
-            None => self.admit_or_refuse(),
-        }
-    }
-
+    /// Admits a call that comes while it is not plainly closed, or writes down why not. In shadow what would be refused goes
+    /// on, uncounted.
     #[cold]
-    fn admit_or_refuse(&self) -> Result<(Ticket, bool), Refusal> {
+    pub(crate) fn admit(&self, refuse: &mut Option<Refusal>) -> Ticket {
         let (answer, change) = self.machine.admit(self.now(), rng::unit());
         self.changed(change, None);
         match answer {
-            Ok(ticket) => Ok((ticket, true)),
+            Ok(ticket) => return ticket,
             Err(refusal) if self.in_shadow() => {
                 self.would_have_rejected.fetch_add(1, Relaxed);
                 self.reporter.report(Kind::WouldHaveRejected { reason: refusal.reason });
-                Ok((Ticket::NONE, false))
             }
-            Err(refusal) => Err(refusal),
+            Err(refusal) => *refuse = Some(refusal),
         }
+        Ticket::UNCOUNTED
     }
 
     /// Books a refusal and tells of it.
@@ -181,9 +174,8 @@ impl Breaker {
     /// A call whose inner service failed before it could begin.
     #[cold]
     pub(crate) fn failed_readiness(&self) {
-        if let Ok((ticket, true)) = self.admit() {
-            self.settle(ticket, Outcome::Failure, false, self.now(), None);
-        }
+        let ticket = self.machine.admit_closed().unwrap_or_else(|| self.admit(&mut None));
+        self.settle(ticket, Outcome::Failure, false, self.now(), None);
     }
 
     // === changes ===

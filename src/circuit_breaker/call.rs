@@ -84,7 +84,9 @@ impl Facts {
     }
 
     fn was_cancelled(self, breaker: &Breaker) {
-        breaker.cancelled.fetch_add(1, Relaxed);
+        if self.ticket.is_counted() {
+            breaker.cancelled.fetch_add(1, Relaxed);
+        }
         breaker.release(self.ticket);
     }
 

@@ -52,8 +52,13 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Of no call that was admitted.
-    pub(crate) const NONE: Ticket = Ticket { generation: 0, slot_number: 0, lease: None };
+    /// Of a call that was not admitted. Whatever becomes of it is not booked.
+    pub(crate) const UNCOUNTED: Ticket = Ticket { generation: 0, slot_number: u32::MAX, lease: None };
+
+    #[inline]
+    pub(crate) fn is_counted(self) -> bool {
+        self.slot_number != u32::MAX
+    }
 
     #[inline]
     fn plain(gate: Gate) -> Self {
@@ -229,7 +234,10 @@ impl Machine {
     pub(crate) fn record_closed(&self, ticket: Ticket, outcome: Outcome, now: u64, stripe: usize) -> Option<bool> {
         // NOTE: in this order, as in `settle`.
         let shape = self.calls.shape();
-        if self.gate() != Gate::new(ticket.generation, State::Closed) || ticket.lease.is_some() {
+        if self.gate() != Gate::new(ticket.generation, State::Closed)
+            || ticket.slot_number != 0
+            || ticket.lease.is_some()
+        {
             return None;
         }
         let (sums, run) = self.record(shape, outcome, false, now, stripe);
@@ -267,6 +275,9 @@ impl Machine {
         now: u64,
         stripe: usize,
     ) -> Option<Change> {
+        if !ticket.is_counted() {
+            return None;
+        }
         // NOTE: in this order. If the gate is still this generation's after the shape was read, so is the shape.
         let shape = self.calls.shape();
         let gate = self.gate();
@@ -481,7 +492,7 @@ impl Machine {
 }
 
 impl Refusal {
-    const OPEN: Refusal = Refusal { reason: Reason::CircuitOpen, retry_after: None };
+    pub(crate) const OPEN: Refusal = Refusal { reason: Reason::CircuitOpen, retry_after: None };
 }
 
 /// The figures that opened it. Written only by whoever holds the gate.

@@ -58,6 +58,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.refuse = None;
         if let Some(refusal) = self.shared.is_shut() {
             self.refuse = Some(refusal);
             return Poll::Ready(Ok(()));
@@ -75,27 +76,30 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if let Some(refusal) = self.refuse.take() {
-            return self.refused(refusal, context);
+        if self.refuse.is_some() {
+            return self.refused(context);
         }
-        let (ticket, is_counted) = match self.shared.admit() {
-            Ok(admitted) => admitted,
-            Err(refusal) => {
-                // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-                let unready = self.inner.clone();
-                drop(mem::replace(&mut self.inner, unready));
-                return self.refused(refusal, context);
+        let ticket = match self.shared.machine.admit_closed() {
+            Some(ticket) => ticket,
+            None => {
+                let ticket = self.shared.admit(&mut self.refuse);
+                if self.refuse.is_some() {
+                    // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+                    let unready = self.inner.clone();
+                    drop(mem::replace(&mut self.inner, unready));
+                    return self.refused(context);
+                }
+                ticket
             }
         };
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
         let asked = deadline.is_some() || self.shared.slow_call().is_some();
         let started = if asked { Some(self.shared.now()) } else { None };
-        let panic = PanicInCall { breaker: &self.shared, ticket, is_counted };
+        let panic = PanicInCall { breaker: &self.shared, ticket };
         let inner = self.inner.call(request);
         mem::forget(panic);
         // Made after the inner call, which would otherwise have to be able to drop it.
-        let call = Call::new(self.shared.share(), ticket, started, deadline);
-        let permit = if is_counted { Permit::new(call) } else { Permit::settled(call) };
+        let permit = Permit::new(Call::new(self.shared.share(), ticket, started, deadline));
         ResponseFuture::running(inner, self.protocol.clone(), context, permit)
     }
 }
@@ -103,9 +107,10 @@ where
 impl<S, P: Clone> CircuitBreaker<S, P> {
     // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
     #[inline(always)]
-    fn refused<F, C, Req>(&self, refusal: Refusal, context: C) -> ResponseFuture<F, P, C, Req> {
+    fn refused<F, C, Req>(&mut self, context: C) -> ResponseFuture<F, P, C, Req> {
+        let refusal = self.refuse.take().unwrap_or(Refusal::OPEN);
         self.shared.refuse(refusal.reason);
-        let permit = Permit::settled(Call::new(self.shared.share(), Ticket::NONE, None, None));
+        let permit = Permit::settled(Call::new(self.shared.share(), Ticket::UNCOUNTED, None, None));
         ResponseFuture::refused(refusal, self.protocol.clone(), context, permit)
     }
 }
@@ -114,14 +119,11 @@ impl<S, P: Clone> CircuitBreaker<S, P> {
 struct PanicInCall<'a> {
     breaker: &'a Breaker,
     ticket: Ticket,
-    is_counted: bool,
 }
 
 impl Drop for PanicInCall<'_> {
     #[cold]
     fn drop(&mut self) {
-        if self.is_counted {
-            self.breaker.settle(self.ticket, Outcome::Failure, false, self.breaker.now(), None);
-        }
+        self.breaker.settle(self.ticket, Outcome::Failure, false, self.breaker.now(), None);
     }
 }

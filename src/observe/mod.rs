@@ -129,10 +129,15 @@ impl Reporter {
     }
 
     /// Tells every observer. Call it with no lock held.
+    #[inline]
     pub(crate) fn report(&self, kind: Kind) {
-        if self.observers.is_empty() {
-            return;
+        if !self.observers.is_empty() {
+            self.tell(kind);
         }
+    }
+
+    #[cold]
+    fn tell(&self, kind: Kind) {
         let event = Event { policy: self.origin.policy(), name: Arc::clone(self.origin.name()), kind };
         for observer in &self.observers {
             // An observer that panics must not take the call with it, nor keep the next observer from its event.

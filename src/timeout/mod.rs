@@ -27,6 +27,9 @@
 //!   deadline), so that the server stops too. A `grpc-timeout` speaks of the whole call, so for long server streams use
 //!   `idle`, or an [`after_fn`](TimeoutBuilder::after_fn) that knows them.
 //!
+//! Below 50 ms mind the network: with Nagle's algorithm on (`TCP_NODELAY` off), the body of a request may wait some 40 ms
+//! for the acknowledgement of its head, and that is part of the call.
+//!
 //! A timeout answers 504, or DEADLINE_EXCEEDED on gRPC; on plain services it is an error. Policies inside and outside
 //! count it as a failure of the backend, while a deadline that passed is the caller's own business.
 //!
