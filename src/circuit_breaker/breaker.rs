@@ -14,8 +14,7 @@ use crate::{
     Until,
     circuit_breaker::{
         CircuitBreakerConfig, State,
-        limits::nanos,
-        machine::{Change, Machine, Refusal, Ticket},
+        machine::{Change, Machine, Refusal, Ticket, limits::nanos},
     },
     observe::{Kind, Reporter},
     outcome::Outcome,

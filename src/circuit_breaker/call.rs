@@ -4,7 +4,10 @@ use std::{fmt, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::{
     Until,
-    circuit_breaker::{breaker::Breaker, limits::nanos, machine::Ticket},
+    circuit_breaker::{
+        breaker::Breaker,
+        machine::{Ticket, limits::nanos},
+    },
     deadline::Deadline,
     outcome::{End, Outcome},
     permit::Keeper,

@@ -8,7 +8,7 @@ use crate::{
     circuit_breaker::{
         CircuitBreakerLayer, OpenTime,
         breaker::{Extras, OpenFn},
-        probes,
+        machine::probes,
     },
     config::{Checks, ConfigError},
     window::count,

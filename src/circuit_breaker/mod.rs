@@ -70,18 +70,12 @@
 
 mod breaker;
 mod call;
-mod calls;
 mod config;
 mod future;
-mod gate;
 mod handle;
 mod layer;
-mod limits;
 pub(crate) mod machine;
-#[cfg(all(test, not(loom)))]
-mod model;
 mod open_time;
-mod probes;
 mod service;
 mod state;
 

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::{
-    circuit_breaker::limits::Layout,
+    circuit_breaker::machine::limits::Layout,
     sync::{AtomicU64, Ordering::SeqCst},
     window::{
         Sample, Sums,

@@ -1,0 +1,106 @@
+//! May this call go?
+
+use super::{Change, Machine, NOT_YET, Refusal, Ticket, gate::Gate, probes::Claim};
+use crate::{
+    circuit_breaker::State,
+    rejection::Reason,
+    sync::Ordering::{Relaxed, SeqCst},
+};
+
+impl Machine {
+    /// The way of nearly all calls: closed and not ramping. Needs no clock.
+    #[inline]
+    pub(crate) fn admit_closed(&self) -> Option<Ticket> {
+        let gate = self.gate();
+        let admits = gate.is_closed() && self.ramp_until.load(SeqCst) == 0;
+        admits.then(|| Ticket::plain(gate))
+    }
+
+    /// Would every call be refused now? A call that comes after `None` may still be.
+    pub(crate) fn is_shut(&self, now: u64) -> Option<Refusal> {
+        let gate = self.gate();
+        match gate.state() {
+            State::Closed | State::ForcedClosed => None,
+            State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: None }),
+            State::Open => self.open_refusal(now),
+            State::HalfOpen => (self.probes.out(now) >= self.limits.probes.load(Relaxed)).then_some(Refusal::OPEN),
+        }
+    }
+
+    /// Admits a call or refuses it. `random` is in `0.0..1.0`, and used during a ramp.
+    pub(crate) fn admit(&self, now: u64, random: f64) -> (Result<Ticket, Refusal>, Option<Change>) {
+        let mut change = None;
+        loop {
+            let gate = self.gate();
+            let plain = Ticket::plain(gate);
+            let answer = match gate.state() {
+                State::ForcedClosed => Ok(plain),
+                State::Closed => self.admit_in_ramp(now, random).map(|()| plain),
+                State::ForcedOpen => Err(Refusal { reason: Reason::ForcedOpen, retry_after: None }),
+                State::Open => match self.open_refusal(now) {
+                    Some(refusal) => Err(refusal),
+                    None => {
+                        let begun = self.half_open_with_probe(gate, now);
+                        change = change.or(begun.map(|(_, c)| c));
+                        // Whoever else is at it has the probe.
+                        begun.map(|(ticket, _)| ticket).ok_or(Refusal::OPEN)
+                    }
+                },
+                State::HalfOpen => {
+                    match self.probes.claim(self.limits.probes.load(Relaxed), now, self.lease_end(now)) {
+                        Claim::Full => Err(Refusal::OPEN),
+                        Claim::GoodHead => {
+                            change = change.or(self.probe_ended(gate.generation(), false, now));
+                            continue;
+                        }
+                        Claim::Got(slot) => {
+                            // The slot may be of a generation that has just begun. Then it is not for this call.
+                            if self.gate().generation() != gate.generation() {
+                                self.probes.give_back(slot, now);
+                                continue;
+                            }
+                            Ok(Ticket::probe(gate.generation(), slot))
+                        }
+                    }
+                }
+            };
+            return (answer, change);
+        }
+    }
+
+    fn open_refusal(&self, now: u64) -> Option<Refusal> {
+        let until = self.open_until.load(SeqCst);
+        let retry_after = (until != NOT_YET).then(|| until.saturating_sub(now));
+        (now <= until).then_some(Refusal { reason: Reason::CircuitOpen, retry_after })
+    }
+
+    fn admit_in_ramp(&self, now: u64, random: f64) -> Result<(), Refusal> {
+        let until = self.ramp_until.load(SeqCst);
+        if until == 0 {
+            return Ok(());
+        }
+        if now >= until {
+            // Lost to a newer ramp at worst, and then that one is kept.
+            let _ = self.ramp_until.compare_exchange(until, 0, SeqCst, SeqCst);
+            return Ok(());
+        }
+        let ramp = self.limits.ramp.load(Relaxed).max(1);
+        let share = 1.0 - (until - now) as f64 / ramp as f64;
+        if random < share { Ok(()) } else { Err(Refusal::OPEN) }
+    }
+
+    fn half_open_with_probe(&self, gate: Gate, now: u64) -> Option<(Ticket, Change)> {
+        self.hold(gate)?;
+        self.probes.clear();
+        let claim = self.probes.claim(1, now, self.lease_end(now));
+        self.calls.empty();
+        let change = self.publish(gate, State::HalfOpen, now);
+        // All slots are free, so this one is.
+        let Claim::Got(slot) = claim else { return None };
+        Some((Ticket::probe(change.generation, slot), change))
+    }
+
+    fn lease_end(&self, now: u64) -> u64 {
+        now.saturating_add(self.limits.probe_lease.load(Relaxed))
+    }
+}

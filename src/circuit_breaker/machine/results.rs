@@ -1,0 +1,156 @@
+//! How did a call end, and what follows from it?
+
+use super::{
+    Change, Machine, Ticket,
+    calls::{Run, Shape},
+    gate::Gate,
+    probes::{Returned, Slot},
+};
+use crate::{
+    circuit_breaker::State,
+    outcome::Outcome,
+    sync::Ordering::{Relaxed, SeqCst},
+    window::{Sample, Sums},
+};
+
+impl Machine {
+    /// The way of nearly all results: of a call that was admitted while it was closed, and it still is. Gives back
+    /// whether that trips it. With a window of calls `now` is not looked at ([`needs_time`](Self::needs_time)).
+    #[inline(always)]
+    pub(crate) fn record_closed(&self, ticket: Ticket, outcome: Outcome, now: u64, stripe: usize) -> Option<bool> {
+        // NOTE: in this order, as in `settle`.
+        let shape = self.calls.shape();
+        if self.gate() != Gate::new(ticket.generation, State::Closed)
+            || ticket.slot_number != 0
+            || ticket.lease.is_some()
+        {
+            return None;
+        }
+        let (sums, run) = self.record(shape, outcome, false, now, stripe);
+        Some(self.trips(sums, run))
+    }
+
+    /// Does a result need a time at all?
+    #[inline]
+    pub(crate) fn needs_time(&self) -> bool {
+        self.calls.shape().needs_time()
+    }
+
+    /// Opens it, if it is still closed in the generation of this ticket.
+    #[cold]
+    pub(crate) fn trip(&self, ticket: Ticket, now: u64) -> Option<Change> {
+        let shape = self.calls.shape();
+        let gate = self.gate();
+        let here = gate.generation() == ticket.generation && gate.state() == State::Closed;
+        if here { self.open(gate, shape, now) } else { None }
+    }
+
+    #[inline]
+    fn trips(&self, sums: Option<Sums>, run: u32) -> bool {
+        sums.is_some_and(|s| self.limits.rate_trips(s)) || run > 0 && self.limits.consecutive_trips(run)
+    }
+
+    /// Books a result. Not for calls that say nothing: those are [`release`](Self::release)d. `stripe` is any number
+    /// that is the same for one thread.
+    #[inline]
+    pub(crate) fn settle(
+        &self,
+        ticket: Ticket,
+        outcome: Outcome,
+        slow: bool,
+        now: u64,
+        stripe: usize,
+    ) -> Option<Change> {
+        if !ticket.is_counted() {
+            return None;
+        }
+        // NOTE: in this order. If the gate is still this generation's after the shape was read, so is the shape.
+        let shape = self.calls.shape();
+        let gate = self.gate();
+        if gate.generation() != ticket.generation || gate.is_busy() {
+            self.release(ticket, now);
+            return None;
+        }
+        if let Some(slot) = ticket.slot() {
+            return self.settle_probe(slot, shape, gate, outcome, slow, now);
+        }
+        let (sums, run) = self.record(shape, outcome, slow, now, stripe);
+        let trips = self.trips(sums, run);
+        if trips && gate.state() == State::Closed { self.open(gate, shape, now) } else { None }
+    }
+
+    /// The call ended and says nothing: its slot is free again.
+    pub(crate) fn release(&self, ticket: Ticket, now: u64) {
+        if let Some(slot) = ticket.slot()
+            && self.gate().generation() == ticket.generation
+        {
+            self.probes.give_back(slot, now);
+        }
+    }
+
+    /// The head of a response has come and is good, and its body may take long.
+    pub(crate) fn good_head(&self, ticket: Ticket) {
+        if let Some(slot) = ticket.slot() {
+            self.probes.good_head(slot);
+        }
+    }
+
+    #[inline(always)]
+    fn record(&self, shape: Shape, outcome: Outcome, slow: bool, now: u64, stripe: usize) -> (Option<Sums>, u32) {
+        let run = match outcome {
+            Outcome::Failure => Run::GoesOn,
+            Outcome::Throttled if self.limits.throttled_is_failure.load(Relaxed) => Run::GoesOn,
+            Outcome::Throttled => Run::Keeps,
+            _ => Run::Ends,
+        };
+        let failed = matches!(outcome, Outcome::Failure | Outcome::Throttled);
+        let (sums, failures) =
+            self.calls.record(shape, now, stripe, Sample { failed, slow }, run, self.limits.minimum());
+        // A run that a throttled call has not lengthened was judged when it got that long.
+        (sums, if run == Run::GoesOn { failures } else { 0 })
+    }
+
+    #[cold]
+    fn settle_probe(
+        &self,
+        slot: Slot,
+        shape: Shape,
+        gate: Gate,
+        outcome: Outcome,
+        slow: bool,
+        now: u64,
+    ) -> Option<Change> {
+        let outcome = match self.probes.give_back(slot, now)? {
+            Returned::Late => return None,
+            Returned::GoodHead => Outcome::Success,
+            Returned::InTime => outcome,
+        };
+        self.record(shape, outcome, slow, now, 0);
+        self.probe_ended(gate.generation(), slow || outcome != Outcome::Success, now)
+    }
+
+    pub(super) fn probe_ended(&self, generation: u32, failed: bool, now: u64) -> Option<Change> {
+        loop {
+            let shape = self.calls.shape();
+            let gate = self.gate();
+            if gate.generation() != generation || gate.is_busy() || gate.state() != State::HalfOpen {
+                return None;
+            }
+            let after = gate.with_probe(failed);
+            let needed = self.limits.successes_to_close.load(Relaxed);
+            let bearable = self.limits.probes.load(Relaxed).saturating_sub(needed);
+            let change = if after.good() >= needed {
+                self.close(gate, now)
+            } else if after.failed() > bearable {
+                self.open(gate, shape, now)
+            } else if self.gate.compare_exchange(gate.0, after.0, SeqCst, SeqCst).is_ok() {
+                return None;
+            } else {
+                None
+            };
+            if change.is_some() {
+                return change;
+            }
+        }
+    }
+}
