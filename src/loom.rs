@@ -9,7 +9,7 @@ use crate::{
     outcome::Outcome,
     window::{
         Sample,
-        time::{Tick, TimeRing},
+        time::{ANEW, Tick, TimeRing},
     },
 };
 
@@ -40,8 +40,12 @@ impl Breaker {
         self.0.release(call.0, now);
     }
 
-    pub fn half_open(&self, now: u64) {
-        let _ = self.0.move_by_hand(State::HalfOpen, now);
+    pub fn force_closed(&self, now: u64) {
+        let _ = self.0.move_by_hand(State::ForcedClosed, now);
+    }
+
+    pub fn update(&self, config: &CircuitBreakerConfig, now: u64) {
+        self.0.update(config, now);
     }
 
     pub fn reset(&self, now: u64) {
@@ -72,11 +76,11 @@ impl Ring {
 
     /// A tick is one unit of time.
     pub fn record(&self, epoch: u32, now: u64, stripe: usize, failed: bool) {
-        self.0.record(Tick::new(epoch, 1, now), stripe, Sample { failed, slow: false }, 1);
+        self.0.record(Tick::new(epoch * ANEW, 1, now), stripe, Sample { failed, slow: false }, 1);
     }
 
     pub fn sums(&self, epoch: u32, now: u64) -> (u64, u64) {
-        let sums = self.0.sums(Tick::new(epoch, 1, now));
+        let sums = self.0.sums(Tick::new(epoch * ANEW, 1, now));
         (sums.calls, sums.failures)
     }
 }

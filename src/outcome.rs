@@ -26,6 +26,8 @@ pub enum Outcome {
 pub enum End {
     /// It was judged.
     Outcome(Outcome),
+    /// The operator's timeout ran out: a failure, whatever deadline the caller had.
+    TimedOut,
     /// A policy further in refused it; the backend was not touched.
     Refused,
     /// The caller's deadline passed first. What that says about the backend depends on how long it had.
@@ -42,7 +44,7 @@ impl End {
     pub(crate) fn of_rejection(r: &Rejection) -> End {
         use crate::rejection::Reason;
         match r.reason() {
-            Reason::Timeout => End::Outcome(Outcome::Failure),
+            Reason::Timeout => End::TimedOut,
             Reason::DeadlineExceeded => End::DeadlinePassed { had: r.had() },
             _ => End::Refused,
         }
@@ -53,6 +55,7 @@ impl End {
     pub(crate) fn outcome(self) -> Outcome {
         match self {
             End::Outcome(o) => o,
+            End::TimedOut => Outcome::Failure,
             End::Refused => Outcome::Ignored,
             End::DeadlinePassed { .. } | End::Left => Outcome::Cancelled,
         }

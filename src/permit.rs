@@ -22,8 +22,10 @@ pub trait Keeper {
     /// See [`Watch`].
     fn hint(&mut self, _after: Duration) {}
 
-    /// See [`Watch`].
-    fn good_head(&mut self) {}
+    /// See [`Watch`]. True if that was the verdict.
+    fn good_head(&mut self) -> bool {
+        false
+    }
 
     /// See [`Watch`].
     fn wants_frames(&self) -> bool {
@@ -108,7 +110,7 @@ impl<K: Keeper> Watch for Permit<K> {
     }
 
     fn good_head(&mut self) {
-        self.keeper.good_head();
+        self.settled |= self.keeper.good_head();
     }
 
     fn wants_frames(&self) -> bool {
@@ -144,8 +146,8 @@ pub(crate) enum Cause {
     Caller,
     /// An operator's timeout ran out.
     Timeout,
-    /// The caller's deadline passed.
-    Deadline,
+    /// The caller's deadline passed. How long had whoever drops?
+    Deadline { had: Option<Duration> },
 }
 
 thread_local! {
@@ -153,10 +155,10 @@ thread_local! {
 }
 
 impl Cause {
-    pub(crate) fn of(reason: Reason) -> Self {
+    pub(crate) fn of(reason: Reason, had: Option<Duration>) -> Self {
         match reason {
             Reason::Timeout => Cause::Timeout,
-            Reason::DeadlineExceeded => Cause::Deadline,
+            Reason::DeadlineExceeded => Cause::Deadline { had },
             _ => Cause::Caller,
         }
     }
@@ -180,9 +182,8 @@ impl Cause {
     fn end(self) -> End {
         match self {
             Cause::Caller => End::Left,
-            Cause::Timeout => End::Outcome(Outcome::Failure),
-            // Whoever is dropped knows best how long it had itself.
-            Cause::Deadline => End::DeadlinePassed { had: None },
+            Cause::Timeout => End::TimedOut,
+            Cause::Deadline { had } => End::DeadlinePassed { had },
         }
     }
 }
@@ -195,6 +196,8 @@ mod tests {
     };
 
     use super::*;
+
+    const HAD: Duration = Duration::from_secs(3);
 
     #[derive(Clone, Default)]
     struct Book(Arc<Mutex<Vec<End>>>);
@@ -228,18 +231,20 @@ mod tests {
         Cause::Timeout.during(|| {
             drop(Permit::new(book.clone()));
             Cause::Caller.during(|| drop(Permit::new(book.clone())));
-            Cause::Deadline.during(|| drop(Permit::new(book.clone())));
+            Cause::Deadline { had: Some(HAD) }.during(|| drop(Permit::new(book.clone())));
         });
         drop(Permit::new(book.clone()));
-        let failure = End::Outcome(Outcome::Failure);
-        assert_eq!(book.ends(), [End::Left, failure, End::Left, End::DeadlinePassed { had: None }, End::Left]);
+        let passed = End::DeadlinePassed { had: Some(HAD) };
+        assert_eq!(book.ends(), [End::Left, End::TimedOut, End::Left, passed, End::Left]);
     }
 
     #[test]
     fn a_panic_is_a_failure_and_the_cause_is_restored() {
         let book = Book::default();
         let mut permit = Permit::new(book.clone());
-        let panic = catch_unwind(AssertUnwindSafe(|| Cause::Deadline.during(|| permit.guard(|| panic!("inner")))));
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            Cause::Deadline { had: None }.during(|| permit.guard(|| panic!("inner")))
+        }));
         assert!(panic.is_err());
         assert_eq!(Cause::current(), Cause::Caller);
         drop(permit);

@@ -843,7 +843,9 @@ fn bad_configuration_lists_every_field() {
     assert_eq!(bad(builder().time_window(Duration::MAX)), ["window"]);
     assert_eq!(bad(builder().count_window(10).minimum_calls(11)), ["minimum_calls"]);
     assert_eq!(bad(builder().minimum_calls(0)), ["minimum_calls"]);
-    assert_eq!(bad(builder().probes(0)), ["probes", "successes_to_close"]);
+    assert_eq!(bad(builder().probes(0)), ["probes"]);
+    assert_eq!(bad(builder().probes(2).successes_to_close(3)), ["successes_to_close"]);
+    assert!(builder().probes(1).build().is_ok());
     assert_eq!(bad(builder().probes(65)), ["probes"]);
     assert_eq!(bad(builder().successes_to_close(4)), ["successes_to_close"]);
     assert_eq!(bad(builder().successes_to_close(0)), ["successes_to_close"]);
@@ -863,17 +865,7 @@ fn bad_configuration_lists_every_field() {
             .ramp(Duration::ZERO)
             .probe_lease(Duration::MAX)
             .deadline_blame_after(Duration::MAX)),
-        [
-            "name",
-            "failure_rate",
-            "window",
-            "minimum_calls",
-            "probes",
-            "successes_to_close",
-            "probe_lease",
-            "ramp",
-            "deadline_blame_after"
-        ]
+        ["name", "failure_rate", "window", "minimum_calls", "probes", "probe_lease", "ramp", "deadline_blame_after"]
     );
     let error = builder().successes_to_close(4).build().unwrap_err();
     assert!(error.to_string().contains("above what probes can give"), "{error}");
@@ -937,4 +929,202 @@ async fn time_in_a_state() {
     let error = outcomes.clone().flat().layer(rig.service.clone()).oneshot(()).await.unwrap_err();
     assert!(Rejection::of(&error).is_some());
     assert_eq!(outcomes.handle().take(), [Outcome::Ignored]);
+}
+
+// === regressions: each was seen to fail ===
+
+/// A response whose body never has anything.
+fn mute() -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<impl http_body::Body<Data = Bytes, Error = Infallible> + Send>,
+    Error = Infallible,
+    Future: Future + Send,
+> + Clone {
+    service_fn(|_| ready(Ok(Response::new(StreamBody::new(futures_util::stream::pending())))))
+}
+
+fn short_grpc(timeout: &str) -> Request<Empty<Bytes>> {
+    let mut request = grpc();
+    request.headers_mut().insert("grpc-timeout", timeout.parse().unwrap());
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_window_is_not_blind_after_hours_of_a_shorter_one() {
+    let mut rig = Rig::new(builder());
+    for _ in 0..600 {
+        rig.run("SSSSSSSSSF").await;
+        advance(s(1)).await;
+    }
+    let longer = CircuitBreakerConfig { window: Window::Time(s(60)), ..CircuitBreakerConfig::default() };
+    rig.handle().update(longer).unwrap();
+    let kept = rig.snapshot();
+    assert!(kept.calls >= 90 && kept.failures >= 9, "{kept:?}");
+    for _ in 0..200 {
+        if rig.state() == State::Closed {
+            rig.run("F").await;
+        }
+    }
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_while_it_ramps_keeps_the_share() {
+    for (ramp, left) in [(None, 0), (Some(s(10)), 5), (Some(s(60)), 30)] {
+        let mut rig = Rig::new(touchy().ramp(s(60)));
+        rig.run("F").await;
+        advance(ms(1_001)).await;
+        rig.run("S").await;
+        advance(s(30)).await;
+        let config = CircuitBreakerConfig { ramp, minimum_calls: 1_000, ..CircuitBreakerConfig::default() };
+        rig.handle().update(config).unwrap();
+        let share = async |rig: &mut Rig| {
+            let mut admitted = 0;
+            for _ in 0..400 {
+                admitted += u32::from(rig.call().await.is_ok());
+            }
+            admitted
+        };
+        let now = share(&mut rig).await;
+        assert!(if left == 0 { now == 400 } else { (140..260).contains(&now) }, "{ramp:?}: {now}");
+        advance(s(left)).await;
+        assert_eq!(share(&mut rig).await, 400, "{ramp:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lowered_rate_is_judged_at_the_next_call() {
+    let mut rig = Rig::new(builder().failure_rate(0.9).minimum_calls(2));
+    rig.run("SSSSSFFFFF").await;
+    let lower = CircuitBreakerConfig { failure_rate: Some(0.3), minimum_calls: 2, ..CircuitBreakerConfig::default() };
+    rig.handle().update(lower).unwrap();
+    rig.run("S").await;
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_deadline_in_the_body_opens_no_breaker_however_far_out() {
+    let server = || DeadlineLayer::server(s(60));
+    let timeout = TimeoutLayer::builder().after(s(60)).until(Until::End).build().unwrap();
+    let [a, b, c, d] = std::array::from_fn(|_| touchy().build().unwrap());
+    let response = a.layer(timeout.layer(server().layer(mute()))).oneshot(short_grpc("50m")).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().trailers().unwrap()["grpc-status"], "4");
+    let response = b.layer(c.layer(server().layer(d.layer(mute())))).oneshot(short_grpc("50m")).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().trailers().unwrap()["grpc-status"], "4");
+    for breaker in [a, b, c, d] {
+        let snapshot = breaker.handle().snapshot();
+        assert_eq!((snapshot.state, snapshot.cancelled), (State::Closed, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_deadline_is_short_however_late_it_is_noticed() {
+    for inside in [true, false] {
+        let layer = touchy().slow_calls(s(1), 1.0).build().unwrap();
+        let request = short_grpc("50m");
+        if inside {
+            let response = DeadlineLayer::server(s(60)).layer(layer.layer(mute())).oneshot(request).await.unwrap();
+            // Its reader sleeps; the deadline is noticed when it wakes.
+            advance(s(5)).await;
+            let _ = response.into_body().collect().await;
+        } else {
+            let response = layer.layer(DeadlineLayer::server(s(60)).layer(mute())).oneshot(request).await.unwrap();
+            advance(s(5)).await;
+            let _ = response.into_body().collect().await;
+        }
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.state, snapshot.failures, snapshot.cancelled), (State::Closed, 0, 1), "{inside}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_deadline_in_a_header_is_the_backends_failure_inside_and_outside() {
+    let timeout = TimeoutLayer::builder().after(s(60)).build().unwrap();
+    let (inside, outside) = (touchy().build().unwrap(), touchy().build().unwrap());
+    timeout.layer(inside.layer(hanging())).oneshot(short_grpc("10S")).await.unwrap();
+    outside.layer(timeout.layer(hanging())).oneshot(short_grpc("10S")).await.unwrap();
+    assert_eq!([inside, outside].map(|l| l.handle().snapshot().state), [State::Open, State::Open]);
+}
+
+/// A server stream that reads another, which our timeout cuts, and ends well all the same.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_recovers_from_a_cut_upstream_succeeded() {
+    let layer = touchy().build().unwrap();
+    let timeout = TimeoutLayer::builder().after(ms(100)).until(Until::End).build().unwrap();
+    let upstream = timeout.layer(mute());
+    let handler = service_fn(move |r: Request<Empty<Bytes>>| {
+        let upstream = upstream.clone();
+        async move {
+            let mut body = Box::pin(upstream.oneshot(r).await?.into_body());
+            let frames = futures_util::stream::once(async move {
+                let cut = body.frame().await.unwrap().unwrap();
+                assert_eq!(cut.trailers_ref().unwrap()["grpc-status"], "4");
+                let well = [("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect();
+                Ok::<_, Infallible>(http_body::Frame::trailers(well))
+            });
+            Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(frames))))
+        }
+    });
+    let response = layer.layer(handler).oneshot(grpc()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().trailers().unwrap()["grpc-status"], "0");
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.calls, snapshot.failures), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streaming_probe_whose_caller_leaves_after_the_lease_decides_by_its_head() {
+    let layer = touchy().probe_lease(s(1)).build().unwrap();
+    layer.layer(answers(500, &[], None)).oneshot(get()).await.unwrap();
+    advance(ms(1_001)).await;
+    let response = layer.layer(mute()).oneshot(get()).await.unwrap();
+    advance(s(2)).await;
+    drop(response);
+    assert_eq!(layer.handle().snapshot().state, State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_probe_has_failed_at_its_head() {
+    let layer = touchy().slow_calls(ms(5), 1.0).minimum_calls(1_000).build().unwrap();
+    layer.layer(answers(500, &[], None)).oneshot(get()).await.unwrap();
+    advance(ms(1_001)).await;
+    let response = layer.layer(slow_stream("text/plain", vec![b"x"; 100])).oneshot(get()).await.unwrap();
+    assert_eq!(layer.handle().snapshot().state, State::Open);
+    drop(response);
+    assert_eq!(layer.handle().snapshot().cancelled, 0);
+}
+
+/// The operator's timeout is the backend's failure, also where the caller's deadline comes at about the same time.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_and_a_deadline_at_once() {
+    for deadline in [100, 101, 110] {
+        let timeout = TimeoutLayer::builder().after(ms(100)).build().unwrap();
+        let layer = touchy().build().unwrap();
+        let call = layer.layer(timeout.layer(hanging())).oneshot(get());
+        let response = Deadline::after(ms(deadline)).scope(call).await.unwrap();
+        assert_eq!(Rejection::in_response(&response).unwrap().reason(), Reason::Timeout);
+        assert_eq!(layer.handle().snapshot().state, State::Open, "{deadline}");
+    }
+}
+
+/// No result may be lost to a hand that changes something at the same time.
+#[test]
+fn results_count_while_hands_are_at_work() {
+    let layer = builder().count_window(4_096).failure_rate(1.0).minimum_calls(4_096).build().unwrap();
+    let (handle, service) = (layer.handle(), layer.clone().plain().layer(Probe::new()));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(handle.half_open().is_err());
+                let same = CircuitBreakerConfig { window: Window::Count(4_096), ..CircuitBreakerConfig::default() };
+                handle.update(CircuitBreakerConfig { failure_rate: Some(1.0), ..same }).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        for _ in 0..4_000 {
+            service.clone().oneshot(()).now_or_never().unwrap().unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(layer.handle().snapshot().calls, 4_000);
 }

@@ -112,6 +112,42 @@ fn a_result_under_way_does_not_end_up_in_an_emptied_window() {
     });
 }
 
+#[test]
+fn a_result_counts_while_a_hand_is_at_work() {
+    let two = || CircuitBreakerConfig { consecutive_failures: Some(2), ..config() };
+    check(move || {
+        let breaker = Arc::new(Breaker::new(&two()));
+        let call = breaker.admit(0).unwrap();
+        let other = Arc::clone(&breaker);
+        both(move || other.settle(call, Outcome::Failure, 1, 0), || breaker.update(&two(), 1));
+        assert_eq!(breaker.calls(1), (1, 1));
+    });
+}
+
+#[test]
+fn a_probes_verdict_counts_while_a_hand_is_at_work() {
+    check(|| {
+        let breaker = Arc::new(opened(&config()));
+        let probe = breaker.admit(20).unwrap();
+        let other = Arc::clone(&breaker);
+        let (closed, ()) = both(move || other.settle(probe, Outcome::Success, 21, 0), || breaker.update(&config(), 21));
+        assert!(closed);
+        assert_eq!((breaker.state(21), breaker.probes_out(21)), (State::Closed, 0));
+    });
+}
+
+#[test]
+fn a_hand_and_a_trip_leave_one_of_their_states() {
+    check(|| {
+        let breaker = Arc::new(Breaker::new(&config()));
+        let call = breaker.admit(0).unwrap();
+        let other = Arc::clone(&breaker);
+        both(move || other.settle(call, Outcome::Failure, 1, 0), || breaker.force_closed(1));
+        // Whoever was first: the hand has the last word.
+        assert_eq!(breaker.state(1), State::ForcedClosed);
+    });
+}
+
 fn trips_once(config: CircuitBreakerConfig) {
     check(move || {
         let breaker = Arc::new(Breaker::new(&config));

@@ -589,3 +589,13 @@ async fn a_transports_own_timer_does_not_win_because_nobody_polled() {
         assert_eq!(call.await.is_ok(), ours);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn shadow_reports_a_request_that_came_too_late_once() {
+    let layer = after(ms(10)).until(Until::End).shadow(true).build().unwrap();
+    let mut late = get();
+    late.extensions_mut().insert(Deadline::at(Instant::now()));
+    let call = layer.layer(streaming(|| vec![data("a")], false)).oneshot(late);
+    assert_eq!(call.await.unwrap().into_body().collect().await.unwrap().to_bytes(), "a");
+    assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+}

@@ -97,7 +97,7 @@ where
             StateProj::Refused { reason } => (*reason, Duration::ZERO),
         };
         // The inner future goes before the answer does, under the cause that policies inside it must book.
-        Cause::of(reason).during(|| this.state.set(State::Refused { reason }));
+        Cause::of(reason, Some(had)).during(|| this.state.set(State::Refused { reason }));
         Poll::Ready(this.protocol.reject(take(this.context), this.ledger.rejection(reason, had)))
     }
 }

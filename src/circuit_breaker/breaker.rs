@@ -167,7 +167,7 @@ impl Breaker {
     }
 
     pub(crate) fn release(&self, ticket: Ticket) {
-        self.machine.release(ticket, self.now());
+        self.changed(self.machine.release(ticket, self.now()), None);
     }
 
     /// A call whose inner service failed before it could begin.

@@ -68,13 +68,16 @@ impl Facts {
             End::Outcome(Outcome::Cancelled) | End::Left => return self.was_cancelled(breaker),
             End::Outcome(Outcome::Ignored) | End::Refused => return breaker.release(self.ticket),
             End::DeadlinePassed { had } => {
-                let had = self.since_start(now).or(had.map(nanos));
+                // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
+                let own = self.since_start(now.min(self.deadline));
+                let had = [own, had.map(nanos)].into_iter().flatten().min();
                 // Where it is not known how long it had, nobody is to blame.
                 if had.is_none_or(|had| had + early(had) < blame_after) {
                     return self.was_cancelled(breaker);
                 }
                 Outcome::Failure
             }
+            End::TimedOut => Outcome::Failure,
             // What a backend answers when a short deadline is over says nothing of the backend.
             End::Outcome(Outcome::Failure) if self.had_too_little_time(now, blame_after) => {
                 return self.was_cancelled(breaker);
@@ -128,12 +131,20 @@ impl Keeper for Call {
         self.facts.hint = Some(after).into();
     }
 
-    fn good_head(&mut self) {
-        if self.breaker.extras.until == Until::Head && self.facts.started != NEVER {
+    fn good_head(&mut self) -> bool {
+        let Facts { ticket, started, .. } = self.facts;
+        if self.breaker.extras.until == Until::Head && started != NEVER {
             self.first_frame();
             self.facts.latency_is_known = true;
+            let is_slow = self.breaker.slow_call().is_some_and(|limit| self.facts.latency > limit);
+            if is_slow && ticket.is_probe() {
+                // A slow probe has failed, and its body, which may outlast its lease, can't make that good.
+                self.breaker.settle(ticket, Outcome::Success, true, self.breaker.now(), None);
+                return true;
+            }
         }
-        self.breaker.machine.good_head(self.facts.ticket);
+        self.breaker.machine.good_head(ticket);
+        false
     }
 
     fn wants_frames(&self) -> bool {

@@ -17,6 +17,7 @@ use crate::{
 /// The longest time window: a day.
 const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_MINIMUM: u32 = 20;
+const DEFAULT_SUCCESSES: u32 = 3;
 
 /// The numbers of a circuit breaker, as plain data. See [`CircuitBreakerBuilder`] for what each means.
 #[derive(Debug, Clone)]
@@ -70,7 +71,7 @@ impl Default for CircuitBreakerConfig {
             open: OpenTime::default(),
             obey_retry_after: false,
             probes: 3,
-            successes_to_close: 3,
+            successes_to_close: DEFAULT_SUCCESSES,
             probe_lease: Duration::from_secs(30),
             ramp: None,
             throttled_is_failure: false,
@@ -85,13 +86,15 @@ pub struct CircuitBreakerBuilder {
     identity: Identity,
     config: CircuitBreakerConfig,
     minimum_is_set: bool,
+    successes_are_set: bool,
     extras: Extras,
 }
 
 impl CircuitBreakerBuilder {
     shared_setters!();
 
-    /// Opens when at least this share of the window failed: 0 to 1, default 0.5. Zero means at the first failure.
+    /// Opens when at least this share of the window failed: 0 to 1, default 0.5. Zero means at the first failure once there
+    /// are [`minimum_calls`](Self::minimum_calls).
     /// Throttled calls (429, RESOURCE_EXHAUSTED) count as failed here.
     pub fn failure_rate(mut self, rate: f64) -> Self {
         self.config.failure_rate = Some(rate);
@@ -160,9 +163,10 @@ impl CircuitBreakerBuilder {
     }
 
     /// Successful probes that close it, 1 to `probes`. It opens again as soon as more than `probes` less this many have
-    /// failed. Default: 3.
+    /// failed. Default: 3, or `probes` where that is less.
     pub fn successes_to_close(mut self, n: u32) -> Self {
         self.config.successes_to_close = n;
+        self.successes_are_set = true;
         self
     }
 
@@ -192,7 +196,7 @@ impl CircuitBreakerBuilder {
     }
 
     /// When the caller's deadline ends a call that had at least this long, the backend is to blame: a failure. With less
-    /// it is nobody's, so that a caller can't open a shared breaker with short deadlines. Up to 365 days. Default: 1 s.
+    /// it is nobody's, so that a caller can't open a shared breaker with short deadlines. 1 ns to 365 days. Default: 1 s.
     pub fn deadline_blame_after(mut self, d: Duration) -> Self {
         self.extras.blame_after = d;
         self
@@ -207,11 +211,13 @@ impl CircuitBreakerBuilder {
         if let (false, Window::Count(n)) = (self.minimum_is_set, self.config.window) {
             self.config.minimum_calls = n.clamp(1, DEFAULT_MINIMUM);
         }
+        if !self.successes_are_set {
+            self.config.successes_to_close = self.config.probes.clamp(1, DEFAULT_SUCCESSES);
+        }
         let mut checks = Checks::default();
         self.identity.check(&mut checks);
         self.config.check(&mut checks);
-        let blame = self.extras.blame_after;
-        checks.require(blame <= crate::time::LONGEST, "deadline_blame_after", blame, "a duration up to 365 days");
+        checks.duration("deadline_blame_after", self.extras.blame_after);
         checks.finish()?;
         Ok(CircuitBreakerLayer::new(self.identity, self.config, self.extras))
     }
@@ -247,7 +253,7 @@ impl CircuitBreakerConfig {
         let needed = self.successes_to_close;
         checks.require(needed > 0, "successes_to_close", needed, "at least 1");
         let expected = format!("at most `probes`, {}: it is above what probes can give", self.probes);
-        checks.require(needed <= self.probes, "successes_to_close", needed, &expected);
+        checks.require(needed <= self.probes.max(1), "successes_to_close", needed, &expected);
         checks.duration("probe_lease", self.probe_lease);
         if let Some(ramp) = self.ramp {
             checks.duration("ramp", ramp);

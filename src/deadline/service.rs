@@ -78,15 +78,17 @@ where
         }
         let now = time::now();
         let caller = self.layer.caller(context.is_grpc(), &mut request, now);
-        if caller.has_passed(now) && ledger.run_out(Reason::DeadlineExceeded) {
+        let too_late = caller.has_passed(now);
+        if too_late && ledger.run_out(Reason::DeadlineExceeded) {
             // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
             let unready = self.inner.clone();
             drop(mem::replace(&mut self.inner, unready));
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
         let scope = caller.deadline;
-        let body = Some(BodyPlan { to_the_end: true, idle: Span::NONE, scope });
-        let plan = Plan { start: now, after: Span::NONE, caller: caller.timer(), body };
+        let body = scope.map(|_| BodyPlan { to_the_end: true, idle: Span::NONE, scope });
+        // In shadow a call that came too late goes on, and was reported.
+        let plan = Plan { start: now, after: Span::NONE, caller: caller.timer().filter(|_| !too_late), body };
         // The inner service may look at the deadline in `call` itself, before there is a future.
         let _entered = Entered::new(scope);
         let inner = self.inner.call(request);

@@ -50,7 +50,7 @@ thread_local! {
     ///
     /// Trailers can't carry a `Rejection`, and `grpc-status: 4` does not say whether the operator's timeout or the
     /// caller's deadline ran out; policies further out must know. Bodies are polled through one another on one stack,
-    /// so the inner one notes it here and the outer one, which cleared it before it polled, reads it right after.
+    /// so the inner one notes it here and the outer ones, which cleared it before they polled, read it right after.
     static CUT_BY: Cell<Option<End>> = const { Cell::new(None) };
 }
 
@@ -104,7 +104,7 @@ where
             KindProj::Text { bytes } => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
         };
         // The inner body goes now, not when somebody drops this one; and what is in it learns whose clock it was.
-        Cause::of(rejection.reason()).during(|| kind.set(Kind::Text { bytes: None }));
+        Cause::of(rejection.reason(), rejection.had()).during(|| kind.set(Kind::Text { bytes: None }));
         Poll::Ready(Some(cut_short(rejection, grpc)))
     }
 
@@ -313,7 +313,10 @@ impl<W: Watch> Verdict<W> {
     }
 
     fn trailers(&mut self, trailers: Option<&HeaderMap>) {
-        if let Some(end) = CUT_BY.take() {
+        // Left there for whoever stands further out; each clears it before it polls. A handler may have seen the stream it
+        // reads being cut and ended well all the same, and then its trailers do not say 4.
+        let code = trailers.and_then(classify::grpc_status).flatten();
+        if let Some(end) = CUT_BY.get().filter(|_| self.grpc && code == Some(4)) {
             self.settle(end);
         }
         if let Some(trailers) = trailers.filter(|_| self.grpc) {

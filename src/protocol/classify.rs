@@ -12,6 +12,8 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 /// `Failure`; 8 `Throttled`; the rest (the caller's own mistakes) `Success`; no readable code at the end `Failure`. A
 /// transport error, and a body that breaks off, is a `Failure` without being asked about.
 ///
+/// An own classification costs a call one allocation, for the method that is kept for [`head`](HttpClassify::head).
+///
 /// ```
 /// use buttress::{HttpClassify, Outcome};
 ///

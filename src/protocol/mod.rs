@@ -10,6 +10,9 @@
 //! | [`Flat`], by `.flat()` | services whose error is `From<Rejection>` | `Err(rejection.into())` | stays what it was |
 //! | [`Boxed`], by `.boxed()` | the rest | `Err(Box<Rejection>)` | [`BoxError`] |
 //!
+//! Policies of one stack take one form: a policy in the HTTP form looks for the refusals of others in responses, one in
+//! another form in errors.
+//!
 //! Two `.plain()` layers nest (`Error<Error<E>>`): put one `.plain()` innermost and `.flat()` around it.
 
 use std::{error::Error as StdError, fmt};

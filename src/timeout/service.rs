@@ -71,14 +71,16 @@ where
         let now = time::now();
         let after = self.shared.after::<P, Req, S::Response, S::Error>(&mut request);
         let caller = self.shared.caller::<P, Req, S::Response, S::Error>(&context, &mut request, now, after);
-        if caller.has_passed(now) && self.shared.ledger.run_out(Reason::DeadlineExceeded) {
+        let too_late = caller.has_passed(now);
+        if too_late && self.shared.ledger.run_out(Reason::DeadlineExceeded) {
             // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
             let unready = self.inner.clone();
             drop(mem::replace(&mut self.inner, unready));
             return self.refused(context);
         }
         let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
-        let plan = Plan { start: now, after, caller: caller.timer(), body };
+        // In shadow a call that came too late goes on, and was reported.
+        let plan = Plan { start: now, after, caller: caller.timer().filter(|_| !too_late), body };
         let inner = self.inner.call(request);
         ResponseFuture::running(inner, self.protocol.clone(), context, plan, self.shared.ledger.share())
     }

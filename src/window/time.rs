@@ -21,9 +21,11 @@ use crate::{
 const BACK: u32 = 10;
 /// Buckets in a row: a power of two above `BACK`, with room between what is live and what is overwritten.
 const BUCKETS: usize = 16;
+/// What is added to the offset of a window to begin it anew: then all that is in it is too old to count.
+pub(crate) const ANEW: u32 = BUCKETS as u32;
 const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
-/// A tag that has not been seen for so long could be taken for a newer one.
-const LONG_AGO: u64 = 1 << 30;
+/// A tag that is older than 2^31 ticks would be taken for a newer one. Long before that it is swept out.
+const SWEEP_EVERY: u64 = 1 << 28;
 
 /// The calls of the last T. The length of a tick is given with each use; it must be the same all through one epoch.
 #[derive(Debug)]
@@ -33,8 +35,8 @@ pub(crate) struct TimeRing {
     slow: Row,
     /// When the window was last added up: the tag of the tick, and how many calls there were at least.
     added_up: AtomicU64,
-    /// The number of the last tick in which that happened, whole.
-    last_tick: AtomicU64,
+    /// The number of the tick in which old tags were last swept out, whole.
+    last_sweep: AtomicU64,
 }
 
 /// Two cache lines of its own, and no other's.
@@ -50,16 +52,29 @@ pub(crate) struct Tick {
 }
 
 impl Tick {
-    /// `now` and `length` are in nanoseconds.
+    /// `now` and `length` are in nanoseconds. The offset is added to the number, so that a window that begins anew has
+    /// newer tags than the one before it, whatever its length.
     #[inline]
-    pub(crate) fn new(epoch: u32, length: u64, now: u64) -> Self {
+    pub(crate) fn new(offset: u32, length: u64, now: u64) -> Self {
         let number = now / length;
-        // Each epoch jumps ahead by a whole ring, so everything from before it is too old to count.
-        Tick { number, tag: (number as u32).wrapping_add(epoch.wrapping_mul(BUCKETS as u32)) }
+        Tick { number, tag: (number as u32).wrapping_add(offset) }
+    }
+
+    /// The offset of a window with ticks of this length that begins now and has nothing of this one, unless it is refilled:
+    /// a whole ring further for each tick that may be, so even the oldest of them is newer than all that is here.
+    pub(crate) fn offset_after(self, length: u64, now: u64) -> u32 {
+        let next = self.tag.wrapping_add(2 * BUCKETS as u32);
+        next.wrapping_sub((now / length) as u32)
     }
 
     fn bucket(self) -> usize {
         self.tag as usize % BUCKETS
+    }
+
+    #[inline]
+    fn has_inside(self, tag: u32) -> bool {
+        let oldest = self.tag.wrapping_sub(BACK);
+        word::age(oldest, tag) != Greater && word::age(tag, self.tag) != Greater
     }
 }
 
@@ -75,7 +90,7 @@ impl TimeRing {
             failed: Row::new(),
             slow: Row::new(),
             added_up: AtomicU64::new(0),
-            last_tick: AtomicU64::new(0),
+            last_sweep: AtomicU64::new(0),
         }
     }
 
@@ -126,12 +141,9 @@ impl TimeRing {
     }
 
     fn add_up(&self, tick: Tick) -> Sums {
-        let last = self.last_tick.load(ORDER);
-        if last != tick.number {
-            self.last_tick.store(tick.number, ORDER);
-            if tick.number.abs_diff(last) > LONG_AGO {
-                self.forget_all_but(tick);
-            }
+        if tick.number.abs_diff(self.last_sweep.load(ORDER)) > SWEEP_EVERY {
+            self.last_sweep.store(tick.number, ORDER);
+            self.sweep(tick);
         }
         let sums = self.sums(tick);
         let calls = u32::try_from(sums.calls).unwrap_or(u32::MAX);
@@ -139,13 +151,18 @@ impl TimeRing {
         sums
     }
 
-    /// After a silence so long that tags could be mistaken: nothing from before it is inside, so all of it goes.
+    /// Judge the next call, whatever it is: thresholds have changed.
+    pub(crate) fn judge_again(&self) {
+        self.added_up.store(0, ORDER);
+    }
+
+    /// Empties every bucket that is not inside. Rows are used unequally: one of failures may rest for months.
     #[cold]
-    fn forget_all_but(&self, tick: Tick) {
+    fn sweep(&self, tick: Tick) {
         for row in self.good.iter().chain([&self.failed, &self.slow]) {
             for bucket in &row.0 {
                 let seen = bucket.load(ORDER);
-                if word::unpack(seen).0 != tick.tag {
+                if !tick.has_inside(word::unpack(seen).0) {
                     // Lost to a record of this very moment, which has emptied it already.
                     let _ = bucket.compare_exchange(seen, 0, ORDER, ORDER);
                 }
@@ -166,11 +183,9 @@ impl Row {
 
     #[inline]
     fn sum(&self, tick: Tick) -> u64 {
-        let oldest = tick.tag.wrapping_sub(BACK);
         let live = |bucket: &AtomicU64| {
             let (tag, count) = word::unpack(bucket.load(ORDER));
-            let inside = word::age(oldest, tag) != Greater && word::age(tag, tick.tag) != Greater;
-            if inside { u64::from(count) } else { 0 }
+            if tick.has_inside(tag) { u64::from(count) } else { 0 }
         };
         self.0.iter().map(live).sum()
     }
@@ -209,7 +224,7 @@ mod tests {
             for (failed, slow, step, stripe, turn) in calls {
                 now += step * 100;
                 if turn == 0 {
-                    epoch = epoch.wrapping_add(1);
+                    epoch = epoch.wrapping_add(BUCKETS as u32);
                     list.clear();
                 }
                 let (tick, sample) = (Tick::new(epoch, length, now), Sample { failed, slow });
@@ -219,7 +234,7 @@ mod tests {
                 }
                 prop_assert_eq!(ring.sums(tick), naive(&list, now / length));
                 // Late results of an emptied window change nothing that counts.
-                ring.record(Tick::new(epoch.wrapping_sub(1), length, now), stripe, FAILED, 1);
+                ring.record(Tick::new(epoch.wrapping_sub(BUCKETS as u32), length, now), stripe, FAILED, 1);
                 prop_assert_eq!(ring.sums(tick), naive(&list, now / length));
             }
         }
@@ -264,6 +279,25 @@ mod tests {
                 ring.record(later(n), 0, FAILED, 1);
             }
             assert_eq!(ring.sums(later(15)), Sums { calls: 11, failures: 11, slow: 0 }, "{silence}");
+        }
+    }
+
+    /// Rows rest while others run: of old failures nothing is left, and new ones count, however many ticks lie between.
+    #[test]
+    fn a_row_that_rests_is_no_riddle_either() {
+        for step in [1 << 27, 1 << 28, (1 << 28) + 1] {
+            for rests in [(1u64 << 31) / step + 1, (1u64 << 32) / step - 1, (1 << 32) / step, (1 << 32) / step + 1] {
+                let (ring, tick) = (TimeRing::new(), |n| Tick::new(1, 1, n));
+                ring.record(tick(20), 0, FAILED, 1);
+                let mut now = 20;
+                for _ in 0..rests {
+                    now += step;
+                    ring.record(tick(now), 1, Sample::default(), 1);
+                }
+                assert_eq!(ring.sums(tick(now)).failures, 0, "{step} {rests}");
+                ring.record(tick(now), 0, FAILED, 1);
+                assert_eq!(ring.sums(tick(now)), Sums { calls: 2, failures: 1, slow: 0 }, "{step} {rests}");
+            }
         }
     }
 

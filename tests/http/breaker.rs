@@ -169,3 +169,16 @@ async fn forged_short_deadlines_do_not_open_it() {
         assert_eq!((snapshot.state, snapshot.failures), (State::Closed, 0));
     }
 }
+
+/// tonic's channel has a timer of its own on `grpc-timeout`, whose error looks like any other of the transport.
+#[tokio::test]
+async fn a_channels_own_timer_on_a_short_deadline_does_not_open_it() {
+    let layer = third().consecutive_failures(1).build().unwrap();
+    let server = bare(&Manners::default()).await;
+    let mut client = HealthClient::new(layer.layer(channel(&server)));
+    let mut request = tonic::Request::new(ask("hangs"));
+    request.set_timeout(Duration::from_millis(50));
+    assert_eq!(soon(client.check(request)).await.unwrap_err().code(), Code::Cancelled);
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.state, snapshot.cancelled), (State::Closed, 1));
+}

@@ -23,7 +23,7 @@ impl Machine {
             State::Closed | State::ForcedClosed => None,
             State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: None }),
             State::Open => self.open_refusal(now),
-            State::HalfOpen => (self.probes.out(now) >= self.limits.probes.load(Relaxed)).then_some(Refusal::OPEN),
+            State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now).then_some(Refusal::OPEN),
         }
     }
 

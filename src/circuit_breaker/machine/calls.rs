@@ -4,11 +4,11 @@ use std::sync::OnceLock;
 
 use crate::{
     circuit_breaker::machine::limits::Layout,
-    sync::{AtomicU64, Ordering::SeqCst},
+    sync::{AtomicU32, AtomicU64, Ordering::SeqCst},
     window::{
         Sample, Sums,
         count::CountRing,
-        time::{Tick, TimeRing},
+        time::{self, Tick, TimeRing},
         word,
     },
 };
@@ -17,19 +17,21 @@ use crate::{
 pub(crate) struct Calls {
     /// The epoch, and behind it the number of calls of a count window or zero for a time window.
     shape: AtomicU64,
-    /// The length of a tick. Changes only together with the epoch.
+    /// The length of a tick, and what is added to its number. They change only together with the epoch.
     tick: AtomicU64,
+    offset: AtomicU32,
     count: OnceLock<CountRing>,
     time: OnceLock<TimeRing>,
     /// Failures since the last success, tagged with the epoch.
     consecutive: AtomicU64,
 }
 
-/// What the window is at one moment. A caller that finds the gate unchanged *after* it read this knows that the epoch
-/// is that of its own generation.
+/// What the window is at one moment. A caller that finds the gate the same and not busy *before and after* it read this
+/// knows that it is of one piece, and of the generation of that gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     epoch: u32,
+    offset: u32,
     layout: Layout,
 }
 
@@ -53,11 +55,12 @@ impl Calls {
         let calls = Calls {
             shape: AtomicU64::new(0),
             tick: AtomicU64::new(1),
+            offset: AtomicU32::new(0),
             count: OnceLock::new(),
             time: OnceLock::new(),
             consecutive: AtomicU64::new(0),
         };
-        calls.set(Shape { epoch: 1, layout });
+        calls.set(Shape { epoch: 1, offset: time::ANEW, layout });
         calls
     }
 
@@ -65,7 +68,7 @@ impl Calls {
     pub(crate) fn shape(&self) -> Shape {
         let (epoch, n) = word::unpack(self.shape.load(SeqCst));
         let layout = if n == 0 { Layout::Time(self.tick.load(SeqCst)) } else { Layout::Count(n) };
-        Shape { epoch, layout }
+        Shape { epoch, offset: self.offset.load(SeqCst), layout }
     }
 
     fn set(&self, shape: Shape) {
@@ -80,6 +83,7 @@ impl Calls {
                 0
             }
         };
+        self.offset.store(shape.offset, SeqCst);
         self.shape.store(word::pack(shape.epoch, n), SeqCst);
     }
 
@@ -104,7 +108,7 @@ impl Calls {
         let sums = match shape.layout {
             Layout::Count(n) => self.count.get().and_then(|ring| ring.record(shape.epoch, n, sample)),
             Layout::Time(tick) => {
-                let tick = Tick::new(shape.epoch, tick, now);
+                let tick = Tick::new(shape.offset, tick, now);
                 self.time.get().and_then(|ring| ring.record(tick, stripe, sample, minimum))
             }
         };
@@ -114,7 +118,7 @@ impl Calls {
     pub(crate) fn sums(&self, shape: Shape, now: u64) -> Sums {
         let sums = match shape.layout {
             Layout::Count(n) => self.count.get().map(|ring| ring.sums(shape.epoch, n)),
-            Layout::Time(tick) => self.time.get().map(|ring| ring.sums(Tick::new(shape.epoch, tick, now))),
+            Layout::Time(tick) => self.time.get().map(|ring| ring.sums(Tick::new(shape.offset, tick, now))),
         };
         sums.unwrap_or_default()
     }
@@ -126,7 +130,8 @@ impl Calls {
     /// Begins an empty window. Only by whoever holds the gate.
     pub(crate) fn empty(&self) {
         let shape = self.shape();
-        self.set(Shape { epoch: shape.epoch.wrapping_add(1), ..shape });
+        let (epoch, offset) = (shape.epoch.wrapping_add(1), shape.offset.wrapping_add(time::ANEW));
+        self.set(Shape { epoch, offset, ..shape });
     }
 
     /// Changes the window and keeps what it knows, as far as the new one has room for it. Only by whoever holds the gate.
@@ -137,26 +142,45 @@ impl Calls {
         }
         let kept = self.all(old, now);
         let run = self.consecutive(old);
-        let new = Shape { epoch: old.epoch.wrapping_add(1), layout };
+        let offset = match (old.layout, layout) {
+            (Layout::Time(from), Layout::Time(to)) => Tick::new(old.offset, from, now).offset_after(to, now),
+            // Whatever the ring of time was left with when it was last in use, its tags went by this offset.
+            (Layout::Count(_), Layout::Time(to)) => {
+                Tick::new(old.offset, self.tick.load(SeqCst), now).offset_after(to, now)
+            }
+            _ => old.offset,
+        };
+        let new = Shape { epoch: old.epoch.wrapping_add(1), offset, layout };
         self.set(new);
         word::update(&self.consecutive, new.epoch, |_| (run > 0).then_some(run));
         match layout {
-            Layout::Count(n) => {
-                if let Some(ring) = self.count.get() {
-                    let surplus = kept.iter().map(|k| k.sums.calls).sum::<u64>().saturating_sub(u64::from(n));
-                    kept.iter().flat_map(Kept::samples).skip(surplus as usize).for_each(|s| {
-                        ring.record(new.epoch, n, s);
-                    });
-                }
-            }
+            Layout::Count(n) => self.refill_count(new, n, &kept),
             Layout::Time(length) => {
                 if let Some(ring) = self.time.get() {
                     for k in &kept {
-                        ring.refill(Tick::new(new.epoch, length, k.at), k.sums);
+                        ring.refill(Tick::new(new.offset, length, k.at), k.sums);
                     }
                 }
             }
         }
+    }
+
+    /// The newest `n` of what was kept.
+    fn refill_count(&self, shape: Shape, n: u32, kept: &[Kept]) {
+        let Some(ring) = self.count.get() else { return };
+        let mut surplus = kept.iter().map(|k| k.sums.calls).sum::<u64>().saturating_sub(u64::from(n));
+        for k in kept {
+            let skip = surplus.min(k.sums.calls);
+            surplus -= skip;
+            k.samples(skip).for_each(|s| {
+                ring.record(shape.epoch, n, s);
+            });
+        }
+    }
+
+    /// Judge the next call, whatever it is.
+    pub(crate) fn judge_again(&self) {
+        self.time.get().into_iter().for_each(TimeRing::judge_again);
     }
 
     /// All that the window holds, oldest first. Calls of a count window count as of now.
@@ -168,7 +192,7 @@ impl Calls {
                 samples.into_iter().flatten().map(|s| Kept { at: now, sums: one(s) }).collect()
             }
             Layout::Time(length) => {
-                let ticks = self.time.get().map(|ring| ring.ticks(Tick::new(shape.epoch, length, now)));
+                let ticks = self.time.get().map(|ring| ring.ticks(Tick::new(shape.offset, length, now)));
                 let at = |back: u64| now.saturating_sub(back * length);
                 ticks.into_iter().flatten().map(|(back, sums)| Kept { at: at(back), sums }).collect()
             }
@@ -184,8 +208,8 @@ struct Kept {
 
 impl Kept {
     /// Their order within the tick is lost; failures and slow calls come first, so that they slide out first.
-    fn samples(&self) -> impl Iterator<Item = Sample> {
+    fn samples(&self, skip: u64) -> impl Iterator<Item = Sample> {
         let Sums { calls, failures, slow } = self.sums;
-        (0..calls).map(move |i| Sample { failed: i < failures, slow: i < slow })
+        (skip..calls).map(move |i| Sample { failed: i < failures, slow: i < slow })
     }
 }

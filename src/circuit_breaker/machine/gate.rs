@@ -2,15 +2,18 @@
 //! is one compare-and-swap.
 //!
 //! ```text
-//!  63        32 31   24 23   16            4   3 2   0
-//! | generation | failed |  good  |  unused  |busy|state|
+//!  63        32 31   24 23   16 15       4   3 2   0
+//! | generation | failed |  good  | updates  |busy|state|
 //! ```
 //!
 //! A *generation* is one stay in one state. A call remembers the generation in which it was admitted, and its result
 //! counts in no other. `good` and `failed` are the probes of a half-open generation that have ended.
 //!
-//! `busy` is set for the few instructions in which one thread changes the state and what belongs to it. Nobody waits for
-//! it: calls are admitted or refused as before, and results of the generation that is ending change nothing.
+//! `busy` is set for the few instructions in which one thread changes the state and what belongs to it. No admission waits
+//! for it: calls are admitted or refused as before. A result that comes in those instructions does, so that none is lost.
+//!
+//! `updates` counts changes of the window within a generation, so that whoever reads the gate before and after the window
+//! knows that both reads are of one piece.
 
 use crate::circuit_breaker::State;
 
@@ -18,6 +21,8 @@ use crate::circuit_breaker::State;
 pub(crate) struct Gate(pub(crate) u64);
 
 const BUSY: u64 = 1 << 3;
+const UPDATE: u64 = 1 << 4;
+const UPDATES: u64 = 0xfff << 4;
 const GOOD: u32 = 16;
 const FAILED: u32 = 24;
 
@@ -61,6 +66,17 @@ impl Gate {
         self.0 & BUSY != 0
     }
 
+    /// The same generation, with a window that has changed.
+    pub(crate) fn updated(self) -> Self {
+        Gate(self.0 & !UPDATES | (self.0 + UPDATE) & UPDATES)
+    }
+
+    /// Is this `generation`, closed and not busy, however often its window has changed?
+    #[inline]
+    pub(crate) fn is_closed_in(self, generation: u32) -> bool {
+        self.0 & !UPDATES == Gate::new(generation, State::Closed).0
+    }
+
     pub(crate) fn busy(self) -> Self {
         Gate(self.0 | BUSY)
     }
@@ -97,6 +113,13 @@ mod tests {
                 let gate = gate.with_probe(true).with_probe(false).with_probe(false).busy();
                 assert_eq!((gate.state(), gate.generation()), (state, generation));
                 assert_eq!((gate.good(), gate.failed(), gate.is_busy()), (2, 1, true));
+                let mut updated = gate;
+                for i in 0..5_000 {
+                    assert!(!updated.is_closed_in(generation), "it is busy");
+                    updated = updated.updated();
+                    assert_eq!(updated == gate, i % 4_096 == 4_095);
+                    assert_eq!((updated.generation(), updated.good(), updated.is_busy()), (generation, 2, true));
+                }
                 assert_eq!(gate.next(State::Closed), Gate::new(generation.wrapping_add(1), State::Closed));
             }
         }

@@ -60,6 +60,10 @@ impl Ticket {
     /// Of a call that was not admitted. Whatever becomes of it is not booked.
     pub(crate) const UNCOUNTED: Ticket = Ticket { generation: 0, slot_number: u32::MAX, lease: None };
 
+    pub(crate) fn is_probe(self) -> bool {
+        self.lease.is_some()
+    }
+
     #[inline]
     pub(crate) fn is_counted(self) -> bool {
         self.slot_number != u32::MAX
@@ -135,8 +139,8 @@ impl Machine {
 
     pub(crate) fn status(&self, now: u64) -> Status {
         loop {
-            let shape = self.calls.shape();
             let gate = self.gate();
+            let shape = self.calls.shape();
             let state = gate.state();
             let open = state == State::Open;
             let until = self.open_until.load(SeqCst);
@@ -153,7 +157,7 @@ impl Machine {
                 probes_out: if state == State::HalfOpen { self.probes.out(now) } else { 0 },
                 minimum: self.limits.minimum(),
             };
-            if !gate.is_busy() && self.gate().generation() == gate.generation() {
+            if !gate.is_busy() && self.gate() == gate {
                 return status;
             }
             step_aside();

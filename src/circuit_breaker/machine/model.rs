@@ -159,8 +159,11 @@ impl Model {
         if self.state == State::HalfOpen {
             let Some(i) = self.slots.iter().position(|s| s.is_some_and(|l| l.call == call)) else { return };
             let lease = self.slots[i].take().unwrap();
-            if outcome.is_some() && now > lease.until {
-                outcome = lease.good_head.then_some(Outcome::Success);
+            if now > lease.until {
+                if outcome.is_none() && lease.good_head {
+                    return self.probe_ended(false, now);
+                }
+                outcome = outcome.and(lease.good_head.then_some(Outcome::Success));
             }
         }
         let Some(outcome) = outcome else { return };
@@ -191,11 +194,48 @@ impl Model {
         }
     }
 
+    fn update(&mut self, config: CircuitBreakerConfig, now: u64) {
+        self.slide(now);
+        match (self.config.window, config.window) {
+            (a, b) if a == b => {}
+            (Window::Count(_), Window::Count(n)) => {
+                while self.window.len() > n as usize {
+                    self.window.pop_front();
+                }
+            }
+            (Window::Count(_), Window::Time(_)) => self.window.iter_mut().for_each(|c| c.0 = now),
+            (Window::Time(t), to) => {
+                // All that is left of a time is its tick, and within it the bad ones count as the older.
+                let tick = t.as_nanos() as u64 / 10;
+                let mut ticks: Vec<Vec<_>> = vec![Vec::new(); 11];
+                for call in self.window.drain(..) {
+                    ticks[(now / tick - call.0 / tick) as usize].push(call);
+                }
+                for (back, calls) in ticks.into_iter().enumerate().rev() {
+                    let (failed, slow) = (calls.iter().filter(|c| c.1).count(), calls.iter().filter(|c| c.2).count());
+                    let at = now.saturating_sub(back as u64 * tick);
+                    self.window.extend((0..calls.len()).map(|i| (at, i < failed, i < slow)));
+                }
+                if let Window::Count(n) = to {
+                    while self.window.len() > n as usize {
+                        self.window.pop_front();
+                    }
+                }
+            }
+        }
+        if self.ramp_until > now {
+            let nanos = |r: Option<Duration>| r.map_or(0, |r| r.as_nanos());
+            let left = u128::from(self.ramp_until - now) * nanos(config.ramp) / nanos(self.config.ramp).max(1);
+            self.ramp_until = if left == 0 { 0 } else { now + left as u64 };
+        }
+        self.config = config;
+    }
+
     fn probe_ended(&mut self, failed: bool, now: u64) {
         *(if failed { &mut self.failed } else { &mut self.good }) += 1;
         if self.good >= self.config.successes_to_close {
             self.close(now);
-        } else if self.failed > self.config.probes - self.config.successes_to_close {
+        } else if self.failed > self.config.probes.saturating_sub(self.config.successes_to_close) {
             self.open(now);
         }
     }
@@ -214,6 +254,7 @@ enum Step {
     Head(usize),
     Hand(State),
     Reset,
+    Update(CircuitBreakerConfig),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -231,6 +272,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..8usize).prop_map(Step::Head),
         1 => by_hand.prop_map(Step::Hand),
         1 => Just(Step::Reset),
+        1 => configs().prop_map(Step::Update),
     ];
     proptest::collection::vec(step, 1..300)
 }
@@ -286,13 +328,17 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
             Step::Wait(ms) => now += ms * MS,
             Step::Call(random) => {
                 number += 1;
-                let expected = model.admit(number, now, random);
+                let mut expected = model.admit(number, now, random);
                 let shut = machine.is_shut(now);
                 let (answer, change) = match machine.admit_closed() {
                     Some(ticket) => (Ok(ticket), None),
                     None => machine.admit(now, random),
                 };
                 shell(&machine, change, now);
+                if change.is_some_and(|c| c.to == State::Open) {
+                    // A probe that had outstayed its lease opened it just now: how long for is not known yet.
+                    expected = expected.map_err(|r| Refusal { retry_after: None, ..r });
+                }
                 prop_assert_eq!(answer.map(drop), expected);
                 prop_assert!(shut.is_none() || shut == expected.err());
                 running.extend(answer.map(|ticket| (number, ticket, model.generation)));
@@ -341,6 +387,10 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
                 model.empty();
                 model.openings = 0;
             }
+            Step::Update(config) => {
+                machine.update(&config, now);
+                model.update(config, now);
+            }
             Step::End(..) | Step::Head(_) => {}
         }
         let status = machine.status(now);
@@ -364,7 +414,7 @@ proptest! {
 
     /// Where the numbers of ticks wrap: a tick of 2 ms, begun shortly before each power of two.
     #[test]
-    fn equals_the_naive_one_across_wraps(config in configs(), steps in steps(), power in 20..40u32, before in 0..40u64) {
+    fn equals_the_naive_one_across_wraps(config in configs(), steps in steps(), power in 8..40u32, before in 0..40u64) {
         let config = CircuitBreakerConfig { window: Window::Time(Duration::from_millis(20)), ..config };
         play(config, ((1 << power) - before) * 2 * MS, steps)?;
     }

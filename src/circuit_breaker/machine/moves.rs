@@ -37,12 +37,19 @@ impl Machine {
 
     /// Moves by hand. `Ok(None)`: it is there already. `Err`: not from this state.
     pub(crate) fn move_by_hand(&self, to: State, now: u64) -> Result<Option<Change>, State> {
+        let answer = |from| match to {
+            _ if from == to => Some(Ok(None)),
+            State::HalfOpen if from != State::Open => Some(Err(from)),
+            _ => None,
+        };
+        // Asked before the gate is taken too: what does nothing shall disturb nobody.
+        if let Some(answer) = answer(self.gate().state()) {
+            return answer;
+        }
         let gate = self.seize();
-        let from = gate.state();
-        let legal = to != State::HalfOpen || from == State::Open;
-        if from == to || !legal {
+        if let Some(answer) = answer(gate.state()) {
             self.let_go(gate);
-            return if from == to { Ok(None) } else { Err(from) };
+            return answer;
         }
         if to == State::HalfOpen {
             self.probes.clear();
@@ -66,8 +73,17 @@ impl Machine {
     pub(crate) fn update(&self, config: &CircuitBreakerConfig, now: u64) {
         let gate = self.seize();
         self.calls.change(Layout::from(config.window), now);
+        let old = self.limits.ramp.load(Relaxed).max(1);
         self.limits.store(config);
-        self.let_go(gate);
+        let until = self.ramp_until.load(SeqCst);
+        if until > now {
+            // A ramp that runs keeps the share that it has reached.
+            let left = u128::from(until - now) * u128::from(self.limits.ramp.load(Relaxed)) / u128::from(old);
+            let left = u64::try_from(left).unwrap_or(u64::MAX);
+            self.ramp_until.store(if left == 0 { 0 } else { now.saturating_add(left) }, SeqCst);
+        }
+        self.calls.judge_again();
+        self.let_go(gate.updated());
     }
 
     /// Takes the gate if it still reads `gate`.

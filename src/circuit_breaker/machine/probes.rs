@@ -100,11 +100,20 @@ impl Probes {
 
     /// Probes that are out and whose lease runs.
     pub(crate) fn out(&self, now: u64) -> u32 {
+        self.out_of(MOST, now)
+    }
+
+    /// Is none of the first `limit` slots to be had?
+    pub(crate) fn are_out(&self, limit: u32, now: u64) -> bool {
+        self.out_of(limit, now) >= limit.min(MOST)
+    }
+
+    fn out_of(&self, limit: u32, now: u64) -> u32 {
         let running = |slot: &&AtomicU64| {
             let seen = slot.load(SeqCst);
             seen != 0 && !is_over(seen, now)
         };
-        self.slots.iter().filter(running).count() as u32
+        self.slots.iter().take(limit as usize).filter(running).count() as u32
     }
 
     fn word(&self, slot: Slot) -> &AtomicU64 {

@@ -9,7 +9,10 @@ use super::{
 use crate::{
     circuit_breaker::State,
     outcome::Outcome,
-    sync::Ordering::{Relaxed, SeqCst},
+    sync::{
+        Ordering::{Relaxed, SeqCst},
+        step_aside,
+    },
     window::{Sample, Sums},
 };
 
@@ -18,12 +21,10 @@ impl Machine {
     /// whether that trips it. With a window of calls `now` is not looked at ([`needs_time`](Self::needs_time)).
     #[inline(always)]
     pub(crate) fn record_closed(&self, ticket: Ticket, outcome: Outcome, now: u64, stripe: usize) -> Option<bool> {
-        // NOTE: in this order, as in `settle`.
+        let before = self.gate();
         let shape = self.calls.shape();
-        if self.gate() != Gate::new(ticket.generation, State::Closed)
-            || ticket.slot_number != 0
-            || ticket.lease.is_some()
-        {
+        let steady = before == self.gate() && before.is_closed_in(ticket.generation);
+        if !steady || ticket.slot_number != 0 || ticket.lease.is_some() {
             return None;
         }
         let (sums, run) = self.record(shape, outcome, false, now, stripe);
@@ -39,10 +40,32 @@ impl Machine {
     /// Opens it, if it is still closed in the generation of this ticket.
     #[cold]
     pub(crate) fn trip(&self, ticket: Ticket, now: u64) -> Option<Change> {
-        let shape = self.calls.shape();
-        let gate = self.gate();
-        let here = gate.generation() == ticket.generation && gate.state() == State::Closed;
-        if here { self.open(gate, shape, now) } else { None }
+        loop {
+            let (gate, shape) = self.steady(ticket.generation)?;
+            if gate.state() != State::Closed {
+                return None;
+            }
+            // Lost to an update at worst: then once more.
+            if let Some(change) = self.open(gate, shape, now) {
+                return Some(change);
+            }
+        }
+    }
+
+    /// The gate and the window, of one piece; `None` if this generation is over. Waits for the few instructions in which
+    /// another thread changes them: a result that comes just then counts too.
+    pub(super) fn steady(&self, generation: u32) -> Option<(Gate, Shape)> {
+        loop {
+            let before = self.gate();
+            if before.generation() != generation {
+                return None;
+            }
+            let shape = self.calls.shape();
+            if !before.is_busy() && self.gate() == before {
+                return Some((before, shape));
+            }
+            step_aside();
+        }
     }
 
     #[inline]
@@ -64,27 +87,28 @@ impl Machine {
         if !ticket.is_counted() {
             return None;
         }
-        // NOTE: in this order. If the gate is still this generation's after the shape was read, so is the shape.
-        let shape = self.calls.shape();
-        let gate = self.gate();
-        if gate.generation() != ticket.generation || gate.is_busy() {
+        let Some((gate, shape)) = self.steady(ticket.generation) else {
             self.release(ticket, now);
             return None;
-        }
+        };
         if let Some(slot) = ticket.slot() {
             return self.settle_probe(slot, shape, gate, outcome, slow, now);
         }
         let (sums, run) = self.record(shape, outcome, slow, now, stripe);
         let trips = self.trips(sums, run);
-        if trips && gate.state() == State::Closed { self.open(gate, shape, now) } else { None }
+        if trips && gate.state() == State::Closed { self.trip(ticket, now) } else { None }
     }
 
-    /// The call ended and says nothing: its slot is free again.
-    pub(crate) fn release(&self, ticket: Ticket, now: u64) {
-        if let Some(slot) = ticket.slot()
-            && self.gate().generation() == ticket.generation
-        {
-            self.probes.give_back(slot, now);
+    /// The call ended and says nothing: its slot is free again. A probe that had outstayed its lease after a good head has
+    /// decided by that.
+    pub(crate) fn release(&self, ticket: Ticket, now: u64) -> Option<Change> {
+        let slot = ticket.slot()?;
+        if self.gate().generation() != ticket.generation {
+            return None;
+        }
+        match self.probes.give_back(slot, now)? {
+            Returned::GoodHead => self.probe_ended(ticket.generation, false, now),
+            Returned::InTime | Returned::Late => None,
         }
     }
 
@@ -131,9 +155,8 @@ impl Machine {
 
     pub(super) fn probe_ended(&self, generation: u32, failed: bool, now: u64) -> Option<Change> {
         loop {
-            let shape = self.calls.shape();
-            let gate = self.gate();
-            if gate.generation() != generation || gate.is_busy() || gate.state() != State::HalfOpen {
+            let (gate, shape) = self.steady(generation)?;
+            if gate.state() != State::HalfOpen {
                 return None;
             }
             let after = gate.with_probe(failed);
