@@ -182,3 +182,33 @@ async fn a_channels_own_timer_on_a_short_deadline_does_not_open_it() {
     let snapshot = layer.handle().snapshot();
     assert_eq!((snapshot.state, snapshot.cancelled), (State::Closed, 1));
 }
+
+/// One port, one layer, both protocols: each caller is told in its own words when to come back.
+#[tokio::test]
+async fn a_refusal_speaks_http_on_a_route_and_grpc_to_a_tonic_client() {
+    let layer = third().consecutive_failures(1).name("ledger").build().unwrap();
+    let routes = tonic::service::Routes::new(Manners::default().server()).into_axum_router();
+    let server = Server::axum(failing(&Arc::default()).merge(routes).layer(layer.clone())).await;
+    let http = hyper(Version::H1);
+    assert_eq!(status(&http, &server, "/500").await.as_u16(), 500);
+
+    let request = Request::get(server.uri("/ok")).body(nothing()).unwrap();
+    let response = soon(http.request(request)).await.unwrap();
+    let head = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!((response.status().as_u16(), head("content-type")), (503, "application/problem+json".to_owned()));
+    let seconds: u64 = head("retry-after").parse().unwrap();
+    assert!((3_500..=3_600).contains(&seconds), "{seconds}");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((json["policy"].as_str(), json["reason"].as_str()), (Some("circuit_breaker"), Some("circuit_open")));
+    assert!(json["retry_after"].as_f64().is_some_and(|t| t > 3_500.0 && t <= 3_600.0), "{json}");
+    assert!(!body.windows(6).any(|w| w == b"ledger"), "the name is the operator's own");
+
+    let mut client = HealthClient::new(channel(&server));
+    let refused = soon(client.check(ask("ok"))).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "the circuit breaker is open"));
+    let delay = tonic_types::StatusExt::get_details_retry_info(&refused).unwrap().retry_delay.unwrap();
+    assert!(delay > Duration::from_secs(3_500) && delay <= Duration::from_secs(3_600), "{delay:?}");
+    let pushback: u64 = refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+    assert!(u128::from(pushback).abs_diff(delay.as_millis()) <= 1);
+}
