@@ -42,7 +42,9 @@
 //! Not counted: a call whose caller left, one that a policy further in refused, and one that ended because the caller's
 //! own deadline was short ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller
 //! could open a breaker for all. A timeout of ours, inside or outside, is a failure. Somebody else's timeout outside looks
-//! like a caller that left, and is not seen: use [`TimeoutLayer`](crate::TimeoutLayer).
+//! like a caller that left, and is not seen: use [`TimeoutLayer`](crate::TimeoutLayer). A deadline is what is ambient or on
+//! the request; a `grpc-timeout` that a client set by hand is its own timeout, unless a
+//! [`DeadlineLayer`](crate::DeadlineLayer) outside says otherwise.
 //!
 //! # While it is open
 //!

@@ -74,8 +74,7 @@ where
     }
 
     #[inline]
-    #[cfg_attr(not(feature = "http"), allow(unused_mut, reason = "only headers are looked up"))]
-    fn call(&mut self, mut request: Req) -> Self::Future {
+    fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         if self.refuse.is_some() {
             return self.refused(context);
@@ -94,12 +93,6 @@ where
             }
         };
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
-        #[cfg(feature = "http")]
-        let deadline = match P::grpc_headers(&context, &mut request) {
-            // The transport's own timer goes by the header, and its error says nothing of the backend either.
-            Some(headers) => deadline::earliest(deadline, deadline::wire::deadline_in(headers)),
-            None => deadline,
-        };
         let asked = deadline.is_some() || self.shared.slow_call().is_some();
         let started = if asked { Some(self.shared.now()) } else { None };
         let panic = PanicInCall { breaker: &self.shared, ticket };

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 
-use crate::{
-    deadline::Deadline,
-    time::{self, Instant},
-};
+use crate::{deadline::Deadline, time::Instant};
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -73,14 +70,6 @@ fn digits(v: &[u8], most: usize) -> Option<u64> {
         return None;
     }
     Some(v.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
-}
-
-/// The deadline in `grpc-timeout`, from now. Reads the clock only if there is one.
-pub(crate) fn deadline_in(headers: &HeaderMap) -> Option<Deadline> {
-    match read_grpc_timeout(headers) {
-        read @ Read::Is(_) => deadline(read, time::now()),
-        Read::Absent | Read::Malformed => None,
-    }
 }
 
 /// The deadline that a duration in a header means; beyond the clock's range it means none.

@@ -170,17 +170,25 @@ async fn forged_short_deadlines_do_not_open_it() {
     }
 }
 
-/// tonic's channel has a timer of its own on `grpc-timeout`, whose error looks like any other of the transport.
+/// tonic's channel has a timer of its own on `grpc-timeout`. What a client sets there by hand is its own timeout, and a
+/// failure of the backend; under `DeadlineLayer::client()` it is a deadline, and nobody's.
 #[tokio::test]
-async fn a_channels_own_timer_on_a_short_deadline_does_not_open_it() {
-    let layer = third().consecutive_failures(1).build().unwrap();
+async fn a_timeout_set_by_hand_is_the_clients_own_unless_it_is_said_to_be_a_deadline() {
     let server = bare(&Manners::default()).await;
-    let mut client = HealthClient::new(layer.layer(channel(&server)));
-    let mut request = tonic::Request::new(ask("hangs"));
-    request.set_timeout(Duration::from_millis(50));
-    assert_eq!(soon(client.check(request)).await.unwrap_err().code(), Code::Cancelled);
-    let snapshot = layer.handle().snapshot();
-    assert_eq!((snapshot.state, snapshot.cancelled), (State::Closed, 1));
+    let hand_made = || {
+        let mut request = tonic::Request::new(ask("hangs"));
+        request.set_timeout(Duration::from_millis(50));
+        request
+    };
+    let own = third().consecutive_failures(1).build().unwrap();
+    let mut client = HealthClient::new(own.layer(channel(&server)));
+    assert_eq!(soon(client.check(hand_made())).await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!((state(&own), own.handle().snapshot().failures), (State::Open, 1));
+
+    let callers = third().consecutive_failures(1).build().unwrap();
+    let mut client = HealthClient::new(DeadlineLayer::client().layer(callers.layer(channel(&server))));
+    assert_eq!(soon(client.check(hand_made())).await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!((state(&callers), callers.handle().snapshot().cancelled), (State::Closed, 1));
 }
 
 /// One port, one layer, both protocols: each caller is told in its own words when to come back.
