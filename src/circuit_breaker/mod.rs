@@ -6,9 +6,9 @@
 //! state in which its call was admitted, and no probe can hold the door.**
 //!
 //! ```
-//! use buttress::{CircuitBreakerLayer, OpenTime, State, testing::Probe};
-//! use std::time::Duration;
-//! use tower::{Layer, ServiceExt};
+//! use buttress::{CircuitBreakerLayer, Error, OpenTime, State};
+//! use std::{io, time::Duration};
+//! use tower::{Layer, ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let breaker = CircuitBreakerLayer::builder()
@@ -20,15 +20,14 @@
 //!     .build()?;
 //!
 //! // On an axum router or around a tonic channel the layer is used as it is; this is a plain service.
-//! let backend = Probe::new();
-//! let service = breaker.clone().plain().layer(backend.clone());
-//! backend.fails();
-//! for _ in 0..4 {
-//!     assert!(service.clone().oneshot(()).await.is_err());
+//! let backend = service_fn(|_: u32| async { Err::<u32, _>(io::Error::other("out of order")) });
+//! let service = breaker.clone().plain().layer(backend);
+//! for n in 0..4 {
+//!     assert!(matches!(service.clone().oneshot(n).await, Err(Error::Inner(_))));
 //! }
 //! assert_eq!(breaker.handle().snapshot().state, State::Open);
-//! assert!(service.clone().oneshot(()).await.is_err());
-//! assert_eq!(backend.calls(), 4); // the fifth did not reach it
+//! // The fifth does not reach it.
+//! assert!(matches!(service.clone().oneshot(4).await, Err(Error::Rejected(r)) if r.retry_after().is_some()));
 //! # Ok(()) }
 //! ```
 //!

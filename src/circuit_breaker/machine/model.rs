@@ -348,10 +348,7 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
                 model.settle(call, generation, outcome, slow, now);
                 let change = match outcome {
                     Some(outcome) => machine.settle(ticket, outcome, slow, now, i),
-                    None => {
-                        machine.release(ticket, now);
-                        None
-                    }
+                    None => machine.release(ticket, now),
                 };
                 shell(&machine, change, now);
             }
@@ -477,4 +474,32 @@ fn an_update_keeps_what_the_window_knows() {
         let more = if [count(5), count(12)].contains(&to) { calls } else { calls + 1 };
         assert_eq!(machine.status(now).sums.calls, more, "{from:?} to {to:?}");
     }
+}
+
+/// Two probes with the same lease in the same slot, in two generations that begin in one instant.
+#[test]
+fn the_head_of_an_earlier_probe_says_nothing_of_a_later_one() {
+    let config = CircuitBreakerConfig {
+        consecutive_failures: Some(1),
+        probes: 1,
+        successes_to_close: 1,
+        probe_lease: Duration::from_millis(50),
+        ..CircuitBreakerConfig::default()
+    };
+    let machine = Machine::new(&config, 0);
+    let open = || machine.settle(machine.admit_closed().unwrap(), Outcome::Failure, false, 0, 0).unwrap();
+    let probe = || {
+        open();
+        machine.move_by_hand(State::HalfOpen, 0).unwrap().unwrap();
+        machine.admit(0, 0.0).0.unwrap()
+    };
+    let earlier = probe();
+    machine.reset(0);
+    let later = probe();
+    machine.good_head(earlier);
+    // Its lease is over, and it had no head: given up, so the next call is a probe too.
+    let (next, change) = machine.admit(100 * MS, 0.0);
+    assert!(next.is_ok() && change.is_none());
+    assert_eq!(machine.settle(later, Outcome::Failure, false, 100 * MS, 0), None);
+    assert_eq!(machine.status(100 * MS).state, State::HalfOpen);
 }

@@ -114,7 +114,10 @@ impl Machine {
 
     /// The head of a response has come and is good, and its body may take long.
     pub(crate) fn good_head(&self, ticket: Ticket) {
-        if let Some(slot) = ticket.slot() {
+        // A lease does not say whose it was: two generations may have begun in the same instant.
+        if let Some(slot) = ticket.slot()
+            && self.gate().generation() == ticket.generation
+        {
             self.probes.good_head(slot);
         }
     }
