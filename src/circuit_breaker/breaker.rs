@@ -145,8 +145,7 @@ impl Breaker {
     /// A success of which nothing else was asked. In a window of calls it needs no clock.
     #[inline(always)]
     pub(crate) fn succeeded(&self, ticket: Ticket, stripe: usize) {
-        let now = if self.machine.needs_time() { self.now() } else { 0 };
-        match self.machine.record_closed(ticket, Outcome::Success, now, stripe) {
+        match self.machine.record_closed(ticket, Outcome::Success, || self.now(), stripe) {
             Some(false) => {}
             Some(true) => self.trip(ticket),
             None => self.settle(ticket, Outcome::Success, false, self.now(), None),

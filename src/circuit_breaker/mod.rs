@@ -62,7 +62,8 @@
 //!
 //! No lock and no allocation; with a time window one clock read a call. A state is one word, a window is counters that
 //! are changed by compare-and-swap, and successes are counted in a stripe per thread, so threads do not fight over them.
-//! Memory: about 2 KiB for a time window (whatever its length or traffic), 5 KiB once a count window was used.
+//! Memory: about 3 KiB and a quarter more for each core, whatever the length of a time window and its traffic; 2 KiB more
+//! once a count window was used.
 //!
 //! # Cancel safety
 //!

@@ -18,23 +18,25 @@ use crate::{
 
 impl Machine {
     /// The way of nearly all results: of a call that was admitted while it was closed, and it still is. Gives back
-    /// whether that trips it. With a window of calls `now` is not looked at ([`needs_time`](Self::needs_time)).
+    /// whether that trips it. The time is asked for once it is known what the window is: one of calls needs none, and an
+    /// update may make it another at any moment.
     #[inline(always)]
-    pub(crate) fn record_closed(&self, ticket: Ticket, outcome: Outcome, now: u64, stripe: usize) -> Option<bool> {
+    pub(crate) fn record_closed(
+        &self,
+        ticket: Ticket,
+        outcome: Outcome,
+        now: impl FnOnce() -> u64,
+        stripe: usize,
+    ) -> Option<bool> {
         let before = self.gate();
         let shape = self.calls.shape();
         let steady = before == self.gate() && before.is_closed_in(ticket.generation);
         if !steady || ticket.slot_number != 0 || ticket.lease.is_some() {
             return None;
         }
+        let now = if shape.needs_time() { now() } else { 0 };
         let (sums, run) = self.record(shape, outcome, false, now, stripe);
         Some(self.trips(sums, run))
-    }
-
-    /// Does a result need a time at all?
-    #[inline]
-    pub(crate) fn needs_time(&self) -> bool {
-        self.calls.shape().needs_time()
     }
 
     /// Opens it, if it is still closed in the generation of this ticket.
