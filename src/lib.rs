@@ -26,13 +26,14 @@
 //! |---|---|---|
 //! | [`CircuitBreakerLayer`] | [`circuit_breaker`] | stops calling a backend that fails |
 //! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
+//! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
 //!
 //! How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in [`observe`].
 //!
 //! # Order
 //!
-//! Outermost first: deadline, then what refuses, then what repeats, then the timeout of one attempt. A timeout outside
+//! Outermost first: deadline, fallback, then what refuses, then what repeats, then the timeout of one attempt. A timeout outside
 //! of what repeats bounds the whole call, inside of it one attempt.
 //!
 //! # What every layer keeps
@@ -60,7 +61,7 @@
 //!
 //! | feature | what for | brings |
 //! |---|---|---|
-//! | `http` (default) | HTTP and gRPC | http, http-body, bytes, base64, httpdate |
+//! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, quick_cache |
 //! | `axum` | [`Rejection`] as an axum response | axum-core |
 //! | `tonic` | [`Rejection`] as a `tonic::Status` | tonic without its transport |
 //! | `testing` | probes and laws for tests of layers | nothing |
@@ -75,6 +76,7 @@ mod builder;
 pub mod circuit_breaker;
 mod config;
 pub mod deadline;
+pub mod fallback;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod loom;
@@ -100,6 +102,7 @@ pub use self::{
     },
     config::{ConfigError, FieldError},
     deadline::{Deadline, Scoped},
+    fallback::{Fallback, FallbackBuilder, FallbackHandle, FallbackLayer, FallbackSnapshot},
     outcome::{Classify, End, ErrFails, Outcome},
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},
     rejection::{Error, Reason, Rejection},
@@ -108,7 +111,8 @@ pub use self::{
 #[cfg(feature = "http")]
 pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
-    protocol::{HttpClassify, ResponseBody, default_end, default_head},
+    fallback::{Answer, Backup, FallbackContext, LastGood},
+    protocol::{Degraded, HttpClassify, Replay, ResponseBody, default_end, default_head},
 };
 
 /// The README's code is compiled and run.

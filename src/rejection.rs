@@ -5,6 +5,8 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 use crate::{origin::Origin, time::Span};
 
 /// Why a policy refused a call or cut it short.
+// As wide as a word: results carry it by way of `Rejection`, and are moved by whole words then.
+#[repr(u64)]
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -110,26 +112,26 @@ impl fmt::Display for Reason {
 pub struct Rejection {
     origin: Arc<Origin>,
     reason: Reason,
-    retry_after: Span,
-    /// How long a call had that was cut short. For policies further out, which may not have looked at the clock.
-    had: Span,
+    /// When to come back; of a call that was cut short, how long it had. (That is for policies further out, which may not
+    /// have looked at the clock.) Never both, so one word will do.
+    time: Span,
 }
 
 impl Rejection {
     pub(crate) fn new(origin: &Arc<Origin>, reason: Reason) -> Self {
-        Self { origin: Arc::clone(origin), reason, retry_after: Span::NONE, had: Span::NONE }
+        Self { origin: Arc::clone(origin), reason, time: Span::NONE }
     }
 
     pub(crate) fn with_retry_after(self, retry_after: Option<Duration>) -> Self {
-        Self { retry_after: retry_after.into(), ..self }
+        if self.is_refusal() { Self { time: retry_after.into(), ..self } } else { self }
     }
 
     pub(crate) fn with_time_it_had(self, had: Duration) -> Self {
-        Self { had: Some(had).into(), ..self }
+        if self.is_refusal() { self } else { Self { time: Some(had).into(), ..self } }
     }
 
     pub(crate) fn had(&self) -> Option<Duration> {
-        self.had.duration()
+        self.time.duration().filter(|_| !self.is_refusal())
     }
 
     /// The policy's kind: `timeout`, `circuit_breaker`, ...
@@ -149,7 +151,7 @@ impl Rejection {
 
     /// When it is worth coming back, from now; `None` if unknown. Never set for timeouts and deadlines.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after.duration()
+        self.time.duration().filter(|_| self.is_refusal())
     }
 
     /// Was the call refused before it reached the backend? True for every reason but `Timeout` and
@@ -188,7 +190,7 @@ impl fmt::Debug for Rejection {
             .field("policy", &self.policy())
             .field("name", &self.name())
             .field("reason", &self.reason)
-            .field("retry_after", &self.retry_after)
+            .field("retry_after", &self.retry_after())
             .finish()
     }
 }

@@ -18,7 +18,10 @@ use http_body::Body;
 use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 
-use buttress::{CircuitBreakerLayer, Deadline, DeadlineLayer, OpenTime, TimeoutLayer, Until};
+use buttress::{
+    Answer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer, LastGood, OpenTime,
+    TimeoutLayer, Until,
+};
 
 #[derive(Debug)]
 struct Oops;
@@ -201,6 +204,47 @@ fn opening_half_opening_and_closing_are_free() {
             assert_eq!(count, 0);
         }
     });
+}
+
+#[test]
+fn a_fallback_that_is_not_needed_is_free() {
+    let layer = FallbackLayer::plain_from_fn(|_: &Error<Oops>| Some(0));
+    let mut service = layer.layer(plain());
+    assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+    let mut pending = layer.layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+    assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+    // Nor does an answer cost anything there.
+    let mut failing = layer.layer(service_fn(|_: u32| ready(Err::<u32, _>(Oops))));
+    assert_eq!(allocations(|| assert_eq!(call(&mut failing, 1).unwrap().unwrap(), 0)), 0);
+}
+
+#[test]
+fn a_fallback_copies_the_head_and_looks_into_grpc() {
+    let from_fn = FallbackLayer::from_fn(|_: &FallbackContext<'_>| Answer::PassOn);
+    let mut service = from_fn.layer(http());
+    // A head without headers and extensions is copied in place.
+    assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+    // That of a header map allocates as its making did; and a body that is looked into gets a box.
+    let message = service_fn(|_: Request<()>| {
+        ready(Ok::<_, Infallible>(Response::new(http_body_util::Full::new(Bytes::from_static(b"message")))))
+    });
+    let grpc = || {
+        let mut request = Request::new(());
+        request.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        request
+    };
+    let bare = allocations(|| drop(grpc()));
+    let mut service = from_fn.layer(message);
+    assert_eq!(allocations(|| assert!(call_and_read(&mut service, grpc()).is_some())), 2 * bare + 1);
+    // Of an empty body a backup's record is nothing, and neither is that of one chunk.
+    let empty = || Request::new(Empty::<Bytes>::new());
+    let backup = service_fn(|_: Request<Empty<Bytes>>| ready(HttpResult::Ok(Response::new(Empty::new()))));
+    let mut service = FallbackLayer::to_service(backup).layer(backup);
+    assert_eq!(allocations(|| assert!(call_and_read(&mut service, empty()).is_some())), 0);
+    // A POST is not asked about, so nothing is kept of it.
+    let mut service = FallbackLayer::last_good(LastGood::new(1 << 20, Duration::from_secs(1))).layer(http());
+    let post = || Request::builder().method("POST").body(()).unwrap();
+    assert_eq!(allocations(|| assert!(call_and_read(&mut service, post()).is_some())), 0);
 }
 
 // === refused ===

@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use buttress::{
-    BoxError, CircuitBreakerLayer, Deadline, DeadlineLayer, TimeoutLayer,
-    testing::{OutcomesLayer, Probe, laws},
+    Answer, BoxError, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer, LastGood,
+    TimeoutLayer,
+    testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
 use tower::Layer;
 
 type Http = http::Request<()>;
+type Body = http_body_util::Full<bytes::Bytes>;
 
 /// Runs the law for callers whose deadline has passed: every policy that waits refuses them.
 macro_rules! too_late {
@@ -101,6 +103,17 @@ fn timeout() -> TimeoutLayer {
     TimeoutLayer::builder().after(Duration::from_secs(10)).build().unwrap()
 }
 
+fn pass_on(_: &FallbackContext<'_>) -> Answer {
+    Answer::PassOn
+}
+
+/// A backup that is of no use.
+fn failing() -> Probe {
+    let probe = Probe::new();
+    probe.fails();
+    probe
+}
+
 contract!(timeout_http: timeout() => Http, refuses: too_late);
 contract!(timeout_plain: timeout().plain() => (), refuses: too_late);
 contract!(timeout_boxed: timeout().boxed() => (), refuses: too_late);
@@ -109,6 +122,11 @@ contract!(deadline_client: DeadlineLayer::client() => Http, refuses: too_late);
 contract!(breaker_http: breaker() => Http, refuses: open());
 contract!(breaker_plain: breaker().plain() => (), refuses: open().plain());
 contract!(breaker_boxed: breaker().boxed() => (), refuses: open().boxed());
+contract!(fallback_http: FallbackLayer::from_fn(pass_on) => Http);
+contract!(fallback_plain: FallbackLayer::plain_from_fn(|_: &Error<ProbeError>| None::<()>) => ());
+contract!(fallback_boxed: FallbackLayer::boxed_from_fn(|_: &BoxError| None::<()>) => ());
+contract!(fallback_backup: FallbackLayer::to_service(failing()) => http::Request<Body>);
+contract!(fallback_last_good: FallbackLayer::last_good(LastGood::new(1_000, Duration::from_secs(1))) => Http);
 contract!(outcomes_http: OutcomesLayer::new() => Http);
 contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
 

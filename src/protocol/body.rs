@@ -17,7 +17,7 @@ use crate::{
     deadline::Entered,
     outcome::{End, Outcome},
     permit::Cause,
-    protocol::{BoxError, HttpClassify, Watch, classify, end_of_error, hint, refusal},
+    protocol::{BoxError, HttpClassify, Watch, classify, end_of_error, hint, peek::Peeked, refusal},
     rejection::Rejection,
 };
 
@@ -41,7 +41,9 @@ pin_project! {
     enum Kind<B, W: Watch> {
         Unwatched { #[pin] body: B },
         Watched { #[pin] body: B, #[pin] timer: W::Timer, verdict: Verdict<W> },
-        Text { bytes: Option<Bytes> },
+        Peeked { body: Peeked<B> },
+        // The trailers in a box, for they are large and rare.
+        Text { bytes: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
     }
 }
 
@@ -52,6 +54,17 @@ thread_local! {
     /// caller's deadline ran out; policies further out must know. Bodies are polled through one another on one stack,
     /// so the inner one notes it here and the outer ones, which cleared it before they polled, read it right after.
     static CUT_BY: Cell<Option<End>> = const { Cell::new(None) };
+}
+
+/// Whose clock ended the stream in the poll that `poll` made, if it was ended.
+pub(super) fn cut_by<T>(poll: impl FnOnce() -> T) -> (T, Option<End>) {
+    CUT_BY.set(None);
+    (poll(), CUT_BY.get())
+}
+
+/// Says again whose clock it was, where a frame is handed on later than it came.
+pub(super) fn note_cut(end: Option<End>) {
+    CUT_BY.set(end);
 }
 
 impl<B, W: Watch> ResponseBody<B, W> {
@@ -69,10 +82,20 @@ impl<B, W: Watch> ResponseBody<B, W> {
         ResponseBody { kind: Kind::Watched { body, timer: W::Timer::default(), verdict } }
     }
 
+    /// A body that was looked into before it was passed on.
+    pub(crate) fn peeked(body: Peeked<B>) -> Self {
+        ResponseBody { kind: Kind::Peeked { body } }
+    }
+
     /// The text of a refusal.
     #[cold]
     pub(crate) fn text(bytes: Bytes) -> Self {
-        ResponseBody { kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()) } }
+        ResponseBody { kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()), trailers: None } }
+    }
+
+    /// One chunk, and trailers behind it.
+    pub(crate) fn text_and_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
+        ResponseBody { kind: Kind::Text { bytes: Some(bytes), trailers: Some(Box::new(trailers)) } }
     }
 }
 
@@ -101,10 +124,14 @@ where
                 Ok(frame) => return Poll::Ready(frame),
                 Err(rejection) => (rejection, verdict.grpc),
             },
-            KindProj::Text { bytes } => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            KindProj::Peeked { body } => return body.poll_frame(cx),
+            KindProj::Text { bytes, trailers } => {
+                let rest = || trailers.take().map(|t| Ok(Frame::trailers(*t)));
+                return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b))).or_else(rest));
+            }
         };
         // The inner body goes now, not when somebody drops this one; and what is in it learns whose clock it was.
-        Cause::of(rejection.reason(), rejection.had()).during(|| kind.set(Kind::Text { bytes: None }));
+        Cause::of(rejection.reason(), rejection.had()).during(|| kind.set(Kind::Text { bytes: None, trailers: None }));
         Poll::Ready(Some(cut_short(rejection, grpc)))
     }
 
@@ -112,7 +139,8 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.is_end_stream(),
-            Kind::Text { bytes } => bytes.is_none(),
+            Kind::Peeked { body } => body.is_end_stream(),
+            Kind::Text { bytes, trailers } => bytes.is_none() && trailers.is_none(),
         }
     }
 
@@ -120,7 +148,8 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.size_hint(),
-            Kind::Text { bytes } => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Kind::Peeked { body } => body.size_hint(),
+            Kind::Text { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
         }
     }
 }
@@ -130,6 +159,7 @@ impl<B, W: Watch> fmt::Debug for ResponseBody<B, W> {
         let kind = match &self.kind {
             Kind::Unwatched { .. } => "unwatched",
             Kind::Watched { .. } => "watched",
+            Kind::Peeked { .. } => "peeked",
             Kind::Text { .. } => "text",
         };
         f.debug_struct("ResponseBody").field("kind", &kind).finish_non_exhaustive()
@@ -146,7 +176,7 @@ fn cut_short(rejection: Rejection, grpc: bool) -> Result<Frame<Bytes>, BoxError>
 }
 
 /// What a body's poll yields; `None` is its end.
-type Step = Option<Result<Frame<Bytes>, BoxError>>;
+pub(super) type Step = Option<Result<Frame<Bytes>, BoxError>>;
 
 /// Follows one response to its verdict and to its end. The watch is gone once the response is over.
 pub(crate) struct Verdict<W> {
@@ -206,6 +236,7 @@ impl<W: Watch> Verdict<W> {
     /// A frame of data: is it the first, and is the response a stream of many?
     fn data(&mut self, data: &Bytes) {
         let Some(watch) = &mut self.watch else { return };
+        watch.data(data);
         let len = data.len() as u64;
         let begun = match self.frames {
             Frames::NotAsked | Frames::Known => return,
@@ -253,6 +284,9 @@ impl<W: Watch> Verdict<W> {
                 None => classify::default_end(self.grpc, trailers),
             };
             self.settle(End::Outcome(outcome));
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.over();
         }
         self.watch = None;
     }

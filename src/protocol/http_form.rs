@@ -9,7 +9,9 @@ use http_body::Body;
 use crate::{
     deadline::Deadline,
     outcome::{End, Outcome},
-    protocol::{BoxError, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal},
+    protocol::{
+        BoxError, Degraded, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal,
+    },
     rejection::Rejection,
 };
 
@@ -106,8 +108,7 @@ where
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                let verdict = self.verdict(context, &parts, &body, watch);
-                Ok(Response::from_parts(parts, ResponseBody::watched(body, verdict)))
+                Ok(self.watch(&context, parts, body, watch))
             }
             Err(error) => {
                 watch.settle(End::Outcome(Outcome::Failure));
@@ -122,9 +123,33 @@ where
 }
 
 impl Http {
+    #[inline(always)]
+    pub(super) fn watch<RB, W>(
+        &self,
+        context: &HttpContext,
+        parts: response::Parts,
+        body: RB,
+        watch: W,
+    ) -> Response<ResponseBody<RB, W>>
+    where
+        RB: Body<Data = Bytes>,
+        W: Watch,
+    {
+        let verdict = self.verdict(context, &parts, &body, watch);
+        Response::from_parts(parts, ResponseBody::watched(body, verdict))
+    }
+
+    /// The verdict on a body that came to its end.
+    pub(super) fn judge_end(&self, context: &HttpContext, trailers: Option<&HeaderMap>) -> End {
+        End::Outcome(match &self.classify {
+            Some(own) => own.end(context.grpc, trailers),
+            None => classify::default_end(context.grpc, trailers),
+        })
+    }
+
     /// Judges the head. The watch is gone again if the response is over already.
     #[inline(never)]
-    fn verdict<RB, W>(&self, context: HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Verdict<W>
+    fn verdict<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Verdict<W>
     where
         RB: Body<Data = Bytes>,
         W: Watch,
@@ -134,7 +159,7 @@ impl Http {
         if length == Header::Malformed || grpc_status_is_malformed(context.grpc, &parts.headers) {
             verdict.malformed();
         }
-        if let Some(end) = self.judge_head(&context, parts) {
+        if let Some(end) = self.judge_head(context, parts) {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
                 verdict.hint(&parts.headers);
             }
@@ -154,7 +179,11 @@ impl Http {
         verdict
     }
 
-    fn judge_head(&self, context: &HttpContext, parts: &response::Parts) -> Option<End> {
+    pub(super) fn judge_head(&self, context: &HttpContext, parts: &response::Parts) -> Option<End> {
+        // First, for it covers a refusal up, or a failure.
+        if let Some(degraded) = parts.extensions.get::<Degraded>() {
+            return Some(degraded.end());
+        }
         if let Some(rejection) = parts.extensions.get::<Rejection>() {
             return Some(End::of_rejection(rejection));
         }

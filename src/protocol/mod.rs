@@ -24,16 +24,23 @@ mod body;
 #[cfg(feature = "http")]
 mod classify;
 #[cfg(feature = "http")]
+mod degraded;
+#[cfg(feature = "http")]
 mod hint;
+mod hold;
 #[cfg(feature = "http")]
 mod http_form;
 #[cfg(any(feature = "axum", feature = "tonic"))]
 mod interop;
 #[cfg(feature = "http")]
 pub(crate) mod number;
+#[cfg(feature = "http")]
+mod peek;
 mod plain;
 #[cfg(feature = "http")]
 mod refusal;
+#[cfg(feature = "http")]
+pub mod replay;
 #[cfg(feature = "http")]
 pub(crate) mod text;
 mod watch;
@@ -42,9 +49,13 @@ mod watch;
 pub use self::{
     body::ResponseBody,
     classify::{HttpClassify, default_end, default_head},
+    degraded::Degraded,
+    hold::HeldResponse,
     http_form::HttpContext,
+    replay::Replay,
 };
 pub use self::{
+    hold::{Hold, Judged},
     plain::{Boxed, Flat, Plain},
     watch::Watch,
 };

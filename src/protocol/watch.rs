@@ -50,6 +50,15 @@ pub trait Watch: Sealed {
     #[doc(hidden)]
     fn first_frame(&mut self) {}
 
+    /// Bytes of the body have come.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn data(&mut self, _data: &bytes::Bytes) {}
+
+    /// The response came to its end: every announced byte, or the last frame.
+    #[doc(hidden)]
+    fn over(&mut self) {}
+
     /// The response is a stream of events or messages: its latency is that of its first frame.
     #[doc(hidden)]
     fn streams(&mut self) {}
@@ -71,4 +80,11 @@ pub trait Watch: Sealed {
     fn poll_overdue(&mut self, _timer: Pin<&mut Self::Timer>, _cx: &mut Context<'_>) -> Poll<Rejection> {
         Poll::Pending
     }
+}
+
+impl Sealed for () {}
+
+/// Of policies that are done with a response once they pass it on.
+impl Watch for () {
+    type Timer = ();
 }

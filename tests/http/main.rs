@@ -8,6 +8,7 @@ mod bodies;
 mod breaker;
 mod connections;
 mod deadlines;
+mod fallback;
 mod grpc;
 mod health;
 mod one_port;

@@ -1,0 +1,169 @@
+//! Another service as a fallback.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{
+    BoxError,
+    fallback::substitute::{Bad, Given, Mark, Substitute},
+    outcome::{End, Outcome},
+    protocol::{
+        HeldResponse, Hold, Http, HttpContext, Judged, ResponseBody,
+        replay::{Original, Replay},
+    },
+};
+
+/// How much of a request's body is kept for the backup, in bytes. Each chunk counts 64 more.
+const REPLAY_CAP: usize = 64 * 1024;
+
+/// A backup service. Made by [`FallbackLayer::to_service`](crate::FallbackLayer::to_service).
+///
+/// It is cloned for each call that needs it, and each clone is polled ready before it is called.
+#[derive(Debug, Clone)]
+pub struct Backup<B>(B);
+
+impl<B> Backup<B> {
+    pub(crate) fn new(service: B) -> Self {
+        Backup(service)
+    }
+}
+
+impl<S, B, RB, E> Substitute<Request<B>, Response<RB>, E, Http> for Backup<S>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    B: Replay,
+    RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
+{
+    type Kept = Option<Original<B>>;
+    type Watch = ();
+    type Later = BackupCall<S, B, RB, E>;
+
+    fn keep(&self, _: &HttpContext, request: Request<B>) -> (Option<Original<B>>, Request<B>) {
+        Original::split(request, REPLAY_CAP)
+    }
+
+    #[cold]
+    fn answer(
+        &self,
+        http: &Http,
+        original: &mut Option<Original<B>>,
+        context: &HttpContext,
+        bad: Bad<HeldResponse<RB>, E>,
+    ) -> Gives<S, B, RB, E> {
+        // What went past the cap, or failed while it was read, can't be sent again.
+        let Some(original) = original.take().filter(Original::can_replay) else { return Given::Nothing(bad.result) };
+        let stage = Stage::Readying { backup: self.0.clone(), request: Some(original.last()) };
+        let rejection = bad.result.as_ref().ok().and_then(HeldResponse::rejection);
+        let first = Some((bad.mark(rejection), bad.result));
+        Given::Later(BackupCall { stage, http: http.clone(), context: context.clone(), first })
+    }
+
+    fn poll_later(later: Pin<&mut BackupCall<S, B, RB, E>>, cx: &mut Context<'_>) -> Poll<Gives<S, B, RB, E>> {
+        let later = later.project();
+        let answer = ready!(later.stage.poll(later.http, later.context, cx));
+        let (mark, first) = later.first.take().expect("a future is not polled after it was ready");
+        Poll::Ready(match answer {
+            Some(held) => {
+                let answer = Hold::<Request<B>, Response<RB>, E>::pass(later.http, later.context, held, None::<()>);
+                let (answer, outcome) = mark.put(answer);
+                Given::Now(answer, outcome)
+            }
+            None => Given::Nothing(first),
+        })
+    }
+}
+
+type Gives<S, B, RB, E> = Given<Response<ResponseBody<RB, ()>>, BackupCall<S, B, RB, E>, HeldResponse<RB>, E>;
+
+pin_project! {
+    /// A call of the backup.
+    pub struct BackupCall<S, B, RB, E>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        stage: Stage<S, S::Future, Request<B>>,
+        http: Http,
+        context: HttpContext,
+        // What the backend gave, should the backup fail too, and the mark of the answer should it not.
+        first: Option<(Mark, Result<HeldResponse<RB>, E>)>,
+    }
+}
+
+pin_project! {
+    #[project = StageProj]
+    enum Stage<S, F, Q> {
+        Readying { backup: S, request: Option<Q> },
+        Calling { #[pin] call: F },
+    }
+}
+
+impl<S, B, RB> Stage<S, S::Future, Request<B>>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
+{
+    /// The backup's answer; `None` if it has failed.
+    fn poll(
+        mut self: Pin<&mut Self>,
+        http: &Http,
+        context: &HttpContext,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<HeldResponse<RB>>> {
+        loop {
+            let next = match self.as_mut().project() {
+                StageProj::Readying { backup, request } => {
+                    let (Ok(()), Some(request)) = (ready!(backup.poll_ready(cx)), request.take()) else {
+                        return Poll::Ready(None);
+                    };
+                    Stage::Calling { call: backup.call(request) }
+                }
+                StageProj::Calling { call } => {
+                    let result = ready!(call.poll(cx));
+                    return Poll::Ready(
+                        match Hold::<Request<B>, Response<RB>, S::Error>::hold(http, context, result) {
+                            Judged::Good(held) | Judged::Bad(End::Outcome(Outcome::Ignored), Ok(held)) => Some(held),
+                            Judged::Bad(..) => None,
+                            Judged::Unclear(held) => looked_into::<B, RB, S::Error>(http, context, held, cx),
+                        },
+                    );
+                }
+            };
+            self.set(next);
+        }
+    }
+}
+
+/// On gRPC a head that looks well is not all. Nothing is waited for: what is not there yet is not known.
+fn looked_into<B, RB, E>(
+    http: &Http,
+    context: &HttpContext,
+    mut held: HeldResponse<RB>,
+    cx: &mut Context<'_>,
+) -> Option<HeldResponse<RB>>
+where
+    RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
+{
+    match Hold::<Request<B>, Response<RB>, E>::poll_peek(http, context, &mut held, cx) {
+        Poll::Ready(Some(End::Outcome(Outcome::Success | Outcome::Ignored)) | None) | Poll::Pending => Some(held),
+        Poll::Ready(Some(_)) => None,
+    }
+}
+
+impl<S: Service<Request<B>>, B, RB, E> fmt::Debug for BackupCall<S, B, RB, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackupCall").finish_non_exhaustive()
+    }
+}

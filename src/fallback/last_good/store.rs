@@ -1,0 +1,212 @@
+//! The answers that are kept.
+
+use std::{fmt, hash::RandomState, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts};
+use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+
+use super::Ask;
+use crate::{protocol::number, time::Instant};
+
+/// What an entry takes beside what is in it.
+const PER_ENTRY: usize = 128;
+
+pub(super) struct Store {
+    /// `None`: nothing is kept.
+    cache: Option<Cache<String, Entry, Weigh, RandomState>>,
+    most: usize,
+    max_age: Duration,
+}
+
+/// What is behind a key.
+#[derive(Clone)]
+enum Entry {
+    Answer(Arc<Kept>),
+    /// There are several answers to this URI: these headers choose among them.
+    Vary(Arc<[HeaderName]>),
+}
+
+struct Kept {
+    at: Instant,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// A response that is still being read.
+pub(super) struct Draft {
+    ask: Ask,
+    vary: Vec<HeaderName>,
+    at: Instant,
+    status: StatusCode,
+    headers: HeaderMap,
+    chunks: Vec<Bytes>,
+    size: usize,
+    most: usize,
+}
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<String, Entry> for Weigh {
+    fn weight(&self, key: &String, entry: &Entry) -> u64 {
+        let inside = match entry {
+            Entry::Answer(kept) => size_of(&kept.headers) + kept.body.len(),
+            Entry::Vary(names) => names.iter().map(|n| n.as_str().len()).sum(),
+        };
+        (PER_ENTRY + key.len() + inside) as u64
+    }
+}
+
+fn size_of(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
+
+impl Store {
+    pub(super) fn new(max_bytes: usize, max_age: Duration) -> Self {
+        // One shard, for a share of the bytes would bound an answer by its share.
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .weight_capacity(max_bytes as u64)
+            .estimated_items_capacity((max_bytes / 4096).clamp(16, 100_000))
+            .build();
+        let keeps = max_bytes > 0 && !max_age.is_zero();
+        let cache = options.ok().filter(|_| keeps).map(|options| {
+            Cache::with_options(options, Weigh, RandomState::new(), quick_cache::sync::DefaultLifecycle::default())
+        });
+        Store { cache, most: max_bytes, max_age }
+    }
+
+    /// The most that one answer can take.
+    pub(super) fn most(&self) -> usize {
+        if self.cache.is_some() { self.most } else { 0 }
+    }
+
+    pub(super) fn kept(&self) -> (usize, u64) {
+        self.cache.as_ref().map_or((0, 0), |cache| (cache.len(), cache.weight()))
+    }
+
+    pub(super) fn keep(&self, draft: Draft) {
+        let Some(cache) = &self.cache else { return };
+        let Draft { ask, vary, at, status, headers, chunks, .. } = draft;
+        // In one piece of its own: a chunk may be the small rest of a large buffer, which would be kept with it.
+        let kept = Kept { at, status, headers, body: chunks.concat().into() };
+        match ask.variant(&vary) {
+            None => cache.insert(ask.key, Entry::Answer(Arc::new(kept))),
+            Some(variant) => {
+                cache.insert(ask.key, Entry::Vary(vary.into()));
+                cache.insert(variant, Entry::Answer(Arc::new(kept)));
+            }
+        }
+    }
+
+    pub(super) fn find(&self, ask: &Ask, now: Instant) -> Option<Response<Bytes>> {
+        let cache = self.cache.as_ref()?;
+        let (key, kept) = match cache.get(&ask.key)? {
+            Entry::Answer(kept) => (None, kept),
+            Entry::Vary(names) => {
+                let variant = ask.variant(&names)?;
+                match cache.get(&variant)? {
+                    Entry::Answer(kept) => (Some(variant), kept),
+                    Entry::Vary(_) => return None,
+                }
+            }
+        };
+        let age = now.saturating_duration_since(kept.at);
+        if age > self.max_age {
+            // Only if it is still the one that was read.
+            let is_this = |entry: &Entry| matches!(entry, Entry::Answer(other) if Arc::ptr_eq(other, &kept));
+            cache.remove_if(key.as_ref().unwrap_or(&ask.key), is_this);
+            return None;
+        }
+        let mut response = Response::new(kept.body.clone());
+        *response.status_mut() = kept.status;
+        *response.headers_mut() = kept.headers.clone();
+        response.headers_mut().insert(header::AGE, number::header_value(age.as_secs(), None));
+        Some(response)
+    }
+}
+
+impl Draft {
+    /// `None`: this response is not to be kept.
+    pub(super) fn new(ask: Ask, parts: &Parts, most: usize, now: Instant) -> Option<Draft> {
+        let headers = &parts.headers;
+        let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
+        let forbidden = ["no-store", "no-cache", "private"].iter().any(|d| has_directive(headers, d));
+        let is_a_users =
+            headers.contains_key(header::SET_COOKIE) || ask.has_cookie && !has_directive(headers, "public");
+        if !is_whole || forbidden || is_a_users {
+            return None;
+        }
+        let vary = vary(headers)?;
+        let size = PER_ENTRY + ask.key.len() + size_of(headers);
+        (size <= most).then(|| Draft {
+            ask,
+            vary,
+            at: now,
+            status: parts.status,
+            headers: end_to_end(headers),
+            chunks: Vec::new(),
+            size,
+            most,
+        })
+    }
+
+    /// `false`: it has become too large.
+    pub(super) fn add(&mut self, data: &Bytes) -> bool {
+        self.size += data.len();
+        self.chunks.push(data.clone());
+        self.size <= self.most
+    }
+}
+
+/// Is this directive, whatever its argument, in a `Cache-Control` line?
+fn has_directive(headers: &HeaderMap, directive: &str) -> bool {
+    tokens(headers, header::CACHE_CONTROL)
+        .any(|token| token.split('=').next().is_some_and(|name| name.trim_end().eq_ignore_ascii_case(directive)))
+}
+
+/// The headers that choose among the answers to one URI, sorted; `None` where nobody knows (`*`, or garbage).
+fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    if headers.get_all(header::VARY).iter().any(|line| line.to_str().is_err()) {
+        return None;
+    }
+    let mut names: Vec<HeaderName> = tokens(headers, header::VARY)
+        .map(|token| HeaderName::try_from(token).ok().filter(|_| token != "*"))
+        .collect::<Option<_>>()?;
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    Some(names)
+}
+
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// What is not of one connection (RFC 9110, 7.6.1).
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    const HOP: [HeaderName; 6] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+    ];
+    let named: Vec<_> = tokens(headers, header::CONNECTION).filter_map(|t| HeaderName::try_from(t).ok()).collect();
+    let kept = |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
+    headers
+        .iter()
+        .filter(|(name, _)| kept(name))
+        .map(|(name, value): (_, &HeaderValue)| (name.clone(), value.clone()))
+        .collect()
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (entries, bytes) = self.kept();
+        f.debug_struct("Store").field("entries", &entries).field("bytes", &bytes).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,226 @@
+//! The layer: what answers, when, and what is counted of it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use tower_layer::Layer;
+
+use crate::{
+    Boxed, Error, Flat, Plain,
+    builder::Identity,
+    fallback::{Fallback, FallbackBuilder, FallbackHandle, config::When},
+    observe::{Kind, Reporter},
+    outcome::Outcome,
+    protocol::{BoxError, Http},
+    rejection::Reason,
+    stripe::Striped,
+};
+
+/// Answers in the place of the services it wraps. See the [module](crate::fallback).
+///
+/// Clones, and all services made from them, share their figures and what they keep.
+pub struct FallbackLayer<F, P = Http> {
+    substitute: F,
+    when: When,
+    protocol: P,
+    shared: Arc<Striped<Shared>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    reporter: Reporter,
+    shadow: AtomicBool,
+    answered: AtomicU64,
+    passed_on: AtomicU64,
+    would_have_answered: AtomicU64,
+}
+
+/// The figures of a [`Shared`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figures {
+    pub(crate) answered: u64,
+    pub(crate) passed_on: u64,
+    pub(crate) would_have_answered: u64,
+}
+
+impl FallbackLayer<()> {
+    /// A layer with a name, observers or shadow.
+    pub fn builder() -> FallbackBuilder {
+        FallbackBuilder::default()
+    }
+}
+
+#[cfg(feature = "http")]
+impl<F: Fn(&crate::FallbackContext<'_>) -> crate::Answer> FallbackLayer<F> {
+    /// A function answers. It runs outside of every lock; a panic in it reaches the caller.
+    pub fn from_fn(f: F) -> Self {
+        Self::new(Identity::default(), f, Http::default())
+    }
+}
+
+#[cfg(feature = "http")]
+impl<B> FallbackLayer<crate::Backup<B>> {
+    /// Another service answers, with the same request.
+    ///
+    /// The request's body has to be [`Replay`](crate::Replay); of one above 64 KiB, each chunk counting 64 bytes more,
+    /// nothing is sent again. The backup's own failure or error is dropped, and the first answer comes back.
+    pub fn to_service(backup: B) -> Self {
+        Self::new(Identity::default(), crate::Backup::new(backup), Http::default())
+    }
+}
+
+#[cfg(feature = "http")]
+impl FallbackLayer<crate::LastGood> {
+    /// The last good answer of the backend answers.
+    pub fn last_good(l: crate::LastGood) -> Self {
+        Self::new(Identity::default(), l, Http::default())
+    }
+}
+
+#[cfg(feature = "http")]
+impl<F> FallbackLayer<F> {
+    /// An own classification of HTTP and gRPC responses.
+    pub fn classify(self, classify: impl crate::HttpClassify) -> Self {
+        FallbackLayer { protocol: Http::with_classify(classify), ..self }
+    }
+}
+
+impl<F> FallbackLayer<F, Plain> {
+    /// For services whose error is a `std::error::Error`: a function of the error answers, or with `None` passes it on.
+    pub fn plain_from_fn<E, R>(f: F) -> Self
+    where
+        F: Fn(&Error<E>) -> Option<R> + Clone,
+    {
+        Self::new(Identity::default(), f, Plain::default())
+    }
+}
+
+impl<F> FallbackLayer<F, Flat> {
+    /// For services whose error is `From<Rejection>`, such as a stack of plain policies: it stays what it was.
+    pub fn flat_from_fn<E, R>(f: F) -> Self
+    where
+        F: Fn(&E) -> Option<R> + Clone,
+    {
+        Self::new(Identity::default(), f, Flat::default())
+    }
+}
+
+impl<F> FallbackLayer<F, Boxed> {
+    /// For every other service: the error becomes a [`BoxError`].
+    pub fn boxed_from_fn<R>(f: F) -> Self
+    where
+        F: Fn(&BoxError) -> Option<R> + Clone,
+    {
+        Self::new(Identity::default(), f, Boxed::default())
+    }
+}
+
+impl<F, P> FallbackLayer<F, P> {
+    pub(crate) fn new(identity: Identity, substitute: F, protocol: P) -> Self {
+        let shadow = AtomicBool::new(identity.shadow);
+        // It refuses nothing, so there is no text to be encoded.
+        let reporter = identity.reporter("fallback", &[] as &[Reason]);
+        let shared = Striped::new(Shared {
+            reporter,
+            shadow,
+            answered: AtomicU64::new(0),
+            passed_on: AtomicU64::new(0),
+            would_have_answered: AtomicU64::new(0),
+        });
+        FallbackLayer { substitute, when: When::default(), protocol, shared: Arc::new(shared) }
+    }
+
+    /// What is answered: refusals of policies further in, and these outcomes. Default: `on(true, &[Outcome::Failure])`.
+    ///
+    /// An error of the transport and a timeout of ours are failures; a passed deadline is `Cancelled`; a refusal is not
+    /// `Ignored`, which only an own classification says. `Success` is never answered. What is not answered is passed on
+    /// as it is.
+    pub fn on(self, refusals: bool, outcomes: &[Outcome]) -> Self {
+        FallbackLayer { when: self.when.on(refusals, outcomes), ..self }
+    }
+
+    /// Adds `x-degraded: 1` to the answers, for callers that are not in this process. Default: false.
+    pub fn header(self, on: bool) -> Self {
+        FallbackLayer { when: self.when.with_header(on), ..self }
+    }
+
+    pub(crate) fn when(self, when: When) -> Self {
+        FallbackLayer { when, ..self }
+    }
+
+    /// The name it was given, else `fallback`.
+    pub fn name(&self) -> &str {
+        self.shared.reporter.name()
+    }
+
+    /// A handle to read this layer and everything it wraps.
+    pub fn handle(&self) -> FallbackHandle {
+        FallbackHandle::new(Arc::clone(&self.shared))
+    }
+}
+
+impl<F: Clone, P: Clone> Clone for FallbackLayer<F, P> {
+    fn clone(&self) -> Self {
+        FallbackLayer {
+            substitute: self.substitute.clone(),
+            when: self.when,
+            protocol: self.protocol.clone(),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S, F: Clone, P: Clone> Layer<S> for FallbackLayer<F, P> {
+    type Service = Fallback<S, F, P>;
+
+    fn layer(&self, inner: S) -> Fallback<S, F, P> {
+        Fallback::new(inner, self.substitute.clone(), self.when, self.protocol.clone(), Arc::clone(&self.shared))
+    }
+}
+
+impl<F, P> fmt::Debug for FallbackLayer<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A function has nothing to show.
+        f.debug_struct("FallbackLayer").field("when", &self.when).field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn shadow(&self, on: bool) {
+        self.shadow.store(on, Relaxed);
+    }
+
+    /// Is this one to be answered? In shadow it is counted instead.
+    #[cold]
+    pub(crate) fn answers(&self) -> bool {
+        let shadow = self.shadow.load(Relaxed);
+        if shadow {
+            self.would_have_answered.fetch_add(1, Relaxed);
+        }
+        !shadow
+    }
+
+    #[cold]
+    pub(crate) fn answered(&self, outcome: Outcome) {
+        self.answered.fetch_add(1, Relaxed);
+        self.reporter.report(Kind::FellBack { outcome });
+    }
+
+    #[cold]
+    pub(crate) fn passed_on(&self) {
+        self.passed_on.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            answered: self.answered.load(Relaxed),
+            passed_on: self.passed_on.load(Relaxed),
+            would_have_answered: self.would_have_answered.load(Relaxed),
+        }
+    }
+}

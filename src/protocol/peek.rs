@@ -1,0 +1,106 @@
+//! A body that is looked into before it is passed on.
+//!
+//! Some gRPC servers send an error as a head without a status, and the status in trailers right behind it. Whoever has
+//! to decide on the head alone takes that for a success. So the body is polled once, without waiting: what is there is
+//! judged, and handed on later as if it had just come.
+
+use std::{
+    fmt, mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, SizeHint};
+
+use super::body::{Step, cut_by, note_cut};
+use crate::{outcome::End, protocol::BoxError};
+
+/// A body, and the first frame of it if that has come.
+///
+/// In a box, because a body that was polled must not move again unless it is `Unpin`, and one under a timeout is not:
+/// this is the one allocation of looking.
+pub(crate) struct Peeked<B> {
+    body: Pin<Box<B>>,
+    first: First,
+}
+
+enum First {
+    /// Not there yet, or handed on.
+    No,
+    /// Whose clock made it, where trailers say that one ran out.
+    Came {
+        step: Step,
+        cut: Option<End>,
+    },
+    Over,
+}
+
+impl<B> Peeked<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    pub(crate) fn new(body: B) -> Self {
+        Peeked { body: Box::pin(body), first: First::No }
+    }
+
+    /// The first frame, and whose clock made it. It is still handed on.
+    pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<(&Step, Option<End>)> {
+        if matches!(self.first, First::No) {
+            let (polled, cut) = cut_by(|| self.body.as_mut().poll_frame(cx));
+            if let Poll::Ready(step) = polled {
+                self.first = First::Came { step: step.map(|f| f.map_err(Into::into)), cut };
+            }
+        }
+        match &self.first {
+            First::Came { step, cut } => Poll::Ready((step, *cut)),
+            First::No | First::Over => Poll::Pending,
+        }
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        match mem::replace(&mut self.first, First::No) {
+            First::No => self.body.as_mut().poll_frame(cx).map_err(Into::into),
+            First::Came { step, cut } => {
+                note_cut(cut);
+                if step.is_none() {
+                    self.first = First::Over;
+                }
+                Poll::Ready(step)
+            }
+            First::Over => {
+                self.first = First::Over;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match &self.first {
+            First::No => self.body.is_end_stream(),
+            First::Came { step, .. } => step.is_none(),
+            First::Over => true,
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        if let First::Came { step: Some(Ok(frame)), .. } = &self.first {
+            let seen = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let upper = hint.upper();
+            // The lower bound last: it must not pass the upper one.
+            if let Some(upper) = upper {
+                hint.set_upper(upper.saturating_add(seen));
+            }
+            hint.set_lower(hint.lower().saturating_add(seen));
+        }
+        hint
+    }
+}
+
+impl<B> fmt::Debug for Peeked<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peeked").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,65 @@
+//! A request of which copies are sent.
+
+use std::fmt;
+
+use http::{Request, request::Parts};
+
+use super::Replay;
+
+/// A request that may be sent again: its head, and the source of its body.
+pub struct Original<B: Replay> {
+    head: Parts,
+    source: B::Source,
+    made: u32,
+}
+
+impl<B: Replay> Original<B> {
+    /// The original, and the request of its first attempt. Where the body is too long from the start there will be no
+    /// second one, and `None` comes in its place: the head need not be copied.
+    pub(crate) fn split(request: Request<B>, cap: usize) -> (Option<Self>, Request<B>) {
+        let (head, body) = request.into_parts();
+        let source = body.split(cap);
+        if !B::can_replay(&source) {
+            return (None, Request::from_parts(head, B::attempt(&source)));
+        }
+        let mut original = Original { head, source, made: 0 };
+        let first = original.attempt();
+        (Some(original), first)
+    }
+
+    #[allow(dead_code, reason = "for retry and hedge")]
+    pub(crate) fn head(&self) -> &Parts {
+        &self.head
+    }
+
+    /// Can a further attempt have the whole body?
+    pub(crate) fn can_replay(&self) -> bool {
+        B::can_replay(&self.source)
+    }
+
+    /// A copy of the head and a body of its own. Those before it may still be read.
+    pub(crate) fn attempt(&mut self) -> Request<B> {
+        self.made += 1;
+        Request::from_parts(self.head.clone(), B::attempt(&self.source))
+    }
+
+    /// The last attempt: the head itself. Those before it were given up.
+    pub(crate) fn last(self) -> Request<B> {
+        let body = B::attempt(&self.source);
+        B::only(&self.source, self.made);
+        Request::from_parts(self.head, body)
+    }
+
+    /// From now on only the attempt of this number, from 0, reads.
+    #[allow(dead_code, reason = "for retry and hedge")]
+    pub(crate) fn only(&self, attempt: u32) {
+        B::only(&self.source, attempt);
+    }
+}
+
+impl<B: Replay> fmt::Debug for Original<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither path nor headers: they may hold secrets.
+        f.debug_struct("Original").field("made", &self.made).finish_non_exhaustive()
+    }
+}
