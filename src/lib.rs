@@ -24,6 +24,7 @@
 //!
 //! | layer | module | what it does |
 //! |---|---|---|
+//! | [`BulkheadLayer`] | [`bulkhead`] | bounds how many calls are in flight, and how many wait for how long |
 //! | [`CircuitBreakerLayer`] | [`circuit_breaker`] | stops calling a backend that fails |
 //! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
 //! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
@@ -73,6 +74,7 @@
 
 mod bounded;
 mod builder;
+pub mod bulkhead;
 pub mod circuit_breaker;
 mod config;
 pub mod deadline;
@@ -84,7 +86,9 @@ pub mod observe;
 mod origin;
 mod outcome;
 mod permit;
+mod priority;
 pub mod protocol;
+mod queue;
 mod rejection;
 mod rng;
 mod stripe;
@@ -96,6 +100,7 @@ pub mod timeout;
 mod window;
 
 pub use self::{
+    bulkhead::{Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, BulkheadLayer, BulkheadSnapshot},
     circuit_breaker::{
         CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
         CircuitBreakerSnapshot, IllegalMove, OpenTime, State, Window,
@@ -104,6 +109,7 @@ pub use self::{
     deadline::{Deadline, Scoped},
     fallback::{Fallback, FallbackBuilder, FallbackHandle, FallbackLayer, FallbackSnapshot},
     outcome::{Classify, End, ErrFails, Outcome},
+    priority::Priority,
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},
     rejection::{Error, Reason, Rejection},
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},

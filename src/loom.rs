@@ -1,4 +1,4 @@
-//! The machine of the circuit breaker, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
+//! The machine of the circuit breaker and the waiting room, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
 #![allow(missing_docs, missing_debug_implementations, clippy::missing_errors_doc, reason = "not for users")]
 
 use crate::{
@@ -7,6 +7,9 @@ use crate::{
         machine::{Machine, Ticket},
     },
     outcome::Outcome,
+    priority::Priority,
+    queue::{self, Entrant, Entry, Left, Patience},
+    rejection::Reason,
     window::{
         Sample,
         time::{ANEW, Tick, TimeRing},
@@ -82,5 +85,77 @@ impl Ring {
     pub fn sums(&self, epoch: u32, now: u64) -> (u64, u64) {
         let sums = self.0.sums(Tick::new(epoch * ANEW, 1, now));
         (sums.calls, sums.failures)
+    }
+}
+
+/// A waiting room at time 0, with calls that go in as a bulkhead's do.
+pub struct Room(queue::Room);
+
+pub struct Lease(queue::Lease);
+
+impl Room {
+    pub fn new(limit: usize) -> Self {
+        Room(queue::Room::new(limit, Patience { fifo: 100, newest_after: 100, tight: None }))
+    }
+
+    /// `Ok`: is in. `Err`: has this place in the line, which is never full.
+    pub fn enter(&self) -> Result<(), u32> {
+        if self.0.pass() {
+            return Ok(());
+        }
+        let entrant = Entrant { priority: Priority::Default, expires: u64::MAX, why: Reason::QueueTimeout };
+        match self.0.enter(0, entrant, usize::MAX) {
+            Entry::In => Ok(()),
+            Entry::Waits(place) => Err(place),
+            Entry::Refused(_) => unreachable!("the line is never full"),
+        }
+    }
+
+    pub fn leave(&self) {
+        if self.0.leave() {
+            self.0.let_in(0);
+        }
+    }
+
+    /// Is it in now? If not, this waker will be called.
+    pub fn is_in(&self, place: u32, waker: &std::task::Waker) -> bool {
+        self.0.poll(place, waker) == Some(Left::In)
+    }
+
+    /// Does not wait any more. Had it been called in, it leaves.
+    pub fn give_up(&self, place: u32) {
+        if self.0.give_up(place) == Left::In {
+            self.leave();
+        }
+    }
+
+    pub fn resize(&self, limit: usize) {
+        self.0.set_limit(limit, 0);
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.0.view().in_flight()
+    }
+
+    pub fn somebody_waits(&self) -> bool {
+        self.0.view().somebody_waits()
+    }
+
+    pub fn begin_stream(&self, now: u64) -> Lease {
+        Lease(self.0.begin_stream(now).expect("there are not so many"))
+    }
+
+    pub fn note_frame(&self, lease: &mut Lease, now: u64) {
+        self.0.note_frame(&mut lease.0, now);
+    }
+
+    pub fn leave_stream(&self, lease: Lease) {
+        if self.0.leave_stream(lease.0) {
+            self.0.let_in(0);
+        }
+    }
+
+    pub fn put_out_stalled(&self, now: u64, lease: u64) -> usize {
+        self.0.put_out_stalled(now, lease)
     }
 }

@@ -1,9 +1,15 @@
-//! Atomics, ours or loom's: under `--cfg loom` the model checker tries every order of them.
+//! Atomics and locks, ours or loom's: under `--cfg loom` the model checker tries every order of them.
 
 #[cfg(loom)]
-pub(crate) use ::loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+pub(crate) use ::loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
 
 /// Lets another thread finish the few instructions this one waits for.
 pub(crate) fn step_aside() {

@@ -19,8 +19,8 @@ use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 
 use buttress::{
-    Answer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer, LastGood, OpenTime,
-    TimeoutLayer, Until,
+    Answer, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer,
+    LastGood, OpenTime, TimeoutLayer, Until,
 };
 
 #[derive(Debug)]
@@ -96,6 +96,19 @@ fn hanging() -> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Err
     service_fn(|_: Request<()>| pending::<HttpResult>())
 }
 
+/// Answers with a body that hangs.
+fn streaming() -> impl Service<
+    Request<()>,
+    Response = Response<impl Body<Data = Bytes, Error = Infallible>>,
+    Error = Infallible,
+    Future: Future,
+> + Clone {
+    service_fn(|_: Request<()>| {
+        let frames = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        ready(Ok::<_, Infallible>(Response::new(http_body_util::StreamBody::new(frames))))
+    })
+}
+
 fn grpc(timeout: Option<&'static str>) -> Request<()> {
     let mut headers = HeaderMap::new();
     headers.insert("content-type", "application/grpc".parse().unwrap());
@@ -133,13 +146,7 @@ fn http_admitted_is_free_ready_pending_and_with_a_watched_body() {
         assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
         assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
         // A body that hangs: its timer is inline too.
-        let streaming = service_fn(|_: Request<()>| {
-            let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
-                Result<http_body::Frame<Bytes>, Infallible>,
-            >());
-            ready(Ok::<_, Infallible>(Response::new(body)))
-        });
-        let mut service = layer.layer(streaming);
+        let mut service = layer.layer(streaming());
         assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_none())), 0);
     });
 }
@@ -247,6 +254,42 @@ fn a_fallback_copies_the_head_and_looks_into_grpc() {
     assert_eq!(allocations(|| assert!(call_and_read(&mut service, post()).is_some())), 0);
 }
 
+#[test]
+fn a_bulkhead_with_room_is_free_also_for_streams() {
+    in_runtime(|| {
+        let layer = BulkheadLayer::builder().limit(4).build().unwrap();
+        let mut service = layer.clone().plain().layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        let mut pending = layer.clone().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+        assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        // The slots of leases are there after the first stream.
+        let mut streaming = layer.layer(streaming());
+        assert_eq!(allocations(|| assert!(call_and_read(&mut streaming, Request::new(())).is_none())), 0);
+    });
+}
+
+#[test]
+fn waiting_and_being_called_are_free_once_the_queue_has_been_as_long() {
+    in_runtime(|| {
+        let layer = BulkheadLayer::builder().limit(1).queue(2).build().unwrap();
+        let mut hanging = layer.clone().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+        let mut service = layer.plain().layer(plain());
+        let mut cx = Context::from_waker(Waker::noop());
+        let count = allocations(|| {
+            let runs = hanging.call(1);
+            let (mut first, mut second) = (pin!(service.call(2)), pin!(service.call(3)));
+            assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+            drop(runs);
+            assert!(second.as_mut().poll(&mut cx).is_pending() && first.as_mut().poll(&mut cx).is_ready());
+            assert!(second.as_mut().poll(&mut cx).is_ready());
+        });
+        assert_eq!(count, 0);
+    });
+}
+
 // === refused ===
 
 /// Deadlines that have passed, on a refused path without a delay.
@@ -284,6 +327,15 @@ fn http_refused_costs_its_header_map_and_its_extensions() {
         let mut service = open.clone().plain().layer(plain());
         assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
         let mut service = open.layer(http());
+        assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 5);
+        let bare = allocations(|| drop(grpc(None)));
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 5);
+
+        let full = BulkheadLayer::builder().limit(1).name("db").expose_name(true).build().unwrap();
+        let _runs = full.layer(hanging()).call(Request::new(()));
+        let mut service = full.clone().plain().layer(plain());
+        assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
+        let mut service = full.layer(http());
         assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 5);
         let bare = allocations(|| drop(grpc(None)));
         assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 5);

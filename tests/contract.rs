@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use buttress::{
-    Answer, BoxError, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer, LastGood,
-    TimeoutLayer,
+    Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext,
+    FallbackLayer, LastGood, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
-use tower::Layer;
+use tower::{Layer, Service};
 
 type Http = http::Request<()>;
 type Body = http_body_util::Full<bytes::Bytes>;
@@ -99,6 +99,24 @@ fn open() -> CircuitBreakerLayer {
     layer
 }
 
+/// Room for one at a time, and for one more who waits: a law's calls follow each other.
+fn bulkhead() -> BulkheadLayer {
+    BulkheadLayer::builder().limit(1).queue(1).build().unwrap()
+}
+
+/// A bulkhead that is full for as long as a test lasts.
+fn full() -> BulkheadLayer {
+    let layer = BulkheadLayer::builder().limit(1).build().unwrap();
+    fill(&layer);
+    layer
+}
+
+/// Makes a call that never ends.
+fn fill(layer: &BulkheadLayer) {
+    let hangs = tower::service_fn(|()| std::future::pending::<Result<(), std::io::Error>>());
+    std::mem::forget(layer.clone().plain().layer(hangs).call(()));
+}
+
 fn timeout() -> TimeoutLayer {
     TimeoutLayer::builder().after(Duration::from_secs(10)).build().unwrap()
 }
@@ -127,6 +145,10 @@ contract!(fallback_plain: FallbackLayer::plain_from_fn(|_: &Error<ProbeError>| N
 contract!(fallback_boxed: FallbackLayer::boxed_from_fn(|_: &BoxError| None::<()>) => ());
 contract!(fallback_backup: FallbackLayer::to_service(failing()) => http::Request<Body>);
 contract!(fallback_last_good: FallbackLayer::last_good(LastGood::new(1_000, Duration::from_secs(1))) => Http);
+contract!(bulkhead_http: bulkhead() => Http, refuses: full());
+contract!(bulkhead_plain: bulkhead().plain() => (), refuses: full().plain());
+contract!(bulkhead_boxed: bulkhead().boxed() => (), refuses: full().boxed());
+contract!(bulkhead_deadline: bulkhead() => Http, refuses: too_late);
 contract!(outcomes_http: OutcomesLayer::new() => Http);
 contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
 
@@ -154,4 +176,20 @@ async fn a_late_refusal_gives_readiness_back() {
     let breaker = breaker();
     let opens = || async { breaker.handle().force_open().unwrap() };
     laws::late_refusal(|p| breaker.layer(p), Http::default, opens).await;
+
+    for queue in [0, 1] {
+        let bulkhead = BulkheadLayer::builder().limit(1).queue(queue).build().unwrap();
+        let fills = || async {
+            fill(&bulkhead);
+            if queue > 0 {
+                // The one place there is to wait in.
+                let mut waits = bulkhead.layer(Probe::new());
+                std::mem::forget(waits.call(Http::default()));
+            }
+        };
+        laws::late_refusal(|p| bulkhead.layer(p), Http::default, fills).await;
+    }
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let plain = laws::late_refusal(|p| bulkhead().plain().layer(p), || (), passes);
+    deadline.scope(plain).await;
 }

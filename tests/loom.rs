@@ -1,13 +1,18 @@
-//! Every interleaving of two or three threads over the breaker's atomics: half-open slots, generations, rotation.
+//! Every interleaving of two or three threads over the breaker's atomics (half-open slots, generations, rotation) and
+//! over the waiting room's (acquire, release, wake, expire).
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --test loom --release`
 #![cfg(loom)]
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    task::{Wake, Waker},
+    time::Duration,
+};
 
 use buttress::{
     CircuitBreakerConfig, OpenTime, Outcome, State, Window,
-    loom::{Admitted, Breaker, Ring},
+    loom::{Admitted, Breaker, Ring, Room},
 };
 use loom::{model::Builder, sync::Arc, thread};
 
@@ -202,5 +207,160 @@ fn a_record_that_was_held_up_does_not_undo_a_newer_tick() {
         late.join().unwrap();
         next.join().unwrap();
         assert_eq!(ring.sums(2, 16).0, 1);
+    });
+}
+
+// === the waiting room ===
+
+/// Not one of loom's: what it counts is looked at when all threads have ended.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A room for one, with one in it.
+fn taken() -> Arc<Room> {
+    let room = Arc::new(Room::new(1));
+    assert!(room.enter().is_ok());
+    room
+}
+
+#[test]
+fn one_who_leaves_and_one_who_comes_to_wait_do_not_miss_each_other() {
+    check(|| {
+        let room = taken();
+        let other = Arc::clone(&room);
+        let ((), entered) = both(move || other.leave(), || room.enter());
+        let is_in = entered.is_ok_and(|()| true) || entered.is_err_and(|place| room.is_in(place, Waker::noop()));
+        assert!(is_in, "it waits, and there is room");
+        assert_eq!((room.in_flight(), room.somebody_waits()), (1, false));
+    });
+}
+
+#[test]
+fn one_who_looks_while_it_is_called_is_told_or_woken() {
+    check(|| {
+        let room = taken();
+        let place = room.enter().unwrap_err();
+        let other = Arc::clone(&room);
+        let woken = std::sync::Arc::new(Woken::default());
+        let waker = Waker::from(std::sync::Arc::clone(&woken));
+        let ((), told) = both(move || other.leave(), || room.is_in(place, &waker));
+        assert_eq!(usize::from(told) + woken.0.load(SeqCst), 1);
+        assert!(told || room.is_in(place, Waker::noop()));
+    });
+}
+
+#[test]
+fn never_more_than_the_limit_are_in() {
+    check(|| {
+        let room = taken();
+        let (leaves, enters) = (Arc::clone(&room), Arc::clone(&room));
+        let leaver = thread::spawn(move || leaves.leave());
+        let enterer = thread::spawn(move || enters.enter());
+        let mine = room.enter();
+        leaver.join().unwrap();
+        let theirs = enterer.join().unwrap();
+        assert_eq!(room.in_flight(), 1);
+        let is_in = |entered: Result<(), u32>| match entered {
+            Ok(()) => 1,
+            Err(place) => usize::from(room.is_in(place, Waker::noop())),
+        };
+        assert_eq!(is_in(mine) + is_in(theirs), 1);
+    });
+}
+
+#[test]
+fn nobody_passes_one_who_waits() {
+    check(|| {
+        let room = taken();
+        let first = room.enter().unwrap_err();
+        let other = Arc::clone(&room);
+        let ((), newcomer) = both(move || other.leave(), || room.enter());
+        assert!(newcomer.is_err() && room.is_in(first, Waker::noop()));
+        assert!(!room.is_in(newcomer.unwrap_err(), Waker::noop()));
+    });
+}
+
+#[test]
+fn one_who_gives_up_while_it_is_called_leaves_its_permit_to_the_next() {
+    check(|| {
+        let room = taken();
+        let (first, second) = (room.enter().unwrap_err(), room.enter().unwrap_err());
+        let other = Arc::clone(&room);
+        both(move || other.leave(), || room.give_up(first));
+        assert!(room.is_in(second, Waker::noop()));
+        room.leave();
+        assert_eq!((room.in_flight(), room.somebody_waits()), (0, false));
+    });
+}
+
+#[test]
+fn more_room_is_not_missed_by_one_who_comes_to_wait() {
+    check(|| {
+        let room = taken();
+        let other = Arc::clone(&room);
+        let ((), entered) = both(move || other.resize(2), || room.enter());
+        assert!(entered.is_ok_and(|()| true) || entered.is_err_and(|place| room.is_in(place, Waker::noop())));
+        assert_eq!(room.in_flight(), 2);
+    });
+}
+
+#[test]
+fn a_stream_that_ends_as_its_lease_does_leaves_once() {
+    check(|| {
+        let room = taken();
+        let lease = room.begin_stream(0);
+        let waits = room.enter().unwrap_err();
+        let other = Arc::clone(&room);
+        let (expired, ()) = both(move || other.put_out_stalled(100, 100), || room.leave_stream(lease));
+        assert!(expired <= 1 && room.is_in(waits, Waker::noop()));
+        assert_eq!((room.in_flight(), room.somebody_waits()), (1, false));
+    });
+}
+
+#[test]
+fn a_frame_as_the_lease_ends_keeps_the_permit_or_has_lost_it() {
+    check(|| {
+        let room = taken();
+        let mut lease = room.begin_stream(0);
+        let other = Arc::clone(&room);
+        let (expired, lease) = both(
+            move || other.put_out_stalled(100, 100),
+            || {
+                room.note_frame(&mut lease, 99);
+                lease
+            },
+        );
+        assert_eq!(room.in_flight(), 1 - expired);
+        room.leave_stream(lease);
+        assert_eq!(room.in_flight(), 0);
+    });
+}
+
+#[test]
+fn two_streams_never_share_a_slot() {
+    check(|| {
+        let room = Arc::new(Room::new(2));
+        assert!(room.enter().is_ok() && room.enter().is_ok());
+        // There is one slot to be used again.
+        let old = room.begin_stream(0);
+        let other = Arc::clone(&room);
+        let (theirs, mine) = both(
+            move || {
+                other.leave_stream(old);
+                assert!(other.enter().is_ok());
+                other.begin_stream(0)
+            },
+            || room.begin_stream(0),
+        );
+        assert_eq!(room.put_out_stalled(100, 100), 2);
+        room.leave_stream(theirs);
+        room.leave_stream(mine);
+        assert_eq!(room.in_flight(), 0);
     });
 }

@@ -224,6 +224,18 @@ impl<W: Watch> Verdict<W> {
         }
     }
 
+    /// There will be no verdict.
+    pub(crate) fn waive(&mut self) {
+        self.settled = true;
+    }
+
+    /// All of the head is known. Where the response is not over with it, its body goes on.
+    pub(crate) fn goes_on(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.goes_on();
+        }
+    }
+
     /// When the server asked its callers to come back, if it did and the watch wants to know.
     pub(crate) fn hint(&mut self, headers: &HeaderMap) {
         if let Some(watch) = self.watch.as_mut().filter(|w| !self.settled && w.wants_hint())

@@ -9,6 +9,7 @@ use http_body::Body;
 use crate::{
     deadline::Deadline,
     outcome::{End, Outcome},
+    priority::Priority,
     protocol::{
         BoxError, Degraded, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal,
     },
@@ -65,6 +66,11 @@ where
 
     #[inline]
     fn deadline(request: &Request<B>) -> Option<Deadline> {
+        request.extensions().get().copied()
+    }
+
+    #[inline]
+    fn priority(request: &Request<B>) -> Option<Priority> {
         request.extensions().get().copied()
     }
 
@@ -156,10 +162,14 @@ impl Http {
     {
         let mut verdict = Verdict::new(watch, context.grpc, self.classify.clone());
         let length = content_length(&parts.headers);
-        if length == Header::Malformed || grpc_status_is_malformed(context.grpc, &parts.headers) {
+        if !W::JUDGES {
+            verdict.waive();
+        } else if length == Header::Malformed || grpc_status_is_malformed(context.grpc, &parts.headers) {
             verdict.malformed();
         }
-        if let Some(end) = self.judge_head(context, parts) {
+        if W::JUDGES
+            && let Some(end) = self.judge_head(context, parts)
+        {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
                 verdict.hint(&parts.headers);
             }
@@ -176,6 +186,7 @@ impl Http {
         }
         verdict.head(&parts.headers);
         verdict.expect(bytes);
+        verdict.goes_on();
         verdict
     }
 

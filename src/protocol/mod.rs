@@ -17,7 +17,7 @@
 
 use std::{error::Error as StdError, fmt};
 
-use crate::{deadline::Deadline, outcome::End, rejection::Rejection};
+use crate::{deadline::Deadline, outcome::End, priority::Priority, rejection::Rejection};
 
 #[cfg(feature = "http")]
 mod body;
@@ -113,6 +113,12 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     /// The deadline that rides on the request itself.
     #[doc(hidden)]
     fn deadline(_request: &Req) -> Option<Deadline> {
+        None
+    }
+
+    /// The priority that rides on the request itself.
+    #[doc(hidden)]
+    fn priority(_request: &Req) -> Option<Priority> {
         None
     }
 

@@ -17,6 +17,10 @@ pub trait Watch: Sealed {
     /// beside the watch and not in it, because a head is judged before the body has its place in memory.
     type Timer: Default;
 
+    /// Does it want a verdict? Without, nothing is judged, and it only learns when the response is over.
+    #[doc(hidden)]
+    const JUDGES: bool = true;
+
     /// The verdict, as soon as it is known and at most once. It may come before the body is over: a 500 is a failure
     /// at its head. A watch dropped without one was left by its caller.
     #[doc(hidden)]
@@ -39,6 +43,10 @@ pub trait Watch: Sealed {
     /// The head has come and does not decide; the verdict waits for the end of the body.
     #[doc(hidden)]
     fn good_head(&mut self) {}
+
+    /// The head has come and the body goes on after it, whatever the verdict.
+    #[doc(hidden)]
+    fn goes_on(&mut self) {}
 
     /// Does it want to know of frames?
     #[doc(hidden)]

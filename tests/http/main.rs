@@ -6,6 +6,7 @@
 
 mod bodies;
 mod breaker;
+mod bulkhead;
 mod connections;
 mod deadlines;
 mod fallback;

@@ -4,12 +4,13 @@ use crate::case::Case;
 
 pub mod bare;
 mod breaker;
+mod bulkhead;
 mod fallback;
 mod timeout;
 
 /// All cases, in the order in which they are printed.
 pub fn all() -> Vec<Case> {
-    [bare::cases(), timeout::cases(), breaker::cases(), fallback::cases()].concat()
+    [bare::cases(), timeout::cases(), breaker::cases(), bulkhead::cases(), fallback::cases()].concat()
 }
 
 /// Those whose `group/name` contains `filter`.

@@ -1,0 +1,139 @@
+//! The future of a call through a bulkhead.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{bulkhead::held::Held, protocol::Protocol, rejection::Reason, time::Sleep};
+
+pin_project! {
+    /// The response of a call through a bulkhead.
+    ///
+    /// It owns the call's permit, which moves into the response body, or its place in the queue, and then the request and
+    /// an instance of the inner service too, which it does not touch before its turn. Dropping it gives back what it has.
+    /// It has no allocation: the timer of one that waits is part of it.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        state: State<S, S::Future, Req>,
+        // Not in the state: what is dropped at the end of every call shall be as simple as can be.
+        #[pin]
+        timer: Option<Sleep>,
+        // After the state, so that the inner call has ended when the permit is given back.
+        held: Option<Held>,
+        protocol: P,
+        context: Option<C>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, F, Req> {
+        Running { #[pin] inner: F },
+        // For its turn, and then for the inner service.
+        Waiting { service: S, request: Option<Req> },
+        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for it.
+        Refused { reason: Reason },
+    }
+}
+
+impl<S: Service<Req>, P, C, Req> ResponseFuture<S, P, C, Req> {
+    #[inline(always)]
+    pub(crate) fn running(inner: S::Future, protocol: P, context: C, held: Held) -> Self {
+        Self::new(State::Running { inner }, protocol, context, held)
+    }
+
+    /// Of a call that holds a place in the line, or is in and waits for the inner service.
+    #[inline(always)]
+    pub(crate) fn waiting(service: S, request: Req, protocol: P, context: C, held: Held) -> Self {
+        Self::new(State::Waiting { service, request: Some(request) }, protocol, context, held)
+    }
+
+    #[inline(always)]
+    pub(crate) fn refused(reason: Reason, protocol: P, context: C, held: Held) -> Self {
+        Self::new(State::Refused { reason }, protocol, context, held)
+    }
+
+    #[inline(always)]
+    fn new(state: State<S, S::Future, Req>, protocol: P, context: C, held: Held) -> Self {
+        ResponseFuture { state, timer: None, held: Some(held), protocol, context: Some(context) }
+    }
+}
+
+impl<S, P, Req> Future for ResponseFuture<S, P, P::Context, Req>
+where
+    S: Service<Req>,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Output = Result<P::Response<Held>, P::Error>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.as_mut().project();
+        if let StateProj::Running { inner } = this.state.project() {
+            let result = ready!(inner.poll(cx));
+            if !P::HAS_BODY {
+                // Nothing in the response is to be watched.
+                this.held.iter_mut().for_each(Held::leave);
+                return Poll::Ready(this.protocol.finish(take(this.context), result, &mut None));
+            }
+            return Poll::Ready(this.protocol.finish(take(this.context), result, this.held));
+        }
+        self.poll_waiting(cx)
+    }
+}
+
+impl<S, P, Req> ResponseFuture<S, P, P::Context, Req>
+where
+    S: Service<Req>,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    /// By itself, so that a call that goes in at once has nothing of it.
+    #[cold]
+    fn poll_waiting(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        let mut this = self.as_mut().project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Running { .. } => return self.poll(cx),
+                StateProj::Waiting { service, request } => {
+                    let held = this.held.as_mut().expect(AGAIN);
+                    if let Err(reason) = ready!(held.poll_turn(this.timer.as_mut(), cx)) {
+                        this.state.set(State::Refused { reason });
+                        continue;
+                    }
+                    if let Err(error) = ready!(service.poll_ready(cx)) {
+                        *this.held = None;
+                        return Poll::Ready(Err(P::error(error)));
+                    }
+                    let inner = service.call(take(request));
+                    this.state.set(State::Running { inner });
+                }
+                StateProj::Refused { reason } => {
+                    let rejection = this.held.as_ref().expect(AGAIN).wall().rejection(*reason);
+                    return Poll::Ready(this.protocol.reject(take(this.context), rejection));
+                }
+            }
+        }
+    }
+}
+
+const AGAIN: &str = "a future is not polled after it was ready";
+
+fn take<T>(slot: &mut Option<T>) -> T {
+    slot.take().expect(AGAIN)
+}
+
+impl<S: Service<Req>, P, C, Req> fmt::Debug for ResponseFuture<S, P, C, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

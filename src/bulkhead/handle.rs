@@ -1,0 +1,96 @@
+//! Reading and steering a bulkhead.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    bulkhead::{BulkheadConfig, config, wall::Wall},
+    config::{Checks, ConfigError},
+    stripe::Striped,
+};
+
+/// Reads and steers a [`BulkheadLayer`](crate::BulkheadLayer) and everything it wraps.
+#[derive(Debug, Clone)]
+pub struct BulkheadHandle {
+    shared: Arc<Striped<Wall>>,
+}
+
+/// A bulkhead at one moment.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct BulkheadSnapshot {
+    /// Calls that are in flight now. Above the limit after it was lowered, and in shadow.
+    pub in_flight: usize,
+    /// Calls that wait now.
+    pub waiting: usize,
+    /// The limit.
+    pub limit: usize,
+    /// For how long the one has waited who has waited longest.
+    pub oldest_wait: Option<Duration>,
+    /// Calls refused, at once or after waiting, since `build()`.
+    pub rejected: u64,
+    /// Calls that went on only because of shadow, since `build()`.
+    pub would_have_rejected: u64,
+    /// Permits that stopped counting because their reader stalled, since `build()`.
+    pub permits_expired: u64,
+    /// Does it only report what it would refuse?
+    pub shadow: bool,
+    /// The settings in force.
+    pub config: BulkheadConfig,
+}
+
+impl BulkheadHandle {
+    pub(crate) fn new(shared: Arc<Striped<Wall>>) -> Self {
+        BulkheadHandle { shared }
+    }
+
+    /// The bulkhead as it is now. While other threads make calls the figures may be of slightly different moments.
+    pub fn snapshot(&self) -> BulkheadSnapshot {
+        let wall = &self.shared;
+        let view = wall.room.view();
+        let (waiting, oldest) = wall.room.waiting();
+        BulkheadSnapshot {
+            in_flight: view.in_flight(),
+            waiting,
+            limit: view.limit(),
+            oldest_wait: oldest.map(|since| Duration::from_nanos(wall.now().saturating_sub(since))),
+            rejected: wall.rejected.load(Relaxed),
+            would_have_rejected: wall.would_have_rejected.load(Relaxed),
+            permits_expired: wall.permits_expired.load(Relaxed),
+            shadow: wall.in_shadow(),
+            config: wall.config(),
+        }
+    }
+
+    /// Sets the limit. With more room, who waits goes in at once; with less, what runs runs on, and nobody goes in
+    /// before there are fewer than the new limit.
+    ///
+    /// # Errors
+    ///
+    /// A limit outside of 1 to 1,000,000,000; then nothing is changed.
+    pub fn resize(&self, limit: usize) -> Result<(), ConfigError> {
+        let mut checks = Checks::default();
+        config::limit(limit, &mut checks);
+        checks.finish()?;
+        self.shared.resize(limit);
+        Ok(())
+    }
+
+    /// Sets all numbers. Who waits keeps its place and its time, also in a queue that is shorter now.
+    ///
+    /// # Errors
+    ///
+    /// As `build()`; then nothing is changed.
+    pub fn update(&self, config: BulkheadConfig) -> Result<(), ConfigError> {
+        config.checked()?;
+        self.shared.update(config);
+        Ok(())
+    }
+
+    /// Shadow: report what would be refused, and let it go on. Who waits when it is turned on goes in.
+    pub fn shadow(&self, on: bool) {
+        self.shared.shadow(on);
+    }
+}

@@ -1,0 +1,157 @@
+//! What a call holds: a permit while it is in flight, a place in the line before that.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use crate::{
+    bulkhead::wall::{Waits, Wall},
+    protocol::{Watch, sealed::Sealed},
+    queue::{Lease, Left},
+    rejection::{Reason, Rejection},
+    stripe::Shared,
+    time::{Sleep, sleep_until},
+};
+
+/// What a call holds of a bulkhead: its permit, or before that its place in the queue. Given back when this is dropped.
+///
+/// In a response body the permit lasts until the response is over, or stops counting when its reader stalls.
+pub struct Held {
+    wall: Shared<Wall>,
+    has: Has,
+}
+
+enum Has {
+    /// It was refused.
+    Nothing,
+    Place(Waits),
+    Permit,
+    /// A permit that can expire.
+    Stream(Lease),
+}
+
+impl Held {
+    #[inline(always)]
+    pub(crate) fn nothing(wall: Shared<Wall>) -> Self {
+        Held { wall, has: Has::Nothing }
+    }
+
+    #[inline(always)]
+    pub(crate) fn place(wall: Shared<Wall>, waits: Waits) -> Self {
+        Held { wall, has: Has::Place(waits) }
+    }
+
+    /// Of a call that is in.
+    #[inline(always)]
+    pub(crate) fn permit(wall: Shared<Wall>) -> Self {
+        Held { wall, has: Has::Permit }
+    }
+
+    /// Gives a plain permit back in its place: what is left has next to nothing to do when it is dropped.
+    #[inline(always)]
+    pub(crate) fn leave(&mut self) {
+        if let Has::Permit = self.has {
+            self.has = Has::Nothing;
+            self.wall.leave();
+        }
+    }
+
+    pub(crate) fn wall(&self) -> &Wall {
+        &self.wall
+    }
+
+    /// Waits for the turn of a call that has a place in the line. Then it holds a permit, or nothing.
+    #[cold]
+    pub(crate) fn poll_turn(
+        &mut self,
+        mut timer: Pin<&mut Option<Sleep>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Reason>> {
+        while let Has::Place(waits) = self.has {
+            if let Some(left) = self.wall.room.poll(waits.place, cx.waker()) {
+                return Poll::Ready(self.settle(left, waits.why));
+            }
+            if timer.is_none() {
+                timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.expires))));
+            }
+            if let Some(sleep) = timer.as_mut().as_pin_mut() {
+                ready!(sleep.poll(cx));
+            }
+            timer.set(None);
+            let now = self.wall.now();
+            if now >= waits.expires {
+                return Poll::Ready(self.settle(self.wall.room.give_up(waits.place), waits.why));
+            }
+            self.wall.put_out_stalled(now);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn settle(&mut self, left: Left, why: Reason) -> Result<(), Reason> {
+        self.has = Has::Nothing;
+        match left {
+            Left::In => {}
+            Left::Waiting => self.wall.refuse_waiter(why)?,
+            Left::Refused(reason) => self.wall.refuse_waiter(reason)?,
+        }
+        self.has = Has::Permit;
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn give_back(&mut self) {
+        match mem::replace(&mut self.has, Has::Nothing) {
+            Has::Nothing => {}
+            Has::Permit => self.wall.leave(),
+            Has::Stream(lease) => {
+                if self.wall.room.leave_stream(lease) {
+                    self.wall.let_in();
+                }
+            }
+            // Called, and has not noticed: the next one is.
+            Has::Place(waits) if self.wall.room.give_up(waits.place) == Left::In => self.wall.leave(),
+            Has::Place(_) => {}
+        }
+    }
+}
+
+impl Drop for Held {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if !matches!(self.has, Has::Nothing) {
+            self.give_back();
+        }
+    }
+}
+
+impl Sealed for Held {}
+
+/// What the response says does not matter, only when it is over.
+impl Watch for Held {
+    type Timer = ();
+
+    const JUDGES: bool = false;
+
+    fn goes_on(&mut self) {
+        if let Some(lease) = self.wall.room.begin_stream(self.wall.now()) {
+            self.has = Has::Stream(lease);
+        }
+    }
+
+    fn frame(&mut self) -> Option<Rejection> {
+        if let Has::Stream(lease) = &mut self.has {
+            self.wall.room.note_frame(lease, self.wall.now());
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,69 @@
+//! The layer: one wall, shared by every clone and every service made from it.
+
+use std::sync::Arc;
+
+use tower_layer::Layer;
+
+use crate::{
+    builder::{Identity, layer_forms},
+    bulkhead::{
+        Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle,
+        wall::{PriorityFn, Wall},
+    },
+    config::ConfigError,
+    protocol::Http,
+    rejection::Reason,
+    stripe::Striped,
+};
+
+/// Bounds how many calls are in flight in the services it wraps. See the [module](crate::bulkhead).
+///
+/// Clones, and all services made from them, share one limit.
+#[derive(Debug)]
+pub struct BulkheadLayer<P = Http> {
+    shared: Arc<Striped<Wall>>,
+    protocol: P,
+}
+
+/// All that it can refuse with.
+const REASONS: [Reason; 4] =
+    [Reason::BulkheadFull, Reason::QueueTimeout, Reason::ShedByPriority, Reason::DeadlineExceeded];
+
+impl BulkheadLayer {
+    /// Starts a builder; `limit` has to be set.
+    pub fn builder() -> BulkheadBuilder {
+        BulkheadBuilder::default()
+    }
+
+    /// A bulkhead by its numbers alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`BulkheadBuilder::build`].
+    pub fn from_config(config: BulkheadConfig) -> Result<Self, ConfigError> {
+        config.checked()?;
+        Ok(Self::new(Identity::default(), config, None))
+    }
+
+    pub(crate) fn new(identity: Identity, config: BulkheadConfig, priority_fn: Option<PriorityFn>) -> Self {
+        let shadow = identity.shadow;
+        let wall = Wall::new(identity.reporter("bulkhead", &REASONS), shadow, config, priority_fn);
+        BulkheadLayer { shared: Arc::new(Striped::new(wall)), protocol: Http::default() }
+    }
+}
+
+layer_forms!(BulkheadLayer, BulkheadHandle);
+
+impl<P: Clone> Clone for BulkheadLayer<P> {
+    fn clone(&self) -> Self {
+        BulkheadLayer { shared: Arc::clone(&self.shared), protocol: self.protocol.clone() }
+    }
+}
+
+impl<S, P: Clone> Layer<S> for BulkheadLayer<P> {
+    type Service = Bulkhead<S, P>;
+
+    fn layer(&self, inner: S) -> Bulkhead<S, P> {
+        Bulkhead::new(inner, Arc::clone(&self.shared), self.protocol.clone())
+    }
+}

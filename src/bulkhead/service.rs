@@ -1,0 +1,189 @@
+//! The service: is there room for this call?
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    bulkhead::{
+        ResponseFuture,
+        held::Held,
+        wall::{Admission, Door, Wall},
+    },
+    deadline::{self, Deadline},
+    priority::Priority,
+    protocol::{Http, Protocol},
+    stripe::Striped,
+};
+
+/// A service behind a bulkhead. Made by [`BulkheadLayer`](crate::BulkheadLayer).
+///
+/// `S` has to be `Clone`: a call that waits takes an instance along, and one that is refused after readiness gives the
+/// readied instance back by dropping it.
+#[derive(Debug)]
+pub struct Bulkhead<S, P = Http> {
+    inner: S,
+    shared: Arc<Striped<Wall>>,
+    protocol: P,
+    /// What `poll_ready` found last. Only behind an open one may the inner service be ready.
+    door: Door,
+}
+
+impl<S, P> Bulkhead<S, P> {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Wall>>, protocol: P) -> Self {
+        Bulkhead { inner, shared, protocol, door: Door::Unasked }
+    }
+}
+
+impl<S: Clone, P: Clone> Clone for Bulkhead<S, P> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, so it has found nothing yet.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, Req> Service<Req> for Bulkhead<S, P>
+where
+    S: Service<Req> + Clone,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Response = P::Response<Held>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S, P, P::Context, Req>;
+
+    #[inline(always)]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        if !self.shared.is_open() && self.is_shut() {
+            return Poll::Ready(Ok(()));
+        }
+        self.door = Door::Open;
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline(always)]
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        // By itself, from the door to the future: where paths met again, each would carry what the others need.
+        let has_deadline = Deadline::current().is_some() || P::deadline(&request).is_some();
+        if self.door == Door::Open && !has_deadline && self.shared.room.pass() {
+            let inner = self.call_inner(request);
+            return self.running(inner, context);
+        }
+        let door = mem::replace(&mut self.door, Door::Unasked);
+        match self.admit(door, &mut request) {
+            Admission::In if door == Door::Open => {
+                let inner = self.call_inner(request);
+                self.running(inner, context)
+            }
+            Admission::In => {
+                let held = Held::permit(self.shared.share());
+                let unready = self.take_unready(door);
+                ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
+            }
+            Admission::Waits(waits) => {
+                let held = Held::place(self.shared.share(), waits);
+                let unready = self.take_unready(door);
+                ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
+            }
+            Admission::Refused(reason) => {
+                self.shared.refuse(reason);
+                self.drop_readiness(door);
+                let held = Held::nothing(self.shared.share());
+                ResponseFuture::refused(reason, self.protocol.clone(), context, held)
+            }
+        }
+    }
+}
+
+impl<S, P: Clone> Bulkhead<S, P> {
+    /// A call that is in.
+    #[inline(always)]
+    fn call_inner<Req>(&mut self, request: Req) -> S::Future
+    where
+        S: Service<Req>,
+    {
+        let panic = PanicInCall(&self.shared);
+        let inner = self.inner.call(request);
+        mem::forget(panic);
+        inner
+    }
+
+    /// Made after the inner call, which would otherwise have to be able to drop it.
+    #[inline(always)]
+    fn running<C, Req>(&self, inner: S::Future, context: C) -> ResponseFuture<S, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(self.shared.share()))
+    }
+}
+
+impl<S: Clone, P> Bulkhead<S, P> {
+    /// Looks closer than [`Wall::is_open`]. Behind a shut door nothing is held.
+    #[cold]
+    fn is_shut(&mut self) -> bool {
+        let found = self.shared.look();
+        if found != Door::Open {
+            let door = mem::replace(&mut self.door, found);
+            self.drop_readiness(door);
+        }
+        found != Door::Open
+    }
+
+    /// What a readied instance holds must not wait for the next call, nor for the turn of this one.
+    #[cold]
+    fn drop_readiness(&mut self, door: Door) {
+        if door == Door::Open {
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+        }
+    }
+
+    /// An instance for a call that waits. It holds nothing of the inner service.
+    #[cold]
+    fn take_unready(&mut self, door: Door) -> S {
+        self.drop_readiness(door);
+        let next = self.inner.clone();
+        mem::replace(&mut self.inner, next)
+    }
+
+    #[cold]
+    fn admit<Req, Res, Err>(&self, door: Door, request: &mut Req) -> Admission
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        if let Door::Refuses(reason) = door {
+            return Admission::Refused(reason);
+        }
+        let deadline = deadline::earliest(P::deadline(request), Deadline::current());
+        self.shared.admit(deadline, || self.priority::<Req, Res, Err>(request))
+    }
+
+    #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "nothing to choose by"))]
+    fn priority<Req, Res, Err>(&self, request: &mut Req) -> Priority
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        #[cfg(feature = "http")]
+        if let Some(f) = self.shared.priority_fn()
+            && let Some(own) = P::with_parts(request, f)
+        {
+            return own;
+        }
+        P::priority(request).unwrap_or_default()
+    }
+}
+
+/// Dropped only by a panic in the inner service's `call`.
+struct PanicInCall<'a>(&'a Wall);
+
+impl Drop for PanicInCall<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
