@@ -349,6 +349,48 @@ async fn the_inner_one_of_two_fallbacks_answers() {
     assert_eq!(service.oneshot(get("/")).await.unwrap().status(), 203);
 }
 
+/// The caller's own short deadline ends the stream: nobody's failure, also through a fallback that looked into it.
+#[tokio::test(start_paused = true)]
+async fn whose_clock_cut_a_stream_is_seen_through_a_fallback() {
+    for first in [vec![], vec![data("message")]] {
+        let slot = Arc::new(Mutex::new(Some(frames(first, false))));
+        let (hangs, _) = backend::<Infallible>(move |_| Ok(Response::new(slot.lock().unwrap().take().unwrap())));
+        let timeout = TimeoutLayer::builder().after(10 * S).until(buttress::Until::End).build().unwrap();
+        let outcomes = OutcomesLayer::new();
+        let handle = outcomes.handle();
+        let service = outcomes.layer(FallbackLayer::from_fn(unavailable).layer(timeout.layer(hangs)));
+        let mut request = grpc();
+        request.extensions_mut().insert(Deadline::after(S / 2));
+        let response = service.oneshot(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "4");
+        assert_eq!(handle.take(), [Outcome::Cancelled]);
+    }
+}
+
+/// Looked into when its time is up already.
+#[tokio::test(start_paused = true)]
+async fn whose_clock_cut_a_stream_is_seen_where_it_is_looked_into() {
+    let (hangs, _) = backend::<Infallible>(move |_| Ok(Response::new(frames(vec![], false))));
+    let slow = tower::ServiceBuilder::new()
+        .map_future(|f| async move {
+            tokio::time::sleep(S).await;
+            f.await
+        })
+        .service(hangs);
+    let timeout = TimeoutLayer::builder().after(10 * S).until(buttress::Until::End).build().unwrap();
+    let outcomes = OutcomesLayer::new();
+    let handle = outcomes.handle();
+    let service = outcomes.layer(FallbackLayer::from_fn(unavailable).layer(timeout.layer(slow)));
+    let mut request = grpc();
+    request.extensions_mut().insert(Deadline::after(S));
+    let response = service.oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let _ = body.collect().await.unwrap();
+    assert!(parts.extensions.get::<Degraded>().is_none());
+    assert_eq!(handle.take(), [Outcome::Cancelled]);
+}
+
 // === a backup ===
 
 /// A request with a body of several chunks.
@@ -497,6 +539,102 @@ async fn bodies_of_axum_and_tonic_have_a_backup_too() {
     run(full("hello")).await;
 }
 
+/// A body that is fed by a channel, and its other end.
+fn fed() -> (tokio::sync::mpsc::Sender<&'static str>, RequestBody) {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+    let chunks = stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|chunk| chunk.map(data)));
+    (sender, StreamBody::new(chunks).boxed_unsync())
+}
+
+/// A body keeps the waker it was polled with, and the waker must not keep the body.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_dropped_drops_the_body_that_was_recorded() {
+    let reads = service_fn(|request: Request<RequestBody>| async move {
+        request.into_body().collect().await.unwrap();
+        Ok::<_, Infallible>(Response::new(full("")))
+    });
+    let (sender, body) = fed();
+    sender.send("first").await.unwrap();
+    let call = FallbackLayer::to_service(reads).layer(reads).oneshot(Request::new(body));
+    assert!(tokio::time::timeout(S, call).await.is_err());
+    assert!(sender.is_closed());
+}
+
+#[tokio::test]
+async fn an_attempt_waits_for_no_attempt_that_was_given_up() {
+    use futures_util::task::{ArcWake, waker};
+    use std::task::Context;
+    struct Woken(AtomicU32);
+    impl ArcWake for Woken {
+        fn wake_by_ref(this: &Arc<Self>) {
+            this.0.fetch_add(1, Relaxed);
+        }
+    }
+    // While the first attempt polls the body, its waker is called and then the second attempt asks for it as well.
+    let second: Arc<Mutex<Option<RequestBody>>> = Arc::default();
+    let woken = Arc::new(Woken(AtomicU32::new(0)));
+    let (other, its_waker) = (Arc::clone(&second), waker(Arc::clone(&woken)));
+    let mut polls = 0;
+    let body: RequestBody = StreamBody::new(stream::poll_fn(move |cx: &mut Context<'_>| {
+        polls += 1;
+        if polls > 1 {
+            return std::task::Poll::Ready(None::<Result<Frame<Bytes>, BoxError>>);
+        }
+        cx.waker().wake_by_ref();
+        let mut other = other.lock().unwrap();
+        let polled = std::pin::Pin::new(other.as_mut().unwrap()).poll_frame(&mut Context::from_waker(&its_waker));
+        assert!(polled.is_pending());
+        std::task::Poll::Pending
+    }))
+    .boxed_unsync();
+    let source = buttress::Replay::split(body, 1_000);
+    let mut first: RequestBody = buttress::Replay::attempt(&source);
+    *second.lock().unwrap() = Some(buttress::Replay::attempt(&source));
+    let nobody = futures_util::task::noop_waker();
+    assert!(std::pin::Pin::new(&mut first).poll_frame(&mut Context::from_waker(&nobody)).is_pending());
+    drop(first);
+    assert!(woken.0.load(Relaxed) > 0);
+}
+
+#[tokio::test]
+async fn a_backup_may_have_a_fallback_of_its_own() {
+    let backup = FallbackLayer::from_fn(sorry).layer(answers(500, "the second"));
+    let backup = backup.map_response(|r| r.map(|body| body.boxed_unsync()));
+    let response = FallbackLayer::to_service(backup).layer(answers(500, "the first")).oneshot(get("/")).await.unwrap();
+    assert_eq!(degraded(&response), Some(("fallback", Outcome::Failure, None)));
+    assert_eq!(text(response).await, "sorry");
+}
+
+/// The transport may be reading on another thread while the backup takes over: what it got then is not lost.
+#[tokio::test]
+async fn what_comes_while_an_attempt_is_given_up_goes_to_the_next() {
+    type Source = <RequestBody as buttress::Replay>::Source;
+    for cap in [1_000, 64 + 5] {
+        let source: Arc<Mutex<Option<Source>>> = Arc::default();
+        let second: Arc<Mutex<Option<RequestBody>>> = Arc::default();
+        let (takes, makes) = (Arc::clone(&source), Arc::clone(&second));
+        let mut chunks = ["one ", "two ", "three"].into_iter().enumerate();
+        let body = StreamBody::new(stream::poll_fn(move |_| {
+            let chunk = chunks.next();
+            if matches!(chunk, Some((1, _))) {
+                let source = takes.lock().unwrap().take().unwrap();
+                *makes.lock().unwrap() = Some(buttress::Replay::attempt(&source));
+                <RequestBody as buttress::Replay>::only(&source, 1);
+            }
+            std::task::Poll::Ready(chunk.map(|(_, text)| data(text)))
+        }));
+        let split = buttress::Replay::split(body.boxed_unsync(), cap);
+        let mut first: RequestBody = buttress::Replay::attempt(&split);
+        *source.lock().unwrap() = Some(split);
+        for text in ["one ", "two "] {
+            assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), text);
+        }
+        let second = second.lock().unwrap().take().unwrap();
+        assert_eq!(second.collect().await.unwrap().to_bytes(), "one two three", "{cap}");
+        assert!(first.frame().await.unwrap().is_err());
+    }
+}
+
 // === the last good answer ===
 
 /// A backend that answers well until it is broken: then 500.
@@ -570,6 +708,16 @@ async fn the_last_good_answer_is_given_with_its_age() {
     assert_eq!((layer.handle().snapshot().answered, layer.handle().snapshot().passed_on), (3, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_age_it_came_with_is_part_of_its_age() {
+    let (moody, layer) = (Moody::default(), mebibyte());
+    let service = layer.layer(moody.over(|_| respond(&[("age", "30")], "good")));
+    text(service.clone().oneshot(get("/a")).await.unwrap()).await;
+    moody.breaks();
+    advance(10 * S).await;
+    assert_eq!(service.oneshot(get("/a")).await.unwrap().headers()["age"], "40");
+}
+
 #[tokio::test]
 async fn it_is_shared_by_every_service_of_the_layer() {
     let (moody, layer) = (Moody::default(), mebibyte());
@@ -638,6 +786,7 @@ async fn what_its_headers_forbid_is_not_kept() {
         assert_eq!(after(mebibyte(), get("/"), headers, get("/")).await, "broken", "{value}");
     }
     assert_eq!(after(mebibyte(), get("/"), &[("set-cookie", "id=1")], get("/")).await, "broken");
+    assert_eq!(after(mebibyte(), get("/"), &[("x-degraded", "1")], get("/")).await, "broken");
     for value in ["max-age=0", "public", "must-revalidate", "x-no-store"] {
         let headers: &'static [_] = vec![("cache-control", value)].leak();
         assert_eq!(after(mebibyte(), get("/"), headers, get("/")).await, "good", "{value}");
@@ -739,6 +888,61 @@ async fn memory_is_bounded() {
 }
 
 #[tokio::test]
+async fn a_cache_control_that_can_not_be_read_as_text_still_forbids() {
+    let moody = Moody::default();
+    let service = mebibyte().layer(moody.over(|_| {
+        let mut response = respond(&[], "good");
+        let value = http::HeaderValue::from_bytes(b"private, x=\"\xe9\"").unwrap();
+        response.headers_mut().insert("cache-control", value);
+        response
+    }));
+    text(service.clone().oneshot(get("/")).await.unwrap()).await;
+    moody.breaks();
+    assert_eq!(text(service.oneshot(get("/")).await.unwrap()).await, "broken");
+}
+
+#[tokio::test]
+async fn an_answer_shorter_than_announced_is_not_kept() {
+    for length in ["5", "3"] {
+        let headers: &'static [_] = vec![("content-length", length)].leak();
+        assert_eq!(after(mebibyte(), get("/"), headers, get("/")).await, "broken", "{length}");
+    }
+}
+
+#[tokio::test]
+async fn headers_of_several_lines_are_kept_whole() {
+    let moody = Moody::default();
+    let service = mebibyte().layer(moody.over(|_| respond(&[("link", "a"), ("link", "b")], "good")));
+    text(service.clone().oneshot(get("/")).await.unwrap()).await;
+    moody.breaks();
+    let response = service.oneshot(get("/")).await.unwrap();
+    assert_eq!(response.headers().get_all("link").iter().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+/// Streams without an end, one for each of many callers, must not add up.
+#[tokio::test]
+async fn what_is_still_read_is_bounded_too() {
+    let last_good = LastGood::new(10_000, 60 * S);
+    let chunks = |request: &Request<RequestBody>| {
+        let chunk = Ok(Frame::data(Bytes::from(vec![b'x'; 4_000])));
+        Ok::<_, Infallible>(Response::new(frames(vec![chunk], request.uri().path() == "/whole")))
+    };
+    let service = FallbackLayer::last_good(last_good.clone()).layer(backend(chunks).0);
+    let mut open = Vec::new();
+    for n in 0..2 {
+        let mut body = service.clone().oneshot(get(&format!("/{n}"))).await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        open.push(body);
+    }
+    for kept in [0, 1] {
+        let response = service.clone().oneshot(get("/whole")).await.unwrap();
+        assert_eq!(text(response).await.len(), 4_000);
+        assert_eq!(last_good.kept().0, kept);
+        open.clear();
+    }
+}
+
+#[tokio::test]
 async fn zero_keeps_nothing() {
     for (bytes, age) in [(0, 60 * S), (1 << 20, Duration::ZERO), (0, Duration::ZERO)] {
         let last_good = LastGood::new(bytes, age);
@@ -794,6 +998,18 @@ async fn a_stack_of_plain_policies_keeps_its_error() {
     let service = boxed.layer(breaker.plain().layer(backend));
     assert_eq!(service.clone().oneshot(7).await.unwrap(), 7);
     assert!(service.oneshot(8).await.is_err());
+}
+
+#[tokio::test]
+async fn closures_need_no_types_where_the_layer_says_them() {
+    let layer = FallbackLayer::from_fn(|c| match c.parts.uri.path() {
+        "/a" => Answer::PassOn,
+        _ => sorry(c),
+    });
+    assert_eq!(layer.layer(answers(500, "")).oneshot(get("/a")).await.unwrap().status(), 500);
+    let plain = FallbackLayer::plain_from_fn(|_| Some(1));
+    let failing = service_fn(|_: u32| async { Err::<u32, _>(io::Error::other("x")) });
+    assert_eq!(plain.layer(failing).oneshot(0).await.unwrap(), 1);
 }
 
 // === name, shadow, events ===

@@ -134,6 +134,8 @@ where
                     return Poll::Ready(
                         match Hold::<Request<B>, Response<RB>, S::Error>::hold(http, context, result) {
                             Judged::Good(held) | Judged::Bad(End::Outcome(Outcome::Ignored), Ok(held)) => Some(held),
+                            // A fallback of the backup's own has answered, and that is an answer.
+                            Judged::Bad(_, Ok(held)) if held.is_degraded() => Some(held),
                             Judged::Bad(..) => None,
                             Judged::Unclear(held) => looked_into::<B, RB, S::Error>(http, context, held, cx),
                         },

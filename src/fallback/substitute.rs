@@ -97,6 +97,10 @@ impl<H, E> Bad<H, E> {
     }
 }
 
+/// Says so to other processes.
+#[cfg(feature = "http")]
+pub(crate) const DEGRADED: http::HeaderName = http::HeaderName::from_static("x-degraded");
+
 /// The mark of an answer.
 #[cfg(feature = "http")]
 #[derive(Debug)]
@@ -109,7 +113,6 @@ pub(crate) struct Mark {
 impl Mark {
     /// The marked answer, and the outcome that it covers up.
     pub(crate) fn put<B>(self, mut response: http::Response<B>) -> (http::Response<B>, Outcome) {
-        const DEGRADED: http::HeaderName = http::HeaderName::from_static("x-degraded");
         let outcome = self.degraded.outcome;
         if self.header {
             response.headers_mut().insert(DEGRADED, http::HeaderValue::from_static("1"));

@@ -178,7 +178,7 @@ mod http_form {
         }
 
         fn is_degraded(held: &HeldResponse<RB>) -> bool {
-            held.parts.extensions.get::<Degraded>().is_some()
+            held.is_degraded()
         }
 
         fn rejection<'a>(result: Result<&'a HeldResponse<RB>, &'a E>) -> Option<&'a Rejection> {
@@ -187,6 +187,10 @@ mod http_form {
     }
 
     impl<B> HeldResponse<B> {
+        pub(crate) fn is_degraded(&self) -> bool {
+            self.parts.extensions.get::<Degraded>().is_some()
+        }
+
         pub(crate) fn rejection(&self) -> Option<&Rejection> {
             self.parts.extensions.get()
         }

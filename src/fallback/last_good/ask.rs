@@ -1,9 +1,10 @@
 //! What a request asks for, and whether its answer is anybody else's business.
 
+use std::fmt;
+
 use http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 
 /// What is known of a request whose answer may be kept, or that may be answered with a kept one.
-#[derive(Debug)]
 pub struct Ask {
     /// Method, host and URI.
     pub(super) key: String,
@@ -27,6 +28,11 @@ impl Ask {
         })
     }
 
+    /// The answer has no body, whatever it announces.
+    pub(super) fn is_head(&self) -> bool {
+        self.key.starts_with("HEAD ")
+    }
+
     /// The key of the variant that these headers choose. `None`: it is the only one.
     pub(super) fn variant(&self, vary: &[HeaderName]) -> Option<String> {
         (!vary.is_empty()).then(|| {
@@ -42,6 +48,13 @@ impl Ask {
             }
             key
         })
+    }
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither key nor headers: they may hold secrets.
+        f.debug_struct("Ask").finish_non_exhaustive()
     }
 }
 

@@ -37,10 +37,14 @@ use self::store::{Draft, Store};
 ///   `Cookie` are kept only where they say `Cache-Control: public`.
 /// - An answer is at most `max_age` old, counted from its response, and says how old it is (`Age`). Freshness is not asked
 ///   for: stale is the point.
+///   That is what can be seen from here: where users are known by another header (`x-api-key`) or by their certificate,
+///   let the responses say `Vary` or `private`.
 /// - Memory is bounded by `max_bytes`: bodies, headers and keys, and 128 bytes for each entry. What has not been asked for
-///   for long leaves first; one answer may take 97 % of it. (The eviction is that of the `quick_cache` crate, S3-FIFO.)
+///   for long leaves first; one answer may take 97 % of it. Responses that are being read take as much again at most,
+///   together: what comes while that is used up is not kept. (The eviction is that of the `quick_cache` crate, S3-FIFO.)
 ///
-/// Clones, and all layers made with it, share what is kept. gRPC calls are POSTs: nothing is kept of them.
+/// Clones, and all layers made with it, share what is kept. Give each backend one of its own if their URIs may be the same,
+/// as those are that routers nested by axum see: without the prefix. gRPC calls are POSTs: nothing is kept of them.
 ///
 /// ```
 /// use buttress::{FallbackLayer, LastGood};
@@ -91,7 +95,7 @@ where
     }
 
     fn good(&self, ask: &mut Option<Box<Ask>>, held: &HeldResponse<RB>) -> Option<Recorder> {
-        let draft = Draft::new(*ask.take()?, &held.parts, self.store.most(), time::now())?;
+        let draft = self.store.draft(*ask.take()?, &held.parts, time::now())?;
         Some(Recorder { store: Arc::clone(&self.store), draft: Some(Box::new(draft)) })
     }
 

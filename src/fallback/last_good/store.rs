@@ -1,11 +1,20 @@
 //! The answers that are kept.
 
-use std::{fmt, hash::RandomState, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::RandomState,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts};
 use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
 
+use super::super::substitute::DEGRADED;
 use super::Ask;
 use crate::{protocol::number, time::Instant};
 
@@ -17,6 +26,8 @@ pub(super) struct Store {
     cache: Option<Cache<String, Entry, Weigh, RandomState>>,
     most: usize,
     max_age: Duration,
+    /// Bytes that the drafts take.
+    drafted: Arc<AtomicUsize>,
 }
 
 /// What is behind a key.
@@ -42,8 +53,14 @@ pub(super) struct Draft {
     status: StatusCode,
     headers: HeaderMap,
     chunks: Vec<Bytes>,
-    size: usize,
+    room: Room,
+}
+
+/// What one draft takes of the room that all of them have together: there may be a stream without an end for each caller.
+struct Room {
+    drafted: Arc<AtomicUsize>,
     most: usize,
+    taken: usize,
 }
 
 #[derive(Clone)]
@@ -75,12 +92,13 @@ impl Store {
         let cache = options.ok().filter(|_| keeps).map(|options| {
             Cache::with_options(options, Weigh, RandomState::new(), quick_cache::sync::DefaultLifecycle::default())
         });
-        Store { cache, most: max_bytes, max_age }
+        Store { cache, most: max_bytes, max_age, drafted: Arc::default() }
     }
 
-    /// The most that one answer can take.
-    pub(super) fn most(&self) -> usize {
-        if self.cache.is_some() { self.most } else { 0 }
+    /// A draft of this response; `None` if it is not to be kept, or nothing can be now.
+    pub(super) fn draft(&self, ask: Ask, parts: &Parts, now: Instant) -> Option<Draft> {
+        self.cache.as_ref()?;
+        Draft::new(ask, parts, Room { drafted: Arc::clone(&self.drafted), most: self.most, taken: 0 }, now)
     }
 
     pub(super) fn kept(&self) -> (usize, u64) {
@@ -90,6 +108,12 @@ impl Store {
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
         let Draft { ask, vary, at, status, headers, chunks, .. } = draft;
+        // A body that ended before its announced length was cut off, even if nobody said so.
+        let announced = headers.get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
+        let length: usize = chunks.iter().map(Bytes::len).sum();
+        if !ask.is_head() && announced.is_some_and(|announced| announced != Some(length)) {
+            return;
+        }
         // In one piece of its own: a chunk may be the small rest of a large buffer, which would be kept with it.
         let kept = Kept { at, status, headers, body: chunks.concat().into() };
         match ask.variant(&vary) {
@@ -123,41 +147,60 @@ impl Store {
         let mut response = Response::new(kept.body.clone());
         *response.status_mut() = kept.status;
         *response.headers_mut() = kept.headers.clone();
-        response.headers_mut().insert(header::AGE, number::header_value(age.as_secs(), None));
+        // What it had spent in caches before it came here is part of its age.
+        let before =
+            kept.headers.get(header::AGE).and_then(|v| v.to_str().ok()?.parse::<u32>().ok()).unwrap_or_default();
+        let seconds = age.as_secs().saturating_add(u64::from(before));
+        response.headers_mut().insert(header::AGE, number::header_value(seconds, None));
         Some(response)
     }
 }
 
 impl Draft {
-    /// `None`: this response is not to be kept.
-    pub(super) fn new(ask: Ask, parts: &Parts, most: usize, now: Instant) -> Option<Draft> {
+    fn new(ask: Ask, parts: &Parts, mut room: Room, now: Instant) -> Option<Draft> {
         let headers = &parts.headers;
         let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
-        let forbidden = ["no-store", "no-cache", "private"].iter().any(|d| has_directive(headers, d));
+        // What can't be read may forbid it.
+        let unreadable = headers.get_all(header::CACHE_CONTROL).iter().any(|line| line.to_str().is_err());
+        let forbidden = unreadable || ["no-store", "no-cache", "private"].iter().any(|d| has_directive(headers, d));
         let is_a_users =
             headers.contains_key(header::SET_COOKIE) || ask.has_cookie && !has_directive(headers, "public");
-        if !is_whole || forbidden || is_a_users {
+        // The answer of a fallback in another process is not the backend's.
+        let is_degraded = headers.contains_key(DEGRADED);
+        if !is_whole || forbidden || is_a_users || is_degraded {
             return None;
         }
         let vary = vary(headers)?;
-        let size = PER_ENTRY + ask.key.len() + size_of(headers);
-        (size <= most).then(|| Draft {
+        room.take(PER_ENTRY + ask.key.len() + size_of(headers)).then(|| Draft {
             ask,
             vary,
             at: now,
             status: parts.status,
             headers: end_to_end(headers),
             chunks: Vec::new(),
-            size,
-            most,
+            room,
         })
     }
 
-    /// `false`: it has become too large.
+    /// `false`: it has become too large, or all drafts together have.
     pub(super) fn add(&mut self, data: &Bytes) -> bool {
-        self.size += data.len();
         self.chunks.push(data.clone());
-        self.size <= self.most
+        // A million of small ones is not free.
+        self.room.take(data.len() + std::mem::size_of::<Bytes>())
+    }
+}
+
+impl Room {
+    /// `false`: there is not so much left.
+    fn take(&mut self, bytes: usize) -> bool {
+        self.taken += bytes;
+        self.drafted.fetch_add(bytes, Relaxed) + bytes <= self.most
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.drafted.fetch_sub(self.taken, Relaxed);
     }
 }
 

@@ -153,6 +153,12 @@ impl<B> ReplayBody<B> {
     }
 }
 
+impl<B> Drop for ReplayBody<B> {
+    fn drop(&mut self) {
+        self.tape.leave();
+    }
+}
+
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody").field("attempt", &self.attempt).field("frames", &self.frames).finish()

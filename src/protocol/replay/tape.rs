@@ -8,7 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
+
+mod handle;
+
+pub(super) use self::handle::Handle;
 
 /// What each chunk counts beside its length.
 pub(super) const PER_CHUNK: usize = 64;
@@ -37,6 +41,8 @@ struct Tape<B> {
     /// Attempts so far.
     attempts: u32,
     handles: usize,
+    /// Attempts that may still read.
+    readers: usize,
     /// Has the body called its waker since it was last taken?
     woken: bool,
     waiting: Vec<(u32, Waker)>,
@@ -128,8 +134,11 @@ impl<B> Shared<B> {
         let mut tape = self.lock();
         tape.body = Place::Here(body);
         if tape.woken {
+            // Others too may have come while it was polled; and this attempt may be given up before it polls again.
+            let waiting = mem::take(&mut tape.waiting);
             drop(tape);
             waker.wake();
+            waiting.into_iter().for_each(|(_, waker)| waker.wake());
         } else {
             let replaced = tape.enlist(attempt, waker);
             drop(tape);
@@ -150,6 +159,15 @@ impl<B> Shared<B> {
         waiting.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
+    /// An attempt is gone.
+    pub(super) fn leave(&self) {
+        let mut tape = self.lock();
+        tape.readers -= 1;
+        let body = tape.unread();
+        drop(tape);
+        drop(body);
+    }
+
     /// Is there nothing left to read at this place?
     pub(super) fn is_over(&self, attempt: u32, next: usize) -> bool {
         let tape = self.lock();
@@ -160,6 +178,15 @@ impl<B> Shared<B> {
 }
 
 impl<B> Tape<B> {
+    /// Once nobody will read, the body goes. It may hold the waker that it was polled with, which is the tape, and would
+    /// live on with it for as long as whoever feeds it waits: who feeds it shall learn that nobody reads.
+    fn unread(&mut self) -> Place<B> {
+        if self.readers > 0 || self.handles > 0 {
+            return Place::Over;
+        }
+        mem::replace(&mut self.body, Place::Over)
+    }
+
     fn is_cut(&self, attempt: u32) -> bool {
         self.only.is_some_and(|only| only != attempt)
     }
@@ -184,16 +211,19 @@ impl<B> Tape<B> {
         if !self.records {
             return None;
         }
-        if !self.is_shared() {
-            // Nobody will read it again. (What is there may still be read by the one that is left.)
-            self.records = false;
-            return None;
-        }
-        self.size = self.size.saturating_add(PER_CHUNK + length(frame));
-        if self.size > self.cap {
-            self.records = false;
-            self.only = Some(attempt);
-            return Some((mem::take(&mut self.chunks), self.trailers.take()));
+        // One that was given up while it polled has what the only one that is left will need, whatever the cap.
+        if !self.is_cut(attempt) {
+            if !self.is_shared() {
+                // Nobody will read it again. (What is there may still be read by the one that is left.)
+                self.records = false;
+                return None;
+            }
+            self.size = self.size.saturating_add(PER_CHUNK + length(frame));
+            if self.size > self.cap {
+                self.records = false;
+                self.only = Some(attempt);
+                return Some((mem::take(&mut self.chunks), self.trailers.take()));
+            }
         }
         if let Some(data) = frame.data_ref() {
             self.chunks.push(data.clone());
@@ -221,73 +251,5 @@ impl<B: Send> Wake for Shared<B> {
             mem::take(&mut tape.waiting)
         };
         waiting.into_iter().for_each(|(_, waker)| waker.wake());
-    }
-}
-
-/// Whoever may make further attempts holds one.
-pub(super) struct Handle<B>(Arc<Shared<B>>);
-
-impl<B> Handle<B> {
-    pub(super) fn new(body: B, cap: usize) -> Self
-    where
-        B: Body<Data = Bytes>,
-    {
-        let hint = body.size_hint();
-        // A body that says that it is too long need not be recorded to find that out.
-        let least = usize::try_from(hint.lower()).unwrap_or(usize::MAX).saturating_add(PER_CHUNK);
-        let records = least <= cap;
-        let tape = Tape {
-            body: Place::Here(body),
-            chunks: Vec::new(),
-            trailers: None,
-            size: 0,
-            cap,
-            records,
-            failed: false,
-            only: (!records).then_some(0),
-            attempts: 0,
-            handles: 1,
-            woken: false,
-            waiting: Vec::new(),
-        };
-        Handle(Arc::new(Shared { tape: Mutex::new(tape), hint }))
-    }
-
-    /// The shared tape, and the number of the attempt that begins.
-    pub(super) fn begin(&self) -> (Arc<Shared<B>>, u32) {
-        let mut tape = self.0.lock();
-        let attempt = tape.attempts;
-        tape.attempts += 1;
-        (Arc::clone(&self.0), attempt)
-    }
-
-    pub(super) fn can_replay(&self) -> bool {
-        let tape = self.0.lock();
-        tape.records && !tape.failed
-    }
-
-    pub(super) fn only(&self, attempt: u32) {
-        let mut tape = self.0.lock();
-        // One that already has what nobody else can have stays the only one.
-        if tape.records {
-            tape.only = Some(attempt);
-        }
-        // Those that were given up are told so.
-        let waiting = mem::take(&mut tape.waiting);
-        drop(tape);
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
-    }
-}
-
-impl<B> Clone for Handle<B> {
-    fn clone(&self) -> Self {
-        self.0.lock().handles += 1;
-        Handle(Arc::clone(&self.0))
-    }
-}
-
-impl<B> Drop for Handle<B> {
-    fn drop(&mut self) {
-        self.0.lock().handles -= 1;
     }
 }
