@@ -32,7 +32,10 @@ impl Breaker {
 
     /// Gives back whether this result changed the state.
     pub fn settle(&self, call: Admitted, outcome: Outcome, now: u64, stripe: usize) -> bool {
-        let change = self.0.settle(call.0, outcome, false, now, stripe);
+        let change = match outcome {
+            Outcome::Success => self.0.succeed(call.0, now, stripe),
+            _ => self.0.settle(call.0, outcome, false, now, stripe),
+        };
         if let Some(change) = change.filter(|c| c.to == State::Open) {
             self.0.stay_open(change.generation, now + 10);
         }

@@ -14,6 +14,34 @@ pub trait Keeper {
     /// The call has ended. Called once.
     fn settle(&mut self, end: End);
 
+    /// As [`settle`](Self::settle), and drops it. A keeper that can do both by value says how here, see [`UntilReady`].
+    #[inline(always)]
+    fn finish(mut self, end: End)
+    where
+        Self: Sized,
+    {
+        self.settle(end);
+    }
+
+    /// Runs the inner service's own code. A panic in there is a failure of the backend, and settles the call.
+    #[inline(always)]
+    fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T
+    where
+        Self: Sized,
+    {
+        /// Dropped only by a panic.
+        struct Bomb<'a, K: Keeper>(&'a mut K);
+        impl<K: Keeper> Drop for Bomb<'_, K> {
+            fn drop(&mut self) {
+                self.0.settle(End::Outcome(Outcome::Failure));
+            }
+        }
+        let bomb = Bomb(self);
+        let out = run();
+        mem::forget(bomb);
+        out
+    }
+
     /// See [`Watch`].
     fn wants_hint(&self) -> bool {
         false
@@ -43,24 +71,16 @@ pub trait Keeper {
 /// [`Cause`]).
 #[derive(Debug)]
 pub struct Permit<K: Keeper> {
-    keeper: K,
+    // `None` only while it is dropped: then it is moved to where that is done. Nobody takes its address there either, see
+    // `UntilReady`.
+    keeper: Option<K>,
     settled: bool,
 }
 
 impl<K: Keeper> Permit<K> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(keeper: K) -> Self {
-        Self { keeper, settled: false }
-    }
-
-    /// A permit of which nothing is to be booked.
-    #[inline]
-    pub(crate) fn settled(keeper: K) -> Self {
-        Self { keeper, settled: true }
-    }
-
-    pub(crate) fn keeper(&self) -> &K {
-        &self.keeper
+        Self { keeper: Some(keeper), settled: false }
     }
 
     /// The first end counts, later ones are not heard.
@@ -68,24 +88,36 @@ impl<K: Keeper> Permit<K> {
     pub(crate) fn settle(&mut self, end: End) {
         if !self.settled {
             self.settled = true;
-            self.keeper.settle(end);
+            if let Some(keeper) = &mut self.keeper {
+                keeper.settle(end);
+            }
+        }
+    }
+
+    /// As [`settle`](Self::settle), and drops it.
+    #[inline(always)]
+    pub(crate) fn finish(mut self, end: End) {
+        let (keeper, settled) = (self.keeper.take(), self.settled);
+        // Nothing is left in it, and its drop need not find that out.
+        mem::forget(self);
+        if let Some(keeper) = keeper
+            && !settled
+        {
+            keeper.finish(end);
         }
     }
 
     /// Runs the inner service's own code: a panic in there is a failure of the backend, not a caller that left.
     #[inline(always)]
     pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
-        /// Dropped only by a panic.
-        struct Bomb<'a, K: Keeper>(&'a mut Permit<K>);
-        impl<K: Keeper> Drop for Bomb<'_, K> {
-            #[inline(always)]
-            fn drop(&mut self) {
-                self.0.settle(End::Outcome(Outcome::Failure));
-            }
+        let Some(keeper) = &mut self.keeper else { return run() };
+        if self.settled {
+            return run();
         }
-        let bomb = Bomb(self);
-        let out = run();
-        mem::forget(bomb);
+        // If it panics, it stays so: then the keeper has been told.
+        self.settled = true;
+        let out = keeper.guard(run);
+        self.settled = false;
         out
     }
 }
@@ -101,36 +133,86 @@ impl<K: Keeper> Watch for Permit<K> {
         Permit::settle(self, end);
     }
 
+    #[inline(always)]
+    fn finish(self, end: End) {
+        Permit::finish(self, end);
+    }
+
     fn wants_hint(&self) -> bool {
-        self.keeper.wants_hint()
+        self.keeper.as_ref().is_some_and(K::wants_hint)
     }
 
     fn hint(&mut self, after: Duration) {
-        self.keeper.hint(after);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.hint(after);
+        }
     }
 
     fn good_head(&mut self) {
-        self.settled |= self.keeper.good_head();
+        if let Some(keeper) = &mut self.keeper {
+            self.settled |= keeper.good_head();
+        }
     }
 
     fn wants_frames(&self) -> bool {
-        self.keeper.wants_frames()
+        self.keeper.as_ref().is_some_and(K::wants_frames)
     }
 
     fn first_frame(&mut self) {
-        self.keeper.first_frame();
+        if let Some(keeper) = &mut self.keeper {
+            keeper.first_frame();
+        }
     }
 
     fn streams(&mut self) {
-        self.keeper.streams();
+        if let Some(keeper) = &mut self.keeper {
+            keeper.streams();
+        }
     }
 }
 
 impl<K: Keeper> Drop for Permit<K> {
     #[inline(always)]
     fn drop(&mut self) {
-        if !self.settled {
-            self.settle(Cause::current().end());
+        #[cold]
+        #[inline(never)]
+        fn abandon<K: Keeper>(mut keeper: K) {
+            keeper.settle(Cause::current().end());
+        }
+        if !self.settled
+            && let Some(keeper) = self.keeper.take()
+        {
+            abandon(keeper);
+        }
+    }
+}
+
+/// What a future holds until it is ready, and drops itself only if it never is.
+///
+/// That drop is out of line and moves the value there. So the compiler sees that a future which became ready has nothing
+/// to drop, and nobody takes the address of its parts: then they never leave the registers.
+#[derive(Debug)]
+pub(crate) struct UntilReady<T>(pub(crate) Option<T>);
+
+impl<T> UntilReady<T> {
+    #[inline(always)]
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T> Drop for UntilReady<T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        #[cold]
+        #[inline(never)]
+        fn out_of_line<T>(value: T) {
+            drop(value);
+        }
+        if self.0.is_some()
+            && let Some(value) = self.0.take()
+        {
+            out_of_line(value);
         }
     }
 }
@@ -249,5 +331,25 @@ mod tests {
         assert_eq!(Cause::current(), Cause::Caller);
         drop(permit);
         assert_eq!(book.ends(), [End::Outcome(Outcome::Failure)]);
+    }
+
+    #[test]
+    fn a_permit_that_was_finished_is_not_finished_again() {
+        let book = Book::default();
+        Permit::new(book.clone()).finish(End::Refused);
+        let mut settled = Permit::new(book.clone());
+        settled.settle(End::TimedOut);
+        settled.finish(End::Left);
+        assert_eq!(book.ends(), [End::Refused, End::TimedOut]);
+    }
+
+    #[test]
+    fn what_was_held_until_ready_is_dropped_once() {
+        let book = Book::default();
+        drop(UntilReady::new(Permit::new(book.clone())));
+        let mut ready = UntilReady::new(Permit::new(book.clone()));
+        ready.0.take().unwrap().finish(End::Refused);
+        drop(ready);
+        assert_eq!(book.ends(), [End::Left, End::Refused]);
     }
 }

@@ -1,12 +1,17 @@
 //! A policy refused a call, or cut it short: who, why, and when to come back.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
-use crate::{origin::Origin, time::Span};
+use self::told::Told;
+use crate::{
+    origin::Origin,
+    stripe::{Shared, Striped},
+    time::Span,
+};
+
+mod told;
 
 /// Why a policy refused a call or cut it short.
-// As wide as a word: results carry it by way of `Rejection`, and are moved by whole words then.
-#[repr(u64)]
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -110,28 +115,48 @@ impl fmt::Display for Reason {
 /// error or one of its sources ([`Rejection::of`]).
 #[derive(Clone)]
 pub struct Rejection {
-    origin: Arc<Origin>,
-    reason: Reason,
-    /// When to come back; of a call that was cut short, how long it had. (That is for policies further out, which may not
-    /// have looked at the clock.) Never both, so one word will do.
-    time: Span,
+    // One counter for all would bring an overloaded server, which refuses on every core, to a crawl.
+    origin: Shared<Origin>,
+    told: Told,
 }
 
 impl Rejection {
-    pub(crate) fn new(origin: &Arc<Origin>, reason: Reason) -> Self {
-        Self { origin: Arc::clone(origin), reason, time: Span::NONE }
+    #[inline]
+    pub(crate) fn new(origin: &Striped<Origin>, reason: Reason) -> Self {
+        Self { origin: origin.share(), told: Told::new(reason, Span::NONE) }
     }
 
-    pub(crate) fn with_retry_after(self, retry_after: Option<Duration>) -> Self {
-        if self.is_refusal() { Self { time: retry_after.into(), ..self } } else { self }
+    /// Only for refusals. (The breaker, which counts its refusals, makes them [`counted`](Self::counted).)
+    #[cfg_attr(not(test), allow(dead_code, reason = "for policies whose delay is known later"))]
+    #[inline]
+    pub(crate) fn with_retry_after(self, retry_after: impl Into<Span>) -> Self {
+        let span = retry_after.into();
+        debug_assert!(self.is_refusal() || span == Span::NONE, "{} has no time to come back", self.reason());
+        self.with_time(span)
     }
 
+    /// Only for what was cut short.
     pub(crate) fn with_time_it_had(self, had: Duration) -> Self {
-        if self.is_refusal() { self } else { Self { time: Some(had).into(), ..self } }
+        debug_assert!(!self.is_refusal(), "{} is a refusal: the call had no time", self.reason());
+        self.with_time(Some(had).into())
+    }
+
+    #[inline]
+    fn with_time(mut self, time: Span) -> Self {
+        self.told = self.told.at(time);
+        self
     }
 
     pub(crate) fn had(&self) -> Option<Duration> {
-        self.time.duration().filter(|_| !self.is_refusal())
+        if self.is_refusal() { None } else { self.told.time() }
+    }
+
+    /// A refusal that is counted where its origin counts, see [`Striped::tally`].
+    #[inline(always)]
+    pub(crate) fn counted(origin: &Striped<Origin>, reason: Reason, retry_after: Span) -> Self {
+        let origin = origin.share();
+        origin.count();
+        Self { origin, told: Told::new(reason, retry_after) }
     }
 
     /// The policy's kind: `timeout`, `circuit_breaker`, ...
@@ -146,18 +171,18 @@ impl Rejection {
 
     /// Why.
     pub fn reason(&self) -> Reason {
-        self.reason
+        self.told.reason()
     }
 
     /// When it is worth coming back, from now; `None` if unknown. Never set for timeouts and deadlines.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.time.duration().filter(|_| self.is_refusal())
+        if self.is_refusal() { self.told.time() } else { None }
     }
 
     /// Was the call refused before it reached the backend? True for every reason but `Timeout` and
     /// `DeadlineExceeded`. Policies further out record nothing against the backend for a refusal.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self.reason, Reason::Timeout | Reason::DeadlineExceeded)
+        !matches!(self.reason(), Reason::Timeout | Reason::DeadlineExceeded)
     }
 
     /// Looks for a rejection: the error itself, then along its `source()`s.
@@ -189,7 +214,7 @@ impl fmt::Debug for Rejection {
         f.debug_struct("Rejection")
             .field("policy", &self.policy())
             .field("name", &self.name())
-            .field("reason", &self.reason)
+            .field("reason", &self.reason())
             .field("retry_after", &self.retry_after())
             .finish()
     }
@@ -198,7 +223,7 @@ impl fmt::Debug for Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The name stays out: this text ends up in answers, and there it is the operator's choice (`expose_name`).
-        write!(f, "{} ({}: {})", self.reason.detail(), self.policy(), self.reason)
+        write!(f, "{} ({}: {})", self.reason().detail(), self.policy(), self.reason())
     }
 }
 

@@ -5,11 +5,13 @@
 //! one. Here each thread counts on a cache line of its own.
 
 use std::{
-    array, fmt,
+    array,
+    cell::Cell,
+    fmt,
     ops::Deref,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
 };
@@ -20,6 +22,7 @@ pub(crate) struct Striped<T> {
     // In place and of a fixed length, so that finding a thread's own is one load. With fewer cores each is there
     // several times.
     stripes: [Arc<Stripe<T>>; MOST],
+    different: usize,
 }
 
 /// More cores than this share.
@@ -27,7 +30,11 @@ const MOST: usize = 64;
 
 /// The counters of an `Arc` stand right before its data: this alignment keeps those of two stripes two lines apart.
 #[repr(align(128))]
-struct Stripe<T>(Arc<T>, usize);
+struct Stripe<T> {
+    state: Arc<T>,
+    number: usize,
+    tally: AtomicU64,
+}
 
 /// A counted reference to the state.
 pub(crate) struct Shared<T>(Arc<Stripe<T>>);
@@ -35,22 +42,35 @@ pub(crate) struct Shared<T>(Arc<Stripe<T>>);
 impl<T> Striped<T> {
     pub(crate) fn new(state: T) -> Self {
         let state = Arc::new(state);
-        let own: Vec<_> = (0..count()).map(|n| Arc::new(Stripe(Arc::clone(&state), n))).collect();
-        Self { state, stripes: array::from_fn(|n| Arc::clone(&own[n % own.len()])) }
+        let stripe = |number| Arc::new(Stripe { state: Arc::clone(&state), number, tally: AtomicU64::new(0) });
+        let own: Vec<_> = (0..count()).map(stripe).collect();
+        let stripes = array::from_fn(|n| Arc::clone(&own[n % own.len()]));
+        Self { state, stripes, different: own.len() }
     }
 
     /// A reference counted on this thread's stripe.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn share(&self) -> Shared<T> {
         Shared(Arc::clone(&self.stripes[thread_number() % MOST]))
+    }
+
+    /// What all stripes have [counted](Shared::count).
+    pub(crate) fn tally(&self) -> u64 {
+        self.stripes[..self.different].iter().map(|stripe| stripe.tally.load(Relaxed)).sum()
     }
 }
 
 impl<T> Shared<T> {
     /// The number of the stripe: the same for all that one thread shares.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn stripe(&self) -> usize {
-        self.0.1
+        self.0.number
+    }
+
+    /// Counts one of whatever the state counts, on a line that this thread writes anyway.
+    #[inline]
+    pub(crate) fn count(&self) {
+        self.0.tally.fetch_add(1, Relaxed);
     }
 }
 
@@ -73,7 +93,7 @@ impl<T> Deref for Shared<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        &self.0.0
+        &self.0.state
     }
 }
 
@@ -99,11 +119,22 @@ fn count() -> usize {
 }
 
 /// Numbers given to threads in the order in which they come.
-#[inline]
+#[inline(always)]
 pub(crate) fn thread_number() -> usize {
+    // Not initialised by a function: then every look would first ask whether that has run, through a call.
+    thread_local!(static NUMBER: Cell<usize> = const { Cell::new(UNNUMBERED) });
+    let number = NUMBER.get();
+    if number == UNNUMBERED { NUMBER.with(first_number) } else { number }
+}
+
+const UNNUMBERED: usize = usize::MAX;
+
+#[cold]
+#[inline(never)]
+fn first_number(number: &Cell<usize>) -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Relaxed));
-    NUMBER.with(|n| *n)
+    number.set(NEXT.fetch_add(1, Relaxed));
+    number.get()
 }
 
 #[cfg(test)]
@@ -122,8 +153,19 @@ mod tests {
     }
 
     #[test]
+    fn what_each_thread_counts_is_added_up() {
+        let striped = Striped::new(());
+        thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| (0..1_000).for_each(|_| striped.share().count()));
+            }
+        });
+        assert_eq!(striped.tally(), 4_000);
+    }
+
+    #[test]
     fn counters_of_two_stripes_are_on_lines_of_their_own() {
-        let a = Arc::new(Stripe(Arc::new(0), 0));
+        let a = Arc::new(Stripe { state: Arc::new(0), number: 0, tally: AtomicU64::new(0) });
         assert_eq!(std::ptr::from_ref(&*a) as usize % 128, 0);
         assert_eq!(size_of::<Stripe<u8>>() % 128, 0);
     }

@@ -3,7 +3,12 @@
 //! It is tokio's clock, so that under `tokio::time::pause` every policy follows virtual time. `clippy.toml` keeps
 //! every other file from reading a clock.
 
-use std::{fmt, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 pub(crate) use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -22,6 +27,129 @@ pub(crate) fn wall() -> std::time::SystemTime {
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// Instants as numbers, which is how a pure core takes them: nanoseconds since the clock was made.
+///
+/// To make a number of an instant costs twice as much as the instant itself. But most callers want less than a number: in
+/// which tick it lies, or that some end has not come yet. Such an answer stays right for a while, so each thread
+/// remembers the last one, with the instant that ends it: then a look costs one comparison.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    base: Instant,
+    /// Which clock this is; even.
+    id: u64,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        // From two: zero is the number of no clock.
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Clock { base: now(), id: LAST.fetch_add(2, Relaxed) + 2 }
+    }
+
+    /// This instant as a number.
+    #[inline]
+    pub(crate) fn at(&self, instant: Instant) -> u64 {
+        nanos(instant.saturating_duration_since(self.base))
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.at(now())
+    }
+
+    /// The number of the tick that runs, if it is at hand; else [`work_out_tick`](Self::work_out_tick).
+    #[inline(always)]
+    pub(crate) fn tick(&self, length: u64, now: Instant) -> Option<u64> {
+        self.known(self.ticks(), length, now)
+    }
+
+    /// The number of the tick that runs, where all ticks have this length.
+    #[inline(never)]
+    pub(crate) fn work_out_tick(&self, length: u64, now: Instant) -> u64 {
+        let number = self.at(now) / length;
+        self.remember(self.ticks(), length, number.saturating_add(1).saturating_mul(length), number);
+        number
+    }
+
+    /// How long it still is until then, at least and up to [`FINE`] more, if that is at hand; else
+    /// [`work_out_left`](Self::work_out_left).
+    #[inline(always)]
+    pub(crate) fn left(&self, until: u64, now: Instant) -> Option<u64> {
+        self.known(self.ends(), until, now)
+    }
+
+    /// How long it still is until then; `None` if that has passed.
+    #[inline(never)]
+    pub(crate) fn work_out_left(&self, until: u64, now: Instant) -> Option<u64> {
+        let now = self.at(now);
+        let left = until.checked_sub(now)?;
+        self.remember(self.ends(), until, now.saturating_add(FINE).min(until.saturating_add(1)), left);
+        Some(left)
+    }
+
+    fn ticks(&self) -> u64 {
+        self.id
+    }
+
+    fn ends(&self) -> u64 {
+        self.id + 1
+    }
+
+    #[inline(always)]
+    fn known(&self, asked: u64, about: u64, now: Instant) -> Option<u64> {
+        // All of it inside: what comes out of `with` is first looked at by `with`.
+        KNOWN.with(|known| {
+            let known = known[self.place()].get();
+            if known.asked == asked
+                && known.about == about
+                && let Some(until) = known.until
+                && now < until
+            {
+                return Some(known.answer);
+            }
+            None
+        })
+    }
+
+    fn remember(&self, asked: u64, about: u64, until: u64, answer: u64) {
+        let until = self.base.checked_add(Duration::from_nanos(until));
+        KNOWN.with(|known| known[self.place()].set(Known { asked, about, answer, until }));
+    }
+
+    #[inline(always)]
+    fn place(&self) -> usize {
+        (self.id / 2) as usize % REMEMBERED
+    }
+}
+
+/// To which [`Clock::left`] is precise. tokio's timers are no finer.
+pub(crate) const FINE: u64 = 1_000_000;
+
+/// What was asked of which clock, and about which length or end; with the answer, which is right until then. Not from when
+/// on: time does not go back.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Known {
+    asked: u64,
+    about: u64,
+    answer: u64,
+    until: Option<Instant>,
+}
+
+/// A thread remembers for so many clocks; of those that meet in one place, for the one that was asked last.
+const REMEMBERED: usize = 8;
+
+thread_local! {
+    static KNOWN: [Cell<Known>; REMEMBERED] =
+        const { [const { Cell::new(Known { asked: 0, about: 0, answer: 0, until: None }) }; REMEMBERED] };
+}
+
+/// Saturates after 584 years. By halves, because a division of 128 bits is no work for every call.
+#[inline]
+pub(crate) fn nanos(d: Duration) -> u64 {
+    d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
 }
 
 /// A duration or none, in one word: nanoseconds, which last for 584 years.
@@ -46,5 +174,73 @@ impl From<Option<Duration>> for Span {
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.duration().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn left(clock: &Clock, until: u64) -> Option<u64> {
+        let now = now();
+        clock.left(until, now).or_else(|| clock.work_out_left(until, now))
+    }
+
+    fn tick(clock: &Clock, length: u64) -> u64 {
+        let now = now();
+        clock.tick(length, now).unwrap_or_else(|| clock.work_out_tick(length, now))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tick_changes_at_its_very_bound() {
+        let clock = Clock::new();
+        let tick = |length| tick(&clock, length);
+        advance(Duration::from_nanos(2_999)).await;
+        assert_eq!((tick(1_000), tick(1_000)), (2, 2));
+        advance(Duration::from_nanos(1)).await;
+        assert_eq!((tick(1_000), tick(100), tick(1_000)), (3, 30, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_is_never_too_little_and_ends_on_time() {
+        let clock = Clock::new();
+        assert_eq!(left(&clock, 5_000_000), Some(5_000_000));
+        advance(Duration::from_nanos(999_999)).await;
+        assert_eq!(left(&clock, 5_000_000), Some(5_000_000));
+        advance(Duration::from_nanos(1)).await;
+        assert_eq!(left(&clock, 5_000_000), Some(4_000_000));
+        advance(Duration::from_nanos(3_999_999)).await;
+        assert_eq!(left(&clock, 5_000_000), Some(1));
+        advance(Duration::from_nanos(1)).await;
+        assert_eq!(left(&clock, 5_000_000), Some(1), "it is the last instant");
+        advance(Duration::from_nanos(1)).await;
+        assert_eq!(left(&clock, 5_000_000), None);
+    }
+
+    proptest! {
+        /// Many clocks, whose memories meet, are all the same for the answers.
+        #[test]
+        fn what_is_remembered_is_what_would_be_worked_out(
+            steps in proptest::collection::vec((0..20usize, 0..3u64, 0..4_000_000u64), 1..200),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let clocks: Vec<_> = (0..20).map(|_| Clock::new()).collect();
+                for (which, kind, step) in steps {
+                    advance(Duration::from_nanos(step)).await;
+                    let (clock, now) = (&clocks[which], clocks[which].now());
+                    let length = 1_000_000 << kind;
+                    assert_eq!(tick(clock, length), now / length);
+                    let until = 100_000_000 << kind;
+                    match left(clock, until) {
+                        Some(left) => assert!(now <= until && (until - now..until - now + FINE).contains(&left)),
+                        None => assert!(now > until),
+                    }
+                }
+            });
+        }
     }
 }

@@ -185,6 +185,67 @@ fn the_rate_of_a_time_window_trips_once() {
 }
 
 #[test]
+fn a_success_in_a_tick_that_has_begun_is_counted_beside_another() {
+    let time = CircuitBreakerConfig { window: Window::Time(Duration::from_nanos(100)), ..config() };
+    check(move || {
+        let breaker = Arc::new(Breaker::new(&time));
+        let calls: [Admitted; 3] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+        // It begins the tick on the stripe that both then write.
+        breaker.settle(calls[0], Outcome::Success, 1, 0);
+        let other = Arc::clone(&breaker);
+        both(
+            move || other.settle(calls[1], Outcome::Success, 1, 0),
+            || breaker.settle(calls[2], Outcome::Success, 1, 0),
+        );
+        assert_eq!(breaker.calls(1), (3, 0));
+    });
+}
+
+#[test]
+fn a_success_under_way_is_of_its_own_window() {
+    for window in [Window::Count(4), Window::Time(Duration::from_nanos(100))] {
+        let config = CircuitBreakerConfig { window, ..config() };
+        let update = config.clone();
+        check(move || {
+            let breaker = Arc::new(Breaker::new(&config));
+            let calls: [Admitted; 2] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+            breaker.settle(calls[0], Outcome::Success, 1, 0);
+            let other = Arc::clone(&breaker);
+            both(move || other.settle(calls[1], Outcome::Success, 1, 0), || breaker.reset(1));
+            assert_eq!(breaker.calls(1), (0, 0));
+        });
+        let config = update.clone();
+        check(move || {
+            let breaker = Arc::new(Breaker::new(&config));
+            let calls: [Admitted; 2] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+            breaker.settle(calls[0], Outcome::Success, 1, 0);
+            let other = Arc::clone(&breaker);
+            let update = update.clone();
+            both(move || other.settle(calls[1], Outcome::Success, 1, 0), || breaker.update(&update, 1));
+            assert_eq!(breaker.calls(1), (2, 0), "an update of the same window loses nothing");
+        });
+    }
+}
+
+/// Thresholds that are lowered while a success is added up by the old ones: the next call is judged by the new ones.
+#[test]
+fn an_update_beside_a_success_is_not_overlooked() {
+    let time = Window::Time(Duration::from_nanos(100));
+    let lax = CircuitBreakerConfig { consecutive_failures: None, failure_rate: Some(1.0), window: time, ..config() };
+    let strict = CircuitBreakerConfig { failure_rate: Some(0.2), ..lax.clone() };
+    check(move || {
+        let breaker = Arc::new(Breaker::new(&lax));
+        let calls: [Admitted; 4] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+        breaker.settle(calls[0], Outcome::Success, 1, 0);
+        breaker.settle(calls[1], Outcome::Failure, 1, 0);
+        let (other, strict) = (Arc::clone(&breaker), strict.clone());
+        both(move || other.settle(calls[2], Outcome::Success, 1, 0), || breaker.update(&strict, 1));
+        breaker.settle(calls[3], Outcome::Success, 1, 0);
+        assert_eq!(breaker.state(1), State::Open);
+    });
+}
+
+#[test]
 fn a_bucket_turns_once_and_loses_nothing() {
     check(|| {
         let ring = Arc::new(Ring::new());

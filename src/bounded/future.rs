@@ -30,7 +30,7 @@ pin_project! {
         #[pin]
         state: State<F>,
         protocol: P,
-        context: Option<C>,
+        context: C,
         ledger: Shared<Ledger>,
         request: PhantomData<fn(Req)>,
     }
@@ -58,7 +58,7 @@ impl<F, P, C, Req> ResponseFuture<F, P, C, Req> {
 
     #[inline]
     fn new(state: State<F>, protocol: P, context: C, ledger: Shared<Ledger>) -> Self {
-        ResponseFuture { state, protocol, context: Some(context), ledger, request: PhantomData }
+        ResponseFuture { state, protocol, context, ledger, request: PhantomData }
     }
 }
 
@@ -76,21 +76,20 @@ where
             StateProj::Running { inner, timer, plan } => match inner.poll(cx) {
                 // Each way out by itself: a watched body is large, and where they met again, all would move one.
                 Poll::Ready(Ok(response)) if plan.body.is_none() => {
-                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), &mut None));
+                    return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
                 }
                 Poll::Ready(Ok(response)) => {
                     let mut watch = plan.body.map(|body| BodyClock::new(plan, body, this.ledger));
-                    return Poll::Ready(this.protocol.finish(take(this.context), Ok(response), &mut watch));
+                    return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
                 }
                 Poll::Ready(Err(error)) => {
-                    let context = take(this.context);
-                    if P::has_a_timer_below(&context)
+                    if P::has_a_timer_below(this.context)
                         && let Some((reason, had)) = overdue(plan, this.ledger)
                     {
-                        return Poll::Ready(this.protocol.reject(context, this.ledger.rejection(reason, had)));
+                        return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
                     }
                     // It has no body to watch.
-                    return Poll::Ready(this.protocol.finish(context, Err(error), &mut None));
+                    return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
                 }
                 Poll::Pending => ready!(poll_overdue(plan, timer, this.ledger, cx)),
             },
@@ -98,7 +97,7 @@ where
         };
         // The inner future goes before the answer does, under the cause that policies inside it must book.
         Cause::of(reason, Some(had)).during(|| this.state.set(State::Refused { reason }));
-        Poll::Ready(this.protocol.reject(take(this.context), this.ledger.rejection(reason, had)))
+        Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)))
     }
 }
 
@@ -127,10 +126,6 @@ fn poll_overdue(
 fn overdue(plan: &Plan, ledger: &Shared<Ledger>) -> Option<(Reason, Duration)> {
     let bound = plan.bound().filter(|b| b.at <= time::now())?;
     ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound.at)))
-}
-
-fn take<T>(slot: &mut Option<T>) -> T {
-    slot.take().expect("a future is not polled after it was ready")
 }
 
 impl<F, P, C, Req> fmt::Debug for ResponseFuture<F, P, C, Req> {

@@ -31,7 +31,7 @@ pin_project! {
         // After the state, so that the inner call has ended when the permit is given back.
         held: Option<Held>,
         protocol: P,
-        context: Option<C>,
+        context: C,
     }
 }
 
@@ -65,7 +65,7 @@ impl<S: Service<Req>, P, C, Req> ResponseFuture<S, P, C, Req> {
 
     #[inline(always)]
     fn new(state: State<S, S::Future, Req>, protocol: P, context: C, held: Held) -> Self {
-        ResponseFuture { state, timer: None, held: Some(held), protocol, context: Some(context) }
+        ResponseFuture { state, timer: None, held: Some(held), protocol, context }
     }
 }
 
@@ -83,10 +83,10 @@ where
             let result = ready!(inner.poll(cx));
             if !P::HAS_BODY {
                 // Nothing in the response is to be watched.
-                this.held.iter_mut().for_each(Held::leave);
-                return Poll::Ready(this.protocol.finish(take(this.context), result, &mut None));
+                Held::leave(this.held);
+                return Poll::Ready(this.protocol.finish(this.context, result, &mut None));
             }
-            return Poll::Ready(this.protocol.finish(take(this.context), result, this.held));
+            return Poll::Ready(this.protocol.finish(this.context, result, this.held));
         }
         self.poll_waiting(cx)
     }
@@ -119,7 +119,7 @@ where
                 }
                 StateProj::Refused { reason } => {
                     let rejection = this.held.as_ref().expect(AGAIN).wall().rejection(*reason);
-                    return Poll::Ready(this.protocol.reject(take(this.context), rejection));
+                    return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
             }
         }

@@ -53,10 +53,10 @@ impl Held {
 
     /// Gives a plain permit back in its place: what is left has next to nothing to do when it is dropped.
     #[inline(always)]
-    pub(crate) fn leave(&mut self) {
-        if let Has::Permit = self.has {
-            self.has = Has::Nothing;
-            self.wall.leave();
+    pub(crate) fn leave(held: &mut Option<Held>) {
+        if let Some(Held { wall, has: has @ Has::Permit }) = held {
+            *has = Has::Nothing;
+            wall.leave();
         }
     }
 

@@ -14,27 +14,28 @@ use crate::{
     Until,
     circuit_breaker::{
         CircuitBreakerConfig, State,
-        machine::{Change, Machine, Refusal, Ticket, limits::nanos},
+        facts::Facts,
+        machine::{Change, Machine, Refusal, Ticket},
     },
+    deadline::Deadline,
     observe::{Kind, Reporter},
     outcome::Outcome,
     rejection::{Reason, Rejection},
     rng,
     stripe::thread_number,
-    time::{self, Instant},
+    time::{self, Clock, Instant, Span, nanos},
 };
 
 #[derive(Debug)]
 pub(crate) struct Breaker {
     pub(crate) machine: Machine,
-    /// The machine's time counts from here.
-    base: Instant,
+    /// The machine's time.
+    pub(super) clock: Clock,
     reporter: Reporter,
     shadow: AtomicBool,
     pub(crate) extras: Extras,
     /// Asked for at openings and updates only.
     config: Mutex<CircuitBreakerConfig>,
-    pub(crate) rejected: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) would_have_rejected: AtomicU64,
 }
@@ -59,12 +60,11 @@ impl Breaker {
     pub(crate) fn new(reporter: Reporter, shadow: bool, config: CircuitBreakerConfig, extras: Extras) -> Self {
         Breaker {
             machine: Machine::new(&config, 0),
-            base: time::now(),
+            clock: Clock::new(),
             reporter,
             shadow: AtomicBool::new(shadow),
             extras,
             config: Mutex::new(config),
-            rejected: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             would_have_rejected: AtomicU64::new(0),
         }
@@ -77,12 +77,12 @@ impl Breaker {
     /// The machine's time at this instant.
     #[inline]
     pub(crate) fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
+        self.clock.at(instant)
     }
 
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        self.at(time::now())
+        self.clock.now()
     }
 
     #[inline]
@@ -103,58 +103,80 @@ impl Breaker {
     }
 
     /// Is every call refused now? Asked before the inner service is, so that a closed door does not touch the house.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_shut(&self) -> Option<Refusal> {
-        if self.machine.admit_closed().is_some() { None } else { self.is_shut_now() }
+        if self.machine.is_closed() { None } else { self.is_shut_now() }
     }
 
-    #[cold]
+    #[inline(never)]
     fn is_shut_now(&self) -> Option<Refusal> {
-        self.machine.is_shut(self.now()).filter(|_| !self.in_shadow())
+        if let Some(until) = self.machine.open_until()
+            && !self.in_shadow()
+        {
+            let now = time::now();
+            return match self.clock.left(until, now) {
+                Some(left) => Some(Refusal { reason: Reason::CircuitOpen, retry_after: Span(left) }),
+                None => self.is_shut_at(until, now),
+            };
+        }
+        self.is_shut_otherwise()
     }
 
-    /// Admits a call that comes while it is not plainly closed, or writes down why not. In shadow what would be refused goes
-    /// on, uncounted.
-    #[cold]
-    pub(crate) fn admit(&self, refuse: &mut Option<Refusal>) -> Ticket {
+    // Apart, and called last, so that what is above needs no room on the stack.
+    #[inline(never)]
+    fn is_shut_at(&self, until: u64, now: Instant) -> Option<Refusal> {
+        self.clock.work_out_left(until, now);
+        self.machine.is_shut(self.at(now))
+    }
+
+    #[inline(never)]
+    fn is_shut_otherwise(&self) -> Option<Refusal> {
+        if self.in_shadow() { None } else { self.machine.is_shut(self.now()) }
+    }
+
+    /// Admits a call as nearly all are: it is closed, and nobody asks how long it takes.
+    #[inline(always)]
+    pub(crate) fn admit_plain(&self, deadline: Option<Deadline>) -> Option<Facts> {
+        let ticket = self.machine.admit_closed()?;
+        if deadline.is_none() && self.slow_call().is_none() { Some(Facts::plain(ticket)) } else { None }
+    }
+
+    /// Admits any other call, or says why not.
+    #[inline(never)]
+    pub(crate) fn admit(&self, deadline: Option<Deadline>) -> Result<Facts, Refusal> {
+        let ticket = match self.machine.admit_closed() {
+            Some(ticket) => ticket,
+            None => self.admit_now()?,
+        };
+        let asked = deadline.is_some() || self.slow_call().is_some();
+        let started = asked.then(|| self.now());
+        Ok(Facts::full(ticket, started, deadline.map(|d| self.at(d.instant()))))
+    }
+
+    /// In shadow what would be refused goes on, uncounted.
+    #[inline(never)]
+    fn admit_now(&self) -> Result<Ticket, Refusal> {
         let (answer, change) = self.machine.admit(self.now(), rng::unit());
         self.changed(change, None);
         match answer {
-            Ok(ticket) => return ticket,
             Err(refusal) if self.in_shadow() => {
                 self.would_have_rejected.fetch_add(1, Relaxed);
                 self.reporter.report(Kind::WouldHaveRejected { reason: refusal.reason });
+                Ok(Ticket::UNCOUNTED)
             }
-            Err(refusal) => *refuse = Some(refusal),
+            answer => answer,
         }
-        Ticket::UNCOUNTED
     }
 
-    /// Books a refusal and tells of it.
-    #[cold]
-    pub(crate) fn refuse(&self, reason: Reason) {
-        self.rejected.fetch_add(1, Relaxed);
-        self.reporter.report(Kind::Rejected { reason });
-    }
-
-    pub(crate) fn rejection(&self, refusal: Refusal) -> Rejection {
-        let retry_after = refusal.retry_after.map(Duration::from_nanos);
-        self.reporter.rejection(refusal.reason).with_retry_after(retry_after)
-    }
-
-    /// A success of which nothing else was asked. In a window of calls it needs no clock.
+    /// Refuses a call: counts it, tells of it, and makes what the caller is told.
     #[inline(always)]
-    pub(crate) fn succeeded(&self, ticket: Ticket, stripe: usize) {
-        match self.machine.record_closed(ticket, Outcome::Success, || self.now(), stripe) {
-            Some(false) => {}
-            Some(true) => self.trip(ticket),
-            None => self.settle(ticket, Outcome::Success, false, self.now(), None),
-        }
+    pub(crate) fn refuse(&self, refusal: Refusal) -> Rejection {
+        self.reporter.refuse(refusal.reason, refusal.retry_after)
     }
 
-    #[cold]
-    fn trip(&self, ticket: Ticket) {
-        self.changed(self.machine.trip(ticket, self.now()), None);
+    /// Calls refused.
+    pub(crate) fn rejected(&self) -> u64 {
+        self.reporter.refused()
     }
 
     #[cold]
@@ -169,10 +191,20 @@ impl Breaker {
         self.changed(self.machine.release(ticket, self.now()), None);
     }
 
+    /// The inner service's `call` panicked.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn panicked(&self, ticket: Ticket) {
+        self.settle(ticket, Outcome::Failure, false, self.now(), None);
+    }
+
     /// A call whose inner service failed before it could begin.
     #[cold]
     pub(crate) fn failed_readiness(&self) {
-        let ticket = self.machine.admit_closed().unwrap_or_else(|| self.admit(&mut None));
+        let ticket = match self.machine.admit_closed() {
+            Some(ticket) => ticket,
+            None => self.admit_now().unwrap_or(Ticket::UNCOUNTED),
+        };
         self.settle(ticket, Outcome::Failure, false, self.now(), None);
     }
 

@@ -1,18 +1,18 @@
 //! One admitted call: what is known of it when it ends, and what its end means.
 
-use std::{fmt, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{fmt, mem, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::{
     Until,
     circuit_breaker::{
         breaker::Breaker,
-        machine::{Ticket, limits::nanos},
+        facts::{Facts, Full, Later, NEVER, Times, early},
+        machine::Ticket,
     },
-    deadline::Deadline,
     outcome::{End, Outcome},
     permit::Keeper,
     stripe::Shared,
-    time::Span,
+    time::{self, nanos},
 };
 
 /// An admitted call of a circuit breaker.
@@ -21,106 +21,122 @@ pub struct Call {
     facts: Facts,
 }
 
-/// What is known of a call. Judged by value: a call whose address nobody takes can stay in registers from its admission
-/// to its end, and that is worth a hundred instructions to each.
-#[derive(Clone, Copy)]
-struct Facts {
-    ticket: Ticket,
-    // Of the times those are noted that somebody will ask for, in nanoseconds of the breaker's time. `NEVER` else: a call
-    // that nobody asks about reads no clock.
-    started: u64,
-    deadline: u64,
-    /// How long it took, once that is known; and where frames are asked for, until then, how long to the first.
-    latency: u64,
-    latency_is_known: bool,
-    /// What the server asked for.
-    hint: Span,
-}
-
-const NEVER: u64 = u64::MAX;
-
 impl Call {
     #[inline]
-    pub(crate) fn new(
-        breaker: Shared<Breaker>,
-        ticket: Ticket,
-        started: Option<u64>,
-        deadline: Option<Deadline>,
-    ) -> Self {
-        let deadline = if let Some(d) = deadline { breaker.at(d.instant()) } else { NEVER };
-        let started = started.unwrap_or(NEVER);
-        let facts = Facts { ticket, started, deadline, latency: NEVER, latency_is_known: false, hint: Span::NONE };
+    pub(crate) fn new(breaker: Shared<Breaker>, facts: Facts) -> Self {
         Call { breaker, facts }
     }
-
-    pub(crate) fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
 }
 
-impl Facts {
-    /// All but a plain success.
-    #[cold]
-    fn judge(self, breaker: &Breaker, end: End) {
-        let now = breaker.now();
-        let blame_after = nanos(breaker.extras.blame_after);
-        let outcome = match end {
-            End::Outcome(Outcome::Cancelled) | End::Left => return self.was_cancelled(breaker),
-            End::Outcome(Outcome::Ignored) | End::Refused => return breaker.release(self.ticket),
-            End::DeadlinePassed { had } => {
-                // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
-                let own = self.since_start(now.min(self.deadline));
-                let had = [own, had.map(nanos)].into_iter().flatten().min();
-                // Where it is not known how long it had, nobody is to blame.
-                if had.is_none_or(|had| had + early(had) < blame_after) {
-                    return self.was_cancelled(breaker);
-                }
-                Outcome::Failure
-            }
-            End::TimedOut => Outcome::Failure,
-            // What a backend answers when a short deadline is over says nothing of the backend.
-            End::Outcome(Outcome::Failure) if self.had_too_little_time(now, blame_after) => {
-                return self.was_cancelled(breaker);
-            }
-            End::Outcome(outcome) => outcome,
-        };
-        let latency = if self.latency_is_known { Some(self.latency) } else { self.since_start(now) };
-        let slow = latency.zip(breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
-        breaker.settle(self.ticket, outcome, slow, now, self.hint.duration());
-    }
+// These take the breaker: then whoever calls them has nothing to drop.
 
-    fn was_cancelled(self, breaker: &Breaker) {
-        if self.ticket.is_counted() {
-            breaker.cancelled.fetch_add(1, Relaxed);
+#[inline(never)]
+fn succeeded_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later: Later) {
+    judge(&breaker, ticket, times, later, End::Outcome(Outcome::Success));
+}
+
+#[cold]
+#[inline(never)]
+fn judge_plain(breaker: Shared<Breaker>, generation: u32, end: End) {
+    judge(&breaker, Ticket::plain(generation), Times::NONE, Later::NOTHING, end);
+}
+
+#[cold]
+#[inline(never)]
+fn judge_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later: Later, end: End) {
+    judge(&breaker, ticket, times, later, end);
+}
+
+#[cold]
+#[inline(never)]
+fn panicked(breaker: &Breaker, ticket: Ticket, times: Times) {
+    judge(breaker, ticket, times, Later::NOTHING, End::Outcome(Outcome::Failure));
+}
+
+#[inline(never)]
+fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End) {
+    let at = time::now();
+    let now = breaker.at(at);
+    let blame_after = nanos(breaker.extras.blame_after);
+    let outcome = match end {
+        End::Outcome(Outcome::Cancelled) | End::Left => return was_cancelled(breaker, ticket),
+        End::Outcome(Outcome::Ignored) | End::Refused => return breaker.release(ticket),
+        End::DeadlinePassed { had } => {
+            // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
+            let own = times.since_start(now.min(times.deadline));
+            let had = [own, had.map(nanos)].into_iter().flatten().min();
+            // Where it is not known how long it had, nobody is to blame.
+            if had.is_none_or(|had| had + early(had) < blame_after) {
+                return was_cancelled(breaker, ticket);
+            }
+            Outcome::Failure
         }
-        breaker.release(self.ticket);
+        End::TimedOut => Outcome::Failure,
+        // What a backend answers when a short deadline is over says nothing of the backend.
+        End::Outcome(Outcome::Failure) if times.had_too_little(now, blame_after) => {
+            return was_cancelled(breaker, ticket);
+        }
+        End::Outcome(outcome) => outcome,
+    };
+    let latency = later.latency.known().or_else(|| times.since_start(now));
+    let slow = latency.zip(breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
+    if outcome == Outcome::Success && !slow && ticket.is_plain() {
+        return breaker.succeeded_at(ticket.generation(), at);
     }
-
-    fn since_start(self, now: u64) -> Option<u64> {
-        (self.started != NEVER).then(|| now.saturating_sub(self.started))
-    }
-
-    /// Is the caller's deadline over, and did it leave the backend too little time?
-    fn had_too_little_time(self, now: u64, blame_after: u64) -> bool {
-        let had = self.deadline.saturating_sub(self.started);
-        self.deadline != NEVER && now.saturating_add(early(had)) >= self.deadline && had < blame_after
-    }
+    breaker.settle(ticket, outcome, slow, now, later.hint.duration());
 }
 
-/// How much before a deadline timers run out, ours and those of transports: as on the wire.
-fn early(had: u64) -> u64 {
-    (had / 100).clamp(1_000_000, 5_000_000)
+fn was_cancelled(breaker: &Breaker, ticket: Ticket) {
+    if ticket.is_counted() {
+        breaker.cancelled.fetch_add(1, Relaxed);
+    }
+    breaker.release(ticket);
 }
 
 impl Keeper for Call {
     #[inline(always)]
     fn settle(&mut self, end: End) {
-        match end {
-            End::Outcome(Outcome::Success) if self.facts.started == NEVER => {
-                self.breaker.succeeded(self.facts.ticket, self.breaker.stripe());
+        match (end, self.facts) {
+            (End::Outcome(Outcome::Success), Facts::Plain { generation }) => {
+                Breaker::succeeded(self.breaker.clone(), generation);
             }
-            _ => self.facts.judge(&self.breaker, end),
+            (end, facts) => {
+                let Full { ticket, times, later } = facts.all();
+                judge(&self.breaker, ticket, times, later, end);
+            }
         }
+    }
+
+    // All by value and in registers.
+    #[inline(always)]
+    fn finish(self, end: End) {
+        let Call { breaker, facts } = self;
+        match (end, facts) {
+            (End::Outcome(Outcome::Success), Facts::Plain { generation }) => Breaker::succeeded(breaker, generation),
+            (End::Outcome(Outcome::Success), Facts::Full(f)) => succeeded_full(breaker, f.ticket, f.times, f.later),
+            (end, Facts::Plain { generation }) => judge_plain(breaker, generation, end),
+            (end, Facts::Full(f)) => judge_full(breaker, f.ticket, f.times, f.later, end),
+        }
+    }
+
+    #[inline(always)]
+    fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        /// Dropped only by a panic. It has what it needs by value.
+        struct Bomb<'a>(&'a Breaker, Ticket, Times);
+        impl Drop for Bomb<'_> {
+            #[inline(always)]
+            fn drop(&mut self) {
+                panicked(self.0, self.1, self.2);
+            }
+        }
+        let (ticket, times) = match self.facts {
+            Facts::Plain { generation } => (Ticket::plain(generation), Times::NONE),
+            Facts::Full(full) => (full.ticket, full.times),
+        };
+        let bomb = Bomb(&self.breaker, ticket, times);
+        let out = run();
+        mem::forget(bomb);
+        out
     }
 
     fn wants_hint(&self) -> bool {
@@ -128,15 +144,19 @@ impl Keeper for Call {
     }
 
     fn hint(&mut self, after: Duration) {
-        self.facts.hint = Some(after).into();
+        let mut full = self.facts.all();
+        full.later.hint = Some(after).into();
+        self.facts = Facts::Full(full);
     }
 
     fn good_head(&mut self) -> bool {
-        let Facts { ticket, started, .. } = self.facts;
-        if self.breaker.extras.until == Until::Head && started != NEVER {
-            self.first_frame();
-            self.facts.latency_is_known = true;
-            let is_slow = self.breaker.slow_call().is_some_and(|limit| self.facts.latency > limit);
+        let Facts::Full(full) = &mut self.facts else { return false };
+        let ticket = full.ticket;
+        if self.breaker.extras.until == Until::Head && full.times.started != NEVER {
+            full.first_frame(&self.breaker);
+            full.later.latency.become_known();
+            let took = full.later.latency.known();
+            let is_slow = took.zip(self.breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
             if is_slow && ticket.is_probe() {
                 // A slow probe has failed, and its body, which may outlast its lease, can't make that good.
                 self.breaker.settle(ticket, Outcome::Success, true, self.breaker.now(), None);
@@ -148,20 +168,25 @@ impl Keeper for Call {
     }
 
     fn wants_frames(&self) -> bool {
-        self.breaker.extras.until == Until::End && self.facts.started != NEVER
+        self.breaker.extras.until == Until::End
+            && matches!(self.facts, Facts::Full(Full { times, .. }) if times.started != NEVER)
     }
 
     fn first_frame(&mut self) {
-        self.facts.latency = self.breaker.now().saturating_sub(self.facts.started);
+        if let Facts::Full(full) = &mut self.facts {
+            full.first_frame(&self.breaker);
+        }
     }
 
     fn streams(&mut self) {
-        self.facts.latency_is_known = true;
+        if let Facts::Full(full) = &mut self.facts {
+            full.later.latency.become_known();
+        }
     }
 }
 
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("ticket", &self.facts.ticket).finish_non_exhaustive()
+        f.debug_struct("Call").field("ticket", &self.facts.ticket()).finish_non_exhaustive()
     }
 }

@@ -11,9 +11,10 @@ use std::{
 use pin_project_lite::pin_project;
 
 use crate::{
-    circuit_breaker::{call::Call, machine::Refusal},
-    permit::Permit,
+    circuit_breaker::call::Call,
+    permit::{Permit, UntilReady},
     protocol::Protocol,
+    rejection::Rejection,
 };
 
 pin_project! {
@@ -25,10 +26,8 @@ pin_project! {
     pub struct ResponseFuture<F, P, C, Req> {
         #[pin]
         state: State<F>,
-        // A refused call has one too, of which nothing more is asked than who refuses.
-        permit: Option<Permit<Call>>,
         protocol: P,
-        context: Option<C>,
+        context: C,
         request: PhantomData<fn(Req)>,
     }
 }
@@ -36,23 +35,23 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        Running { #[pin] inner: F },
-        // Not the rejection: it is made when it is asked for, so that a call that goes on never has room for it.
-        Refused { refusal: Refusal },
+        Running { #[pin] inner: F, permit: UntilReady<Permit<Call>> },
+        // No larger than a permit, so that a call that goes on has no room for it.
+        Refused { rejection: UntilReady<Rejection> },
     }
 }
 
 impl<F, P, C, Req> ResponseFuture<F, P, C, Req> {
     #[inline(always)]
     pub(crate) fn running(inner: F, protocol: P, context: C, permit: Permit<Call>) -> Self {
-        let state = State::Running { inner };
-        ResponseFuture { state, permit: Some(permit), protocol, context: Some(context), request: PhantomData }
+        let state = State::Running { inner, permit: UntilReady::new(permit) };
+        ResponseFuture { state, protocol, context, request: PhantomData }
     }
 
     #[inline(always)]
-    pub(crate) fn refused(refusal: Refusal, protocol: P, context: C, permit: Permit<Call>) -> Self {
-        let state = State::Refused { refusal };
-        ResponseFuture { state, permit: Some(permit), protocol, context: Some(context), request: PhantomData }
+    pub(crate) fn refused(rejection: Rejection, protocol: P, context: C) -> Self {
+        let state = State::Refused { rejection: UntilReady::new(rejection) };
+        ResponseFuture { state, protocol, context, request: PhantomData }
     }
 }
 
@@ -66,16 +65,13 @@ where
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let permit = this.permit.as_mut().expect("a future is not polled after it was ready");
         match this.state.project() {
-            StateProj::Running { inner } => {
-                let result = ready!(permit.guard(|| inner.poll(cx)));
-                Poll::Ready(this.protocol.finish(take(this.context), result, this.permit))
+            StateProj::Running { inner, permit } => {
+                let running = permit.0.as_mut().expect("a future is not polled after it was ready");
+                let result = ready!(running.guard(|| inner.poll(cx)));
+                Poll::Ready(this.protocol.finish(this.context, result, &mut permit.0))
             }
-            StateProj::Refused { refusal } => {
-                let rejection = permit.keeper().breaker().rejection(*refusal);
-                Poll::Ready(this.protocol.reject(take(this.context), rejection))
-            }
+            StateProj::Refused { rejection } => Poll::Ready(this.protocol.reject(this.context, take(&mut rejection.0))),
         }
     }
 }

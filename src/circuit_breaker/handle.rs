@@ -85,7 +85,7 @@ impl CircuitBreakerHandle {
             failure_rate: share(sums.failures),
             slow_call_rate: share(sums.slow),
             consecutive_failures: status.consecutive,
-            rejected: breaker.rejected.load(Relaxed),
+            rejected: breaker.rejected(),
             cancelled: breaker.cancelled.load(Relaxed),
             would_have_rejected: breaker.would_have_rejected.load(Relaxed),
             probes_out: status.probes_out,

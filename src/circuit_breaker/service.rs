@@ -13,10 +13,10 @@ use crate::{
         ResponseFuture,
         breaker::Breaker,
         call::Call,
+        facts::Facts,
         machine::{Refusal, Ticket},
     },
     deadline::{self, Deadline},
-    outcome::Outcome,
     permit::Permit,
     protocol::{Http, Protocol},
     stripe::Striped,
@@ -56,7 +56,7 @@ where
     type Error = P::Error;
     type Future = ResponseFuture<S::Future, P, P::Context, Req>;
 
-    #[inline]
+    #[inline(always)]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         self.refuse = None;
         if let Some(refusal) = self.shared.is_shut() {
@@ -73,45 +73,42 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if self.refuse.is_some() {
-            return self.refused(context);
+        if let Some(refusal) = self.refuse {
+            self.refuse = None;
+            return ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context);
         }
-        let ticket = match self.shared.machine.admit_closed() {
-            Some(ticket) => ticket,
-            None => {
-                let ticket = self.shared.admit(&mut self.refuse);
-                if self.refuse.is_some() {
-                    // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-                    let unready = self.inner.clone();
-                    drop(mem::replace(&mut self.inner, unready));
-                    return self.refused(context);
-                }
-                ticket
-            }
-        };
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
-        let asked = deadline.is_some() || self.shared.slow_call().is_some();
-        let started = if asked { Some(self.shared.now()) } else { None };
-        let panic = PanicInCall { breaker: &self.shared, ticket };
-        let inner = self.inner.call(request);
-        mem::forget(panic);
-        // Made after the inner call, which would otherwise have to be able to drop it.
-        let permit = Permit::new(Call::new(self.shared.share(), ticket, started, deadline));
-        ResponseFuture::running(inner, self.protocol.clone(), context, permit)
+        // Two ways that differ in their facts alone: where they met, each call would move the larger ones.
+        if let Some(facts) = self.shared.admit_plain(deadline) {
+            return self.run(request, context, facts);
+        }
+        match self.shared.admit(deadline) {
+            Ok(facts) => self.run(request, context, facts),
+            Err(refusal) => {
+                // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+                let unready = self.inner.clone();
+                drop(mem::replace(&mut self.inner, unready));
+                ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context)
+            }
+        }
     }
 }
 
 impl<S, P: Clone> CircuitBreaker<S, P> {
-    // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
     #[inline(always)]
-    fn refused<F, C, Req>(&mut self, context: C) -> ResponseFuture<F, P, C, Req> {
-        let refusal = self.refuse.take().unwrap_or(Refusal::OPEN);
-        self.shared.refuse(refusal.reason);
-        let permit = Permit::settled(Call::new(self.shared.share(), Ticket::UNCOUNTED, None, None));
-        ResponseFuture::refused(refusal, self.protocol.clone(), context, permit)
+    fn run<Req, C>(&mut self, request: Req, context: C, facts: Facts) -> ResponseFuture<S::Future, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        let panic = PanicInCall { breaker: &self.shared, ticket: facts.ticket() };
+        let inner = self.inner.call(request);
+        mem::forget(panic);
+        // Made after the inner call, which would otherwise have to be able to drop it.
+        let permit = Permit::new(Call::new(self.shared.share(), facts));
+        ResponseFuture::running(inner, self.protocol.clone(), context, permit)
     }
 }
 
@@ -122,8 +119,8 @@ struct PanicInCall<'a> {
 }
 
 impl Drop for PanicInCall<'_> {
-    #[cold]
+    #[inline(always)]
     fn drop(&mut self) {
-        self.breaker.settle(self.ticket, Outcome::Failure, false, self.breaker.now(), None);
+        self.breaker.panicked(self.ticket);
     }
 }

@@ -12,7 +12,6 @@ use tower_service::Service;
 
 use crate::{
     fallback::{
-        config::When,
         layer::Shared as State,
         substitute::{Bad, Given, GivenBy, Substitute},
     },
@@ -35,7 +34,6 @@ pin_project! {
         #[pin]
         stage: Stage<S::Future, F::Later>,
         substitute: F,
-        when: When,
         protocol: P,
         context: P::Context,
         kept: F::Kept,
@@ -61,14 +59,13 @@ where
     pub(crate) fn new(
         call: S::Future,
         substitute: F,
-        when: When,
         protocol: P,
         context: P::Context,
         kept: F::Kept,
         shared: Shared<State>,
     ) -> Self {
         let stage = Stage::Calling { call };
-        ResponseFuture { stage, substitute, when, protocol, context, kept, shared }
+        ResponseFuture { stage, substitute, protocol, context, kept, shared }
     }
 }
 
@@ -143,10 +140,10 @@ where
     ) -> Result<Answer<S, F, P, Req>, F::Later> {
         let this = self.as_mut().project();
         let answered_already = result.as_ref().is_ok_and(P::is_degraded);
-        if !this.when.has(end) || answered_already || !this.shared.answers() {
+        if !this.shared.when.has(end) || answered_already || !this.shared.ledger.answers() {
             return Ok(self.pass_on(result));
         }
-        let bad = Bad { end, result, header: this.when.header() };
+        let bad = Bad { end, result, header: this.shared.when.header() };
         let given = this.substitute.answer(this.protocol, this.kept, this.context, bad);
         self.given(given)
     }
@@ -168,12 +165,12 @@ where
     ) -> Result<Answer<S, F, P, Req>, F::Later> {
         match given {
             Given::Now(answer, outcome) => {
-                self.shared.answered(outcome);
+                self.shared.ledger.answered(outcome);
                 Ok(Ok(answer))
             }
             Given::Later(later) => Err(later),
             Given::Nothing(result) => {
-                self.shared.passed_on();
+                self.shared.ledger.passed_on();
                 Ok(self.pass_on(result))
             }
         }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::{fallback::layer::Shared, stripe::Striped};
+use crate::fallback::layer::Ledger;
 
 /// Reads a [`FallbackLayer`](crate::FallbackLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct FallbackHandle {
-    shared: Arc<Striped<Shared>>,
+    ledger: Arc<Ledger>,
 }
 
 /// The figures of a fallback, since it was made.
@@ -23,13 +23,13 @@ pub struct FallbackSnapshot {
 }
 
 impl FallbackHandle {
-    pub(crate) fn new(shared: Arc<Striped<Shared>>) -> Self {
-        FallbackHandle { shared }
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        FallbackHandle { ledger }
     }
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> FallbackSnapshot {
-        let figures = self.shared.figures();
+        let figures = self.ledger.figures();
         FallbackSnapshot {
             answered: figures.answered,
             passed_on: figures.passed_on,
@@ -39,6 +39,6 @@ impl FallbackHandle {
 
     /// Shadow: count what would be answered, and pass it on.
     pub fn shadow(&self, on: bool) {
-        self.shared.shadow(on);
+        self.ledger.shadow(on);
     }
 }

@@ -26,13 +26,20 @@ use crate::{
 /// Clones, and all services made from them, share their figures and what they keep.
 pub struct FallbackLayer<F, P = Http> {
     substitute: F,
-    when: When,
     protocol: P,
     shared: Arc<Striped<Shared>>,
 }
 
-#[derive(Debug)]
+/// What every call refers to: what is answered, and the ledger of all layers that this one was made from.
+#[derive(Debug, Clone)]
 pub(crate) struct Shared {
+    pub(crate) when: When,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+/// Counts and tells what was answered.
+#[derive(Debug)]
+pub(crate) struct Ledger {
     reporter: Reporter,
     shadow: AtomicBool,
     answered: AtomicU64,
@@ -40,7 +47,7 @@ pub(crate) struct Shared {
     would_have_answered: AtomicU64,
 }
 
-/// The figures of a [`Shared`].
+/// The figures of a [`Ledger`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figures {
     pub(crate) answered: u64,
@@ -125,14 +132,15 @@ impl<F, P> FallbackLayer<F, P> {
         let shadow = AtomicBool::new(identity.shadow);
         // It refuses nothing, so there is no text to be encoded.
         let reporter = identity.reporter("fallback", &[] as &[Reason]);
-        let shared = Striped::new(Shared {
+        let ledger = Arc::new(Ledger {
             reporter,
             shadow,
             answered: AtomicU64::new(0),
             passed_on: AtomicU64::new(0),
             would_have_answered: AtomicU64::new(0),
         });
-        FallbackLayer { substitute, when: When::default(), protocol, shared: Arc::new(shared) }
+        let shared = Arc::new(Striped::new(Shared { when: When::default(), ledger }));
+        FallbackLayer { substitute, protocol, shared }
     }
 
     /// What is answered: refusals of policies further in, and these outcomes. Default: `on(true, &[Outcome::Failure])`.
@@ -141,26 +149,30 @@ impl<F, P> FallbackLayer<F, P> {
     /// `Ignored`, which only an own classification says. `Success` is never answered. What is not answered is passed on
     /// as it is.
     pub fn on(self, refusals: bool, outcomes: &[Outcome]) -> Self {
-        FallbackLayer { when: self.when.on(refusals, outcomes), ..self }
+        let when = self.shared.when.on(refusals, outcomes);
+        self.when(when)
     }
 
     /// Adds `x-degraded: 1` to the answers, for callers that are not in this process. Default: false.
     pub fn header(self, on: bool) -> Self {
-        FallbackLayer { when: self.when.with_header(on), ..self }
+        let when = self.shared.when.with_header(on);
+        self.when(when)
     }
 
     pub(crate) fn when(self, when: When) -> Self {
-        FallbackLayer { when, ..self }
+        // Clones of the layer that this one comes from keep what they were told; the ledger stays that of all.
+        let shared = Shared { when, ..Shared::clone(&self.shared) };
+        FallbackLayer { shared: Arc::new(Striped::new(shared)), ..self }
     }
 
     /// The name it was given, else `fallback`.
     pub fn name(&self) -> &str {
-        self.shared.reporter.name()
+        self.shared.ledger.name()
     }
 
     /// A handle to read this layer and everything it wraps.
     pub fn handle(&self) -> FallbackHandle {
-        FallbackHandle::new(Arc::clone(&self.shared))
+        FallbackHandle::new(Arc::clone(&self.shared.ledger))
     }
 }
 
@@ -168,7 +180,6 @@ impl<F: Clone, P: Clone> Clone for FallbackLayer<F, P> {
     fn clone(&self) -> Self {
         FallbackLayer {
             substitute: self.substitute.clone(),
-            when: self.when,
             protocol: self.protocol.clone(),
             shared: Arc::clone(&self.shared),
         }
@@ -179,18 +190,22 @@ impl<S, F: Clone, P: Clone> Layer<S> for FallbackLayer<F, P> {
     type Service = Fallback<S, F, P>;
 
     fn layer(&self, inner: S) -> Fallback<S, F, P> {
-        Fallback::new(inner, self.substitute.clone(), self.when, self.protocol.clone(), Arc::clone(&self.shared))
+        Fallback::new(inner, self.substitute.clone(), self.protocol.clone(), Arc::clone(&self.shared))
     }
 }
 
 impl<F, P> fmt::Debug for FallbackLayer<F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A function has nothing to show.
-        f.debug_struct("FallbackLayer").field("when", &self.when).field("shared", &self.shared).finish_non_exhaustive()
+        f.debug_struct("FallbackLayer").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl Ledger {
+    fn name(&self) -> &str {
+        self.reporter.name()
+    }
+
     pub(crate) fn shadow(&self, on: bool) {
         self.shadow.store(on, Relaxed);
     }

@@ -9,7 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    fallback::{ResponseFuture, Substitute, config::When, layer::Shared},
+    fallback::{ResponseFuture, Substitute, layer::Shared},
     protocol::{Hold, Http},
     stripe::Striped,
 };
@@ -20,26 +20,19 @@ use crate::{
 pub struct Fallback<S, F, P = Http> {
     inner: S,
     substitute: F,
-    when: When,
     protocol: P,
     shared: Arc<Striped<Shared>>,
 }
 
 impl<S, F, P> Fallback<S, F, P> {
-    pub(crate) fn new(inner: S, substitute: F, when: When, protocol: P, shared: Arc<Striped<Shared>>) -> Self {
-        Fallback { inner, substitute, when, protocol, shared }
+    pub(crate) fn new(inner: S, substitute: F, protocol: P, shared: Arc<Striped<Shared>>) -> Self {
+        Fallback { inner, substitute, protocol, shared }
     }
 }
 
 impl<S: Clone, F: Clone, P: Clone> Clone for Fallback<S, F, P> {
     fn clone(&self) -> Self {
-        Self::new(
-            self.inner.clone(),
-            self.substitute.clone(),
-            self.when,
-            self.protocol.clone(),
-            Arc::clone(&self.shared),
-        )
+        Self::new(self.inner.clone(), self.substitute.clone(), self.protocol.clone(), Arc::clone(&self.shared))
     }
 }
 
@@ -64,7 +57,7 @@ where
         let (kept, request) = self.substitute.keep(&context, request);
         let call = self.inner.call(request);
         let (substitute, protocol) = (self.substitute.clone(), self.protocol.clone());
-        ResponseFuture::new(call, substitute, self.when, protocol, context, kept, self.shared.share())
+        ResponseFuture::new(call, substitute, protocol, context, kept, self.shared.share())
     }
 }
 

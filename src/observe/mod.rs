@@ -33,6 +33,8 @@ use crate::{
     origin::Origin,
     outcome::Outcome,
     rejection::{Reason, Rejection},
+    stripe::Striped,
+    time::Span,
 };
 
 /// Something a policy did that is worth telling.
@@ -111,21 +113,36 @@ impl<F: Fn(&Event) + Send + Sync + 'static> Observer for F {
 
 /// Speaks for one layer: makes its rejections and its events.
 pub(crate) struct Reporter {
-    origin: Arc<Origin>,
+    origin: Striped<Origin>,
     observers: Box<[Box<dyn Observer>]>,
 }
 
 impl Reporter {
     pub(crate) fn new(origin: Origin, observers: Vec<Box<dyn Observer>>) -> Self {
-        Self { origin: Arc::new(origin), observers: observers.into() }
+        Self { origin: Striped::new(origin), observers: observers.into() }
     }
 
     pub(crate) fn name(&self) -> &str {
         self.origin.name()
     }
 
+    #[inline]
     pub(crate) fn rejection(&self, reason: Reason) -> Rejection {
         Rejection::new(&self.origin, reason)
+    }
+
+    /// Refuses a call: counts it, tells of it, and makes what the caller is told.
+    #[inline(always)]
+    pub(crate) fn refuse(&self, reason: Reason, retry_after: impl Into<Span>) -> Rejection {
+        if !self.observers.is_empty() {
+            self.tell_of_a_refusal(reason);
+        }
+        Rejection::counted(&self.origin, reason, retry_after.into())
+    }
+
+    /// Calls [refused](Self::refuse).
+    pub(crate) fn refused(&self) -> u64 {
+        self.origin.tally()
     }
 
     /// Tells every observer. Call it with no lock held.
@@ -134,6 +151,12 @@ impl Reporter {
         if !self.observers.is_empty() {
             self.tell(kind);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_of_a_refusal(&self, reason: Reason) {
+        self.tell(Kind::Rejected { reason });
     }
 
     #[cold]

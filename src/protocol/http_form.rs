@@ -96,25 +96,24 @@ where
     }
 
     #[inline(always)]
-    fn reject<W: Watch>(&self, context: HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
+    fn reject<W: Watch>(&self, context: &HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
         Ok(refusal::response(context.grpc, rejection).map(ResponseBody::text))
     }
 
     #[inline(always)]
     fn finish<W: Watch>(
         &self,
-        context: HttpContext,
+        context: &HttpContext,
         result: Result<Response<RB>, E>,
         watch: &mut Option<W>,
     ) -> Result<Self::Response<W>, E> {
         let Some(mut watch) = watch.take() else {
-            drop(context);
             return result.map(|response| response.map(ResponseBody::unwatched));
         };
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                Ok(self.watch(&context, parts, body, watch))
+                Ok(self.watch(context, parts, body, watch))
             }
             Err(error) => {
                 watch.settle(End::Outcome(Outcome::Failure));

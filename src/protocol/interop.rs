@@ -26,17 +26,17 @@ impl From<Rejection> for tonic::Status {
 
 #[cfg(all(test, feature = "axum", feature = "tonic"))]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use axum_core::response::IntoResponse;
     use tonic_types::StatusExt;
 
     use super::*;
-    use crate::{origin::Origin, rejection::Reason};
+    use crate::{origin::Origin, rejection::Reason, stripe::Striped};
 
     fn rejection() -> Rejection {
         let origin = Origin::new("bulkhead", "db".into(), false, &[Reason::BulkheadFull]);
-        Rejection::new(&Arc::new(origin), Reason::BulkheadFull).with_retry_after(Some(Duration::from_millis(1_500)))
+        Rejection::new(&Striped::new(origin), Reason::BulkheadFull).with_retry_after(Some(Duration::from_millis(1_500)))
     }
 
     #[test]

@@ -144,14 +144,15 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
 
     /// The answer that says no.
     #[doc(hidden)]
-    fn reject<W: Watch>(&self, context: Self::Context, rejection: Rejection) -> Result<Self::Response<W>, Self::Error>;
+    fn reject<W: Watch>(&self, context: &Self::Context, rejection: Rejection)
+    -> Result<Self::Response<W>, Self::Error>;
 
     /// The inner service has answered. `watch` is told of the end, now or when the body is over; it is gone afterwards.
     /// By reference, because where there is no body it need not be moved for that.
     #[doc(hidden)]
     fn finish<W: Watch>(
         &self,
-        context: Self::Context,
+        context: &Self::Context,
         result: Result<Res, Err>,
         watch: &mut Option<W>,
     ) -> Result<Self::Response<W>, Self::Error>;

@@ -39,14 +39,16 @@ where
     fn context(&self, _request: &Req) {}
 
     #[cold]
-    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, Error<E>> {
+    fn reject<W: Watch>(&self, (): &(), rejection: Rejection) -> Result<Res, Error<E>> {
         Err(Error::Rejected(rejection))
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, Error<E>> {
-        settle(&self.0, &result, watch, |e| end_of_error(e));
-        result.map_err(Error::Inner)
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, Error<E>> {
+        match result {
+            Ok(response) => Ok(settle_good(&self.0, response, watch.take())),
+            Err(error) => Err(Error::Inner(settle_error(&self.0, error, watch.take(), |e| end_of_error(e)))),
+        }
     }
 
     fn error(error: E) -> Error<E> {
@@ -69,14 +71,16 @@ where
     fn context(&self, _request: &Req) {}
 
     #[cold]
-    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, E> {
+    fn reject<W: Watch>(&self, (): &(), rejection: Rejection) -> Result<Res, E> {
         Err(rejection.into())
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, E> {
-        settle(&self.0, &result, watch, |e| end_of_error(e));
-        result
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, E> {
+        match result {
+            Ok(response) => Ok(settle_good(&self.0, response, watch.take())),
+            Err(error) => Err(settle_error(&self.0, error, watch.take(), |e| end_of_error(e))),
+        }
     }
 
     fn error(error: E) -> E {
@@ -99,12 +103,12 @@ where
     fn context(&self, _request: &Req) {}
 
     #[cold]
-    fn reject<W: Watch>(&self, (): (), rejection: Rejection) -> Result<Res, BoxError> {
+    fn reject<W: Watch>(&self, (): &(), rejection: Rejection) -> Result<Res, BoxError> {
         Err(rejection.into())
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): (), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, BoxError> {
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, BoxError> {
         // `E` need not be an error before it is boxed, so it is judged first and searched for a rejection then.
         let judged = watch.is_some().then(|| self.0.classify(result.as_ref()));
         let result = result.map_err(Into::into);
@@ -121,20 +125,28 @@ where
     }
 }
 
+// Two, so that nothing looks again at what was known to be good; and both take the watch: what is passed by reference
+// has to be in memory, here and wherever it comes from.
 #[inline(always)]
-fn settle<C, Res, E, W>(
-    classify: &C,
-    result: &Result<Res, E>,
-    watch: &mut Option<W>,
-    ours: impl FnOnce(&E) -> Option<End>,
-) where
+fn settle_good<C, Res, E, W>(classify: &C, response: Res, watch: Option<W>) -> Res
+where
     C: Classify<Res, E>,
     W: Watch,
 {
     if let Some(watch) = watch {
-        let rejected = result.as_ref().err().and_then(ours);
-        let end = rejected.unwrap_or_else(|| End::Outcome(classify.classify(result.as_ref())));
-        watch.settle(end);
+        watch.finish(End::Outcome(classify.classify(Ok(&response))));
     }
-    *watch = None;
+    response
+}
+
+#[inline(never)]
+fn settle_error<C, Res, E, W>(classify: &C, error: E, watch: Option<W>, ours: impl FnOnce(&E) -> Option<End>) -> E
+where
+    C: Classify<Res, E>,
+    W: Watch,
+{
+    if let Some(watch) = watch {
+        watch.finish(ours(&error).unwrap_or_else(|| End::Outcome(classify.classify(Err(&error)))));
+    }
+    error
 }

@@ -158,14 +158,12 @@ fn millis_up(d: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{origin::Origin, rejection::Reason};
+    use crate::{origin::Origin, rejection::Reason, stripe::Striped};
 
     fn rejection(name: &str, expose: bool, reason: Reason, after: Option<Duration>) -> Rejection {
         let origin = Origin::new("circuit_breaker", name.into(), expose, &[reason]);
-        Rejection::new(&Arc::new(origin), reason).with_retry_after(after)
+        Rejection::new(&Striped::new(origin), reason).with_retry_after(after)
     }
 
     fn http(after: Option<Duration>) -> (Response<Bytes>, String) {

@@ -26,6 +26,16 @@ pub trait Watch: Sealed {
     #[doc(hidden)]
     fn settle(&mut self, _end: End) {}
 
+    /// The verdict, with which the response is over.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn finish(mut self, end: End)
+    where
+        Self: Sized,
+    {
+        self.settle(end);
+    }
+
     /// A header of the peer could not be read and was ignored.
     #[doc(hidden)]
     fn malformed(&mut self) {}

@@ -106,13 +106,7 @@ where
         let context = self.protocol.context(&request);
         let mut permit = Permit::new(Entry(Arc::clone(&self.shared)));
         let inner = permit.guard(|| self.inner.call(request));
-        OutcomesFuture {
-            inner,
-            protocol: self.protocol.clone(),
-            context: Some(context),
-            permit: Some(permit),
-            request: PhantomData,
-        }
+        OutcomesFuture { inner, protocol: self.protocol.clone(), context, permit: Some(permit), request: PhantomData }
     }
 }
 
@@ -132,7 +126,7 @@ pin_project! {
         #[pin]
         inner: F,
         protocol: P,
-        context: Option<C>,
+        context: C,
         permit: Option<Permit<Entry>>,
         request: PhantomData<fn(Req)>,
     }
@@ -151,8 +145,7 @@ where
             Some(permit) => ready!(permit.guard(|| this.inner.poll(cx))),
             None => ready!(this.inner.poll(cx)),
         };
-        let context = this.context.take().expect("a future is not polled after it was ready");
-        Poll::Ready(this.protocol.finish(context, result, this.permit))
+        Poll::Ready(this.protocol.finish(this.context, result, this.permit))
     }
 }
 

@@ -35,19 +35,41 @@ impl CountRing {
 
     /// Records a call and gives back the figures with it; `None` if nobody is to be found in them who failed or was slow,
     /// or if the epoch is over.
-    #[inline]
     pub(crate) fn record(&self, epoch: u32, n: u32, sample: Sample) -> Option<Sums> {
-        let head = word::update(&self.head, epoch, |h| Some(if h + 1 < 2 * n { h + 1 } else { n }))?;
-        // Where no bit is set none has to be cleared: a success among successes is all done.
-        if !sample.failed && !sample.slow && self.failed.ones(epoch) == 0 && self.slow.ones(epoch) == 0 {
+        let head = self.take_turn(epoch, n)?;
+        if !sample.failed && !sample.slow && self.is_all_good() {
             return None;
         }
+        self.replace(epoch, n, head, sample);
+        // Added up after everything is written: of two calls that trip together, the one that counts last sees both.
+        Some(self.sums(epoch, n))
+    }
+
+    /// Records a success. `Some`: there are others, so this [turn](Self::replace) is to be written too, and judged.
+    #[inline(always)]
+    pub(crate) fn record_good(&self, epoch: u32, n: u32) -> Option<u32> {
+        let head = self.take_turn(epoch, n)?;
+        if self.is_all_good() { None } else { Some(head) }
+    }
+
+    /// The head after it, or `None` if the epoch is over.
+    #[inline(always)]
+    fn take_turn(&self, epoch: u32, n: u32) -> Option<u32> {
+        word::update(&self.head, epoch, |h| Some(if h + 1 < 2 * n { h + 1 } else { n }))
+    }
+
+    /// Where no bit is set none has to be cleared: a success among successes is all done with its turn.
+    #[inline(always)]
+    fn is_all_good(&self) -> bool {
+        self.failed.are_clear() && self.slow.are_clear()
+    }
+
+    /// Writes a call in the place of the oldest. `head` is what its turn has made of it.
+    pub(crate) fn replace(&self, epoch: u32, n: u32, head: u32, sample: Sample) {
         // `head` is already one further.
         let slot = if head == n { n - 1 } else { (head - 1) % n };
         self.failed.set(epoch, slot, sample.failed);
         self.slow.set(epoch, slot, sample.slow);
-        // Added up after everything is written: of two calls that trip together, the one that counts last sees both.
-        Some(self.sums(epoch, n))
     }
 
     #[inline]
@@ -90,6 +112,12 @@ impl Bits {
 
     fn get(&self, epoch: u32, slot: u32) -> bool {
         word::value(&self.words[(slot / 32) as usize], epoch) & (1 << (slot % 32)) != 0
+    }
+
+    /// Is none set? Zero is zero under every tag; what is not zero may still be of an epoch that is over.
+    #[inline(always)]
+    fn are_clear(&self) -> bool {
+        word::unpack(self.ones.load(word::ORDER)).1 == 0
     }
 
     #[inline]

@@ -10,7 +10,7 @@
 use std::cmp::Ordering::Greater;
 
 use crate::{
-    sync::AtomicU64,
+    sync::{AtomicU32, AtomicU64},
     window::{
         Sample, Sums,
         word::{self, ORDER},
@@ -24,6 +24,8 @@ const BUCKETS: usize = 16;
 /// What is added to the offset of a window to begin it anew: then all that is in it is too old to count.
 pub(crate) const ANEW: u32 = BUCKETS as u32;
 const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
+/// Below in `added_up`: a success can only lower the shares.
+const SETTLED: u32 = 1;
 /// A tag that is older than 2^31 ticks would be taken for a newer one. Long before that it is swept out.
 const SWEEP_EVERY: u64 = 1 << 28;
 
@@ -33,8 +35,11 @@ pub(crate) struct TimeRing {
     good: Box<[Row; STRIPES]>,
     failed: Row,
     slow: Row,
-    /// When the window was last added up: the tag of the tick, and how many calls there were at least.
+    /// The tag of the tick in which the window was last added up, and whether a success can matter no more in it; any other
+    /// number than [`SETTLED`] says that it can.
     added_up: AtomicU64,
+    /// How often all was to be judged again.
+    turns: AtomicU32,
     /// The number of the tick in which old tags were last swept out, whole.
     last_sweep: AtomicU64,
 }
@@ -56,7 +61,11 @@ impl Tick {
     /// newer tags than the one before it, whatever its length.
     #[inline]
     pub(crate) fn new(offset: u32, length: u64, now: u64) -> Self {
-        let number = now / length;
+        Tick::numbered(offset, now / length)
+    }
+
+    #[inline]
+    pub(crate) fn numbered(offset: u32, number: u64) -> Self {
         Tick { number, tag: (number as u32).wrapping_add(offset) }
     }
 
@@ -90,6 +99,7 @@ impl TimeRing {
             failed: Row::new(),
             slow: Row::new(),
             added_up: AtomicU64::new(0),
+            turns: AtomicU32::new(SETTLED + 1),
             last_sweep: AtomicU64::new(0),
         }
     }
@@ -106,13 +116,25 @@ impl TimeRing {
         if sample.slow {
             self.slow.add(tick, 1);
         }
-        // A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the
-        // latter shows with the first call of each tick.
-        let (tag, calls) = word::unpack(self.added_up.load(ORDER));
-        if !sample.failed && !sample.slow && tag == tick.tag && u64::from(calls) >= minimum {
+        if !sample.failed && !sample.slow && !self.may_matter(tick) {
             return None;
         }
-        Some(self.add_up(tick))
+        Some(self.add_up(tick, minimum))
+    }
+
+    /// Records a success in a tick that has begun on its stripe. Says whether it could cross a threshold, and has to be
+    /// [added up](Self::add_up); `None` if it was not recorded.
+    #[inline(always)]
+    pub(crate) fn record_good(&self, tick: Tick, stripe: usize) -> Option<bool> {
+        let row = &self.good[stripe % STRIPES];
+        if word::increment(&row.0[tick.bucket()], tick.tag) { Some(self.may_matter(tick)) } else { None }
+    }
+
+    /// A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the latter shows
+    /// with the first call of each tick.
+    #[inline(always)]
+    fn may_matter(&self, tick: Tick) -> bool {
+        self.added_up.load(ORDER) != word::pack(tick.tag, SETTLED)
     }
 
     /// Records calls that were counted elsewhere: successes, failures, and how many of both were slow.
@@ -140,20 +162,26 @@ impl TimeRing {
         })
     }
 
-    fn add_up(&self, tick: Tick) -> Sums {
+    #[inline(never)]
+    pub(crate) fn add_up(&self, tick: Tick, minimum: u64) -> Sums {
+        let seen = self.added_up.load(ORDER);
         if tick.number.abs_diff(self.last_sweep.load(ORDER)) > SWEEP_EVERY {
             self.last_sweep.store(tick.number, ORDER);
             self.sweep(tick);
         }
         let sums = self.sums(tick);
-        let calls = u32::try_from(sums.calls).unwrap_or(u32::MAX);
-        self.added_up.store(word::pack(tick.tag, calls), ORDER);
+        if sums.calls >= minimum {
+            // Lost to another that has added up, or to thresholds that have changed since; then the next call is judged too.
+            let _ = self.added_up.compare_exchange(seen, word::pack(tick.tag, SETTLED), ORDER, ORDER);
+        }
         sums
     }
 
     /// Judge the next call, whatever it is: thresholds have changed.
     pub(crate) fn judge_again(&self) {
-        self.added_up.store(0, ORDER);
+        // Never the same number twice, so that who adds up by the old thresholds does not settle it.
+        let turn = self.turns.fetch_add(1, ORDER);
+        self.added_up.store(word::pack(0, turn.max(SETTLED + 1)), ORDER);
     }
 
     /// Empties every bucket that is not inside. Rows are used unequally: one of failures may rest for months.
@@ -176,7 +204,7 @@ impl Row {
         Row(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&self, tick: Tick, n: u32) {
         word::update(&self.0[tick.bucket()], tick.tag, |count| Some(count.saturating_add(n)));
     }

@@ -29,7 +29,7 @@ pub(crate) fn age(tag: u32, than: u32) -> std::cmp::Ordering {
 
 /// Changes the value under `tag` by `change`, starting from zero where the word is older. `None`: it is newer, so this
 /// writer came too late. Else the new value. `change` gives back `None` to leave the word as it is.
-#[inline]
+#[inline(always)]
 pub(crate) fn update(word: &AtomicU64, tag: u32, change: impl Fn(u32) -> Option<u32>) -> Option<u32> {
     let mut seen = word.load(ORDER);
     loop {
@@ -44,6 +44,22 @@ pub(crate) fn update(word: &AtomicU64, tag: u32, change: impl Fn(u32) -> Option<
         let Some(new) = change(value) else { return Some(value) };
         match word.compare_exchange_weak(seen, pack(tag, new), ORDER, Ordering::Relaxed) {
             Ok(_) => return Some(new),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// Adds one to what is there under exactly this tag. `false`: it has another one, and nothing was done.
+#[inline(always)]
+pub(crate) fn increment(word: &AtomicU64, tag: u32) -> bool {
+    let mut seen = word.load(ORDER);
+    loop {
+        let (its, value) = unpack(seen);
+        if its != tag || value == u32::MAX {
+            return false;
+        }
+        match word.compare_exchange_weak(seen, seen + 1, ORDER, ORDER) {
+            Ok(_) => return true,
             Err(now) => seen = now,
         }
     }
@@ -78,6 +94,15 @@ mod tests {
         assert_eq!(update(&word, 9, add), Some(1));
         assert_eq!(update(&word, 9, |_| None), Some(1));
         assert_eq!((value(&word, 9), value(&word, 8)), (1, 0));
+    }
+
+    #[test]
+    fn incremented_under_its_own_tag_alone() {
+        let word = AtomicU64::new(pack(8, u32::MAX - 1));
+        assert!(!increment(&word, 7) && !increment(&word, 9));
+        assert!(increment(&word, 8));
+        assert!(!increment(&word, 8), "it is full");
+        assert_eq!(unpack(word.load(ORDER)), (8, u32::MAX));
     }
 
     #[test]

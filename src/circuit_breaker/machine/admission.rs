@@ -5,15 +5,25 @@ use crate::{
     circuit_breaker::State,
     rejection::Reason,
     sync::Ordering::{Relaxed, SeqCst},
+    time::Span,
 };
 
 impl Machine {
+    /// Is it closed, so that no call is refused before it is made?
+    #[inline(always)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.gate().is_closed()
+    }
+
     /// The way of nearly all calls: closed and not ramping. Needs no clock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admit_closed(&self) -> Option<Ticket> {
         let gate = self.gate();
-        let admits = gate.is_closed() && self.ramp_until.load(SeqCst) == 0;
-        admits.then(|| Ticket::plain(gate))
+        if gate.is_closed() && self.ramp_until.load(SeqCst) == 0 {
+            Some(Ticket::plain(gate.generation()))
+        } else {
+            None
+        }
     }
 
     /// Would every call be refused now? A call that comes after `None` may still be.
@@ -21,10 +31,19 @@ impl Machine {
         let gate = self.gate();
         match gate.state() {
             State::Closed | State::ForcedClosed => None,
-            State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: None }),
+            State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: Span::NONE }),
             State::Open => self.open_refusal(now),
             State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now).then_some(Refusal::OPEN),
         }
+    }
+
+    /// If it is open: until when, and that is known.
+    #[inline(always)]
+    pub(crate) fn open_until(&self) -> Option<u64> {
+        if self.gate().state() != State::Open {
+            return None;
+        }
+        Some(self.open_until.load(SeqCst)).filter(|until| *until != NOT_YET)
     }
 
     /// Admits a call or refuses it. `random` is in `0.0..1.0`, and used during a ramp.
@@ -32,11 +51,11 @@ impl Machine {
         let mut change = None;
         loop {
             let gate = self.gate();
-            let plain = Ticket::plain(gate);
+            let plain = Ticket::plain(gate.generation());
             let answer = match gate.state() {
                 State::ForcedClosed => Ok(plain),
                 State::Closed => self.admit_in_ramp(now, random).map(|()| plain),
-                State::ForcedOpen => Err(Refusal { reason: Reason::ForcedOpen, retry_after: None }),
+                State::ForcedOpen => Err(Refusal { reason: Reason::ForcedOpen, retry_after: Span::NONE }),
                 State::Open => match self.open_refusal(now) {
                     Some(refusal) => Err(refusal),
                     None => {
@@ -70,7 +89,7 @@ impl Machine {
 
     fn open_refusal(&self, now: u64) -> Option<Refusal> {
         let until = self.open_until.load(SeqCst);
-        let retry_after = (until != NOT_YET).then(|| until.saturating_sub(now));
+        let retry_after = if until == NOT_YET { Span::NONE } else { Span(until.saturating_sub(now)) };
         (now <= until).then_some(Refusal { reason: Reason::CircuitOpen, retry_after })
     }
 

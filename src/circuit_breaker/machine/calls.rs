@@ -36,8 +36,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    #[inline]
-    pub(crate) fn needs_time(self) -> bool {
+    pub(crate) fn has_ticks(self) -> bool {
         matches!(self.layout, Layout::Time(_))
     }
 }
@@ -64,7 +63,6 @@ impl Calls {
         calls
     }
 
-    #[inline]
     pub(crate) fn shape(&self) -> Shape {
         let (epoch, n) = word::unpack(self.shape.load(SeqCst));
         let layout = if n == 0 { Layout::Time(self.tick.load(SeqCst)) } else { Layout::Count(n) };
@@ -87,8 +85,54 @@ impl Calls {
         self.shape.store(word::pack(shape.epoch, n), SeqCst);
     }
 
-    /// Records a call. Figures come back where they could cross a threshold; and how long the run of failures is.
     #[inline(always)]
+    pub(crate) fn has_ticks(&self) -> bool {
+        self.shape.load(SeqCst) as u32 == 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn tick_length(&self) -> Option<u64> {
+        if self.has_ticks() { Some(self.tick.load(SeqCst)) } else { None }
+    }
+
+    /// The window as one of time: its ring, and offset and length of its ticks. To be trusted as a [`Shape`] is.
+    #[inline(always)]
+    pub(crate) fn ticks(&self) -> Option<(&TimeRing, u32, u64)> {
+        let length = self.tick_length()?;
+        Some((self.time.get()?, self.offset.load(SeqCst), length))
+    }
+
+    /// The window as one of calls: its ring, its epoch and its length. To be trusted as a [`Shape`] is.
+    #[inline(always)]
+    pub(crate) fn turns(&self) -> Option<(&CountRing, u32, u32)> {
+        let (epoch, n) = word::unpack(self.shape.load(SeqCst));
+        if n == 0 { None } else { Some((self.count.get()?, epoch, n)) }
+    }
+
+    /// Is there a run of failures that a success would end? Zero is zero under every tag.
+    #[inline(always)]
+    pub(crate) fn has_run(&self) -> bool {
+        self.consecutive.load(SeqCst) as u32 != 0
+    }
+
+    pub(crate) fn replace_by_good(&self, epoch: u32, n: u32, head: u32) {
+        if let Some(ring) = self.count.get() {
+            ring.replace(epoch, n, head, Sample::default());
+        }
+    }
+
+    /// The figures, now that they are to be judged.
+    pub(crate) fn add_up(&self, shape: Shape, now: u64, minimum: u64) -> Sums {
+        match shape.layout {
+            Layout::Count(_) => self.sums(shape, now),
+            Layout::Time(length) => {
+                let tick = Tick::new(shape.offset, length, now);
+                self.time.get().map(|ring| ring.add_up(tick, minimum)).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Records a call. Figures come back where they could cross a threshold; and how long the run of failures is.
     pub(crate) fn record(
         &self,
         shape: Shape,
@@ -99,8 +143,7 @@ impl Calls {
         minimum: u64,
     ) -> (Option<Sums>, u32) {
         let failures = match run {
-            // Nothing to end: zero is zero under every tag.
-            Run::Ends if word::unpack(self.consecutive.load(SeqCst)).1 == 0 => None,
+            Run::Ends if !self.has_run() => None,
             Run::Ends => word::update(&self.consecutive, shape.epoch, |_| Some(0)),
             Run::GoesOn => word::update(&self.consecutive, shape.epoch, |n| Some(n.saturating_add(1))),
             Run::Keeps => None,

@@ -3,6 +3,7 @@
 use crate::{
     circuit_breaker::{CircuitBreakerConfig, Window},
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::nanos,
     window::Sums,
 };
 
@@ -75,7 +76,7 @@ impl Limits {
     }
 
     /// Do these figures trip?
-    #[inline]
+    #[inline(never)]
     pub(crate) fn rate_trips(&self, sums: Sums) -> bool {
         sums.calls >= self.minimum()
             && (crosses(self.failure_rate.load(Relaxed), sums.failures, sums.calls)
@@ -110,12 +111,6 @@ impl From<Window> for Layout {
             Window::Time(t) => Layout::Time(crate::window::time::tick_length(t)),
         }
     }
-}
-
-/// Saturates after 584 years. By halves, because a division of 128 bits is no work for every call.
-#[inline]
-pub(crate) fn nanos(d: std::time::Duration) -> u64 {
-    d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
 }
 
 #[cfg(test)]

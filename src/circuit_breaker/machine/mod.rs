@@ -16,6 +16,7 @@ use crate::{
     circuit_breaker::{CircuitBreakerConfig, State},
     rejection::Reason,
     sync::{AtomicU32, AtomicU64, Ordering::SeqCst, step_aside},
+    time::Span,
     window::Sums,
 };
 
@@ -27,7 +28,7 @@ pub(super) mod limits;
 mod model;
 mod moves;
 pub(super) mod probes;
-mod results;
+pub(super) mod results;
 
 /// The end of an open time that has not been worked out yet.
 const NOT_YET: u64 = u64::MAX;
@@ -60,6 +61,10 @@ impl Ticket {
     /// Of a call that was not admitted. Whatever becomes of it is not booked.
     pub(crate) const UNCOUNTED: Ticket = Ticket { generation: 0, slot_number: u32::MAX, lease: None };
 
+    pub(crate) fn is_plain(self) -> bool {
+        self == Ticket::plain(self.generation)
+    }
+
     pub(crate) fn is_probe(self) -> bool {
         self.lease.is_some()
     }
@@ -69,9 +74,15 @@ impl Ticket {
         self.slot_number != u32::MAX
     }
 
+    /// Of a call that was admitted as any other is.
     #[inline]
-    fn plain(gate: Gate) -> Self {
-        Ticket { generation: gate.generation(), slot_number: 0, lease: None }
+    pub(crate) fn plain(generation: u32) -> Self {
+        Ticket { generation, slot_number: 0, lease: None }
+    }
+
+    #[inline]
+    pub(crate) fn generation(self) -> u32 {
+        self.generation
     }
 
     fn probe(generation: u32, slot: Slot) -> Self {
@@ -87,7 +98,7 @@ impl Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
-    pub(crate) retry_after: Option<u64>,
+    pub(crate) retry_after: Span,
 }
 
 /// A move from one state to another.
@@ -128,7 +139,7 @@ impl Machine {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn gate(&self) -> Gate {
         Gate(self.gate.load(SeqCst))
     }
@@ -166,7 +177,7 @@ impl Machine {
 }
 
 impl Refusal {
-    pub(crate) const OPEN: Refusal = Refusal { reason: Reason::CircuitOpen, retry_after: None };
+    pub(crate) const OPEN: Refusal = Refusal { reason: Reason::CircuitOpen, retry_after: Span::NONE };
 }
 
 /// The figures that opened it. Written only by whoever holds the gate.

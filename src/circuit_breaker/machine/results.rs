@@ -13,30 +13,109 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
         step_aside,
     },
-    window::{Sample, Sums},
+    window::{Sample, Sums, time::Tick},
 };
 
+/// What became of a success on the short way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Booked {
+    Done,
+    /// Nothing was booked: [`settle`](Machine::settle) it.
+    NotYet,
+    /// It was booked, and could have crossed a threshold: [`judge`](Machine::judge).
+    ToBeJudged,
+    /// It has its turn, and there are failures or slow calls: [`among_others`](Machine::among_others).
+    AmongOthers {
+        epoch: u32,
+        n: u32,
+        head: u32,
+    },
+}
+
 impl Machine {
-    /// The way of nearly all results: of a call that was admitted while it was closed, and it still is. Gives back
-    /// whether that trips it. The time is asked for once it is known what the window is: one of calls needs none, and an
-    /// update may make it another at any moment.
+    /// Has the window ticks?
     #[inline(always)]
-    pub(crate) fn record_closed(
+    pub(crate) fn has_ticks(&self) -> bool {
+        self.calls.has_ticks()
+    }
+
+    /// The length of the ticks of the window. One of calls has none, and needs no clock.
+    #[inline(always)]
+    pub(crate) fn tick_length(&self) -> Option<u64> {
+        self.calls.tick_length()
+    }
+
+    /// The way of nearly all results where the window has ticks: a success of a plain call of this generation, which still
+    /// is, and is closed. `tick` turns their length into the number of the one that runs, if that is at hand.
+    #[inline(always)]
+    pub(crate) fn succeeded_in_tick(
         &self,
-        ticket: Ticket,
-        outcome: Outcome,
-        now: impl FnOnce() -> u64,
+        generation: u32,
         stripe: usize,
-    ) -> Option<bool> {
+        tick: impl FnOnce(u64) -> Option<u64>,
+    ) -> Booked {
         let before = self.gate();
-        let shape = self.calls.shape();
-        let steady = before == self.gate() && before.is_closed_in(ticket.generation);
-        if !steady || ticket.slot_number != 0 || ticket.lease.is_some() {
-            return None;
+        let Some((ring, offset, length)) = self.calls.ticks() else { return Booked::NotYet };
+        if before != self.gate() || !before.is_closed_in(generation) {
+            return Booked::NotYet;
         }
-        let now = if shape.needs_time() { now() } else { 0 };
-        let (sums, run) = self.record(shape, outcome, false, now, stripe);
-        Some(self.trips(sums, run))
+        if self.calls.has_run() {
+            return Booked::NotYet;
+        }
+        let Some(number) = tick(length) else { return Booked::NotYet };
+        match ring.record_good(Tick::numbered(offset, number), stripe) {
+            Some(false) => Booked::Done,
+            Some(true) => Booked::ToBeJudged,
+            None => Booked::NotYet,
+        }
+    }
+
+    /// The same where the window is one of calls.
+    #[inline(always)]
+    pub(crate) fn succeeded_in_turn(&self, generation: u32) -> Booked {
+        let before = self.gate();
+        let Some((ring, epoch, n)) = self.calls.turns() else { return Booked::NotYet };
+        if before != self.gate() || !before.is_closed_in(generation) {
+            return Booked::NotYet;
+        }
+        if self.calls.has_run() {
+            return Booked::NotYet;
+        }
+        match ring.record_good(epoch, n) {
+            Some(head) => Booked::AmongOthers { epoch, n, head },
+            None => Booked::Done,
+        }
+    }
+
+    /// Books the rest of a success that has others beside it, and judges: does that trip it?
+    pub(crate) fn among_others(&self, generation: u32, epoch: u32, n: u32, head: u32) -> bool {
+        self.calls.replace_by_good(epoch, n, head);
+        // A window of calls asks for no time; if it has become another since, its ticks are judged by their next call.
+        self.steady(generation).is_some_and(|(_, shape)| !shape.has_ticks() && self.judge(generation, 0))
+    }
+
+    /// Do the figures of this generation trip it? Then [`trip`](Self::trip).
+    pub(crate) fn judge(&self, generation: u32, now: u64) -> bool {
+        self.steady(generation)
+            .is_some_and(|(_, shape)| self.limits.rate_trips(self.calls.add_up(shape, now, self.limits.minimum())))
+    }
+
+    /// A success as the shell books it: on the short way where that will do.
+    #[cfg(any(test, loom))]
+    pub(crate) fn succeed(&self, ticket: Ticket, now: u64, stripe: usize) -> Option<Change> {
+        let generation = ticket.generation;
+        let booked = match self.tick_length() {
+            _ if !ticket.is_plain() => Booked::NotYet,
+            Some(_) => self.succeeded_in_tick(generation, stripe, |length| Some(now / length)),
+            None => self.succeeded_in_turn(generation),
+        };
+        let trips = match booked {
+            Booked::Done => false,
+            Booked::AmongOthers { epoch, n, head } => self.among_others(generation, epoch, n, head),
+            Booked::ToBeJudged => self.judge(generation, now),
+            Booked::NotYet => return self.settle(ticket, Outcome::Success, false, now, stripe),
+        };
+        if trips { self.trip(ticket, now) } else { None }
     }
 
     /// Opens it, if it is still closed in the generation of this ticket.
@@ -70,14 +149,12 @@ impl Machine {
         }
     }
 
-    #[inline]
     fn trips(&self, sums: Option<Sums>, run: u32) -> bool {
         sums.is_some_and(|s| self.limits.rate_trips(s)) || run > 0 && self.limits.consecutive_trips(run)
     }
 
     /// Books a result. Not for calls that say nothing: those are [`release`](Self::release)d. `stripe` is any number
     /// that is the same for one thread.
-    #[inline]
     pub(crate) fn settle(
         &self,
         ticket: Ticket,
@@ -124,7 +201,6 @@ impl Machine {
         }
     }
 
-    #[inline(always)]
     fn record(&self, shape: Shape, outcome: Outcome, slow: bool, now: u64, stripe: usize) -> (Option<Sums>, u32) {
         let run = match outcome {
             Outcome::Failure => Run::GoesOn,
