@@ -27,6 +27,7 @@
 //! | [`BulkheadLayer`] | [`bulkhead`] | bounds how many calls are in flight, and how many wait for how long |
 //! | [`CircuitBreakerLayer`] | [`circuit_breaker`] | stops calling a backend that fails |
 //! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
+//! | [`RetryLayer`] | [`retry`] | makes failed calls again, within a [`Budget`] and the deadline |
 //! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
 //!
@@ -65,6 +66,7 @@
 //! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, quick_cache |
 //! | `axum` | [`Rejection`] as an axum response | axum-core |
 //! | `tonic` | [`Rejection`] as a `tonic::Status` | tonic without its transport |
+//! | `hyper` | a retry knows which errors of hyper's client mean "never sent" | hyper-util |
 //! | `testing` | probes and laws for tests of layers | nothing |
 //!
 //! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
@@ -73,6 +75,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod bounded;
+pub mod budget;
 mod builder;
 pub mod bulkhead;
 pub mod circuit_breaker;
@@ -90,6 +93,7 @@ mod priority;
 pub mod protocol;
 mod queue;
 mod rejection;
+pub mod retry;
 mod rng;
 mod stripe;
 mod sync;
@@ -100,6 +104,7 @@ pub mod timeout;
 mod window;
 
 pub use self::{
+    budget::Budget,
     bulkhead::{Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, BulkheadLayer, BulkheadSnapshot},
     circuit_breaker::{
         CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
@@ -112,6 +117,7 @@ pub use self::{
     priority::Priority,
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},
     rejection::{Error, Reason, Rejection},
+    retry::{Attempts, Backoff, Jitter, Retry, RetryBuilder, RetryHandle, RetryLayer, RetrySnapshot, Stopped},
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},
 };
 #[cfg(feature = "http")]
@@ -119,6 +125,7 @@ pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
     fallback::{Answer, Backup, FallbackContext, LastGood},
     protocol::{Degraded, HttpClassify, Replay, ResponseBody, default_end, default_head},
+    retry::{PreviousAttempts, PreviousAttemptsLayer},
 };
 
 /// The README's code is compiled and run.

@@ -2,6 +2,7 @@
 #![allow(missing_docs, missing_debug_implementations, clippy::missing_errors_doc, reason = "not for users")]
 
 use crate::{
+    budget::share::{self, Share},
     circuit_breaker::{
         CircuitBreakerConfig, State,
         machine::{Machine, Ticket},
@@ -88,6 +89,34 @@ impl Ring {
     pub fn sums(&self, epoch: u32, now: u64) -> (u64, u64) {
         let sums = self.0.sums(Tick::new(epoch * ANEW, 1, now));
         (sums.calls, sums.failures)
+    }
+}
+
+pub struct Budget(Share);
+
+#[derive(Clone, Copy)]
+pub struct Withdrawal(share::Withdrawal);
+
+impl Budget {
+    /// `ratio` and `minimum` are in millionths; a tick is one unit of time.
+    pub fn new(ratio: u64, minimum: u64) -> Self {
+        Budget(Share::new(ratio, minimum, 1))
+    }
+
+    pub fn deposit(&self, now: u64, stripe: usize) {
+        self.0.deposit(|| now, stripe);
+    }
+
+    pub fn withdraw(&self, now: u64) -> Option<Withdrawal> {
+        self.0.withdraw(now).map(Withdrawal)
+    }
+
+    pub fn give_back(&self, withdrawal: Withdrawal) {
+        self.0.give_back(withdrawal.0);
+    }
+
+    pub fn balance(&self, now: u64) -> u64 {
+        self.0.balance(now)
     }
 }
 

@@ -19,8 +19,8 @@ use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 
 use buttress::{
-    Answer, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext, FallbackLayer,
-    LastGood, OpenTime, TimeoutLayer, Until,
+    Answer, Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext,
+    FallbackLayer, LastGood, OpenTime, RetryLayer, TimeoutLayer, Until,
 };
 
 #[derive(Debug)]
@@ -210,6 +210,77 @@ fn opening_half_opening_and_closing_are_free() {
             });
             assert_eq!(count, 0);
         }
+    });
+}
+
+fn retry() -> buttress::RetryBuilder {
+    RetryLayer::builder()
+        .backoff(Backoff::Constant(Duration::ZERO))
+        .budget(Budget::new(1.0, 9, Duration::from_secs(9)).unwrap())
+}
+
+#[test]
+fn a_plain_retry_is_free_with_and_without_failures() {
+    in_runtime(|| {
+        let layer = retry().build().unwrap().plain();
+        let mut service = layer.layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        let mut pending = layer.layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+        assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+        let fails = std::cell::Cell::new(false);
+        let shaky = service_fn(|n: u32| ready(if fails.replace(!fails.get()) { Ok(n) } else { Err(Oops) }));
+        let mut service = layer.layer(shaky);
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        // One that waits for its next attempt: the timer is inline too.
+        let waits = retry().backoff(Backoff::Constant(Duration::from_millis(10))).build().unwrap().plain();
+        let mut service = waits.layer(service_fn(|_: u32| ready(Err::<u32, _>(Oops))));
+        assert_eq!(allocations(|| assert!(call(&mut service, 1).is_none())), 0);
+    });
+}
+
+/// Requests whose body can be sent again.
+mod replayed {
+    use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+
+    use super::*;
+
+    pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+    pub(super) fn request(body: &'static str) -> Request<Body> {
+        Request::new(UnsyncBoxBody::new(Full::new(Bytes::from_static(body.as_bytes()))))
+    }
+
+    /// Reads the request's body and then answers.
+    pub(super) fn server(
+        status: u16,
+    ) -> impl Service<Request<Body>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Future> + Clone
+    {
+        service_fn(move |request: Request<Body>| async move {
+            let mut body = request.into_body();
+            while body.frame().await.is_some() {}
+            Ok::<_, Infallible>(Response::builder().status(status).body(Empty::new()).unwrap())
+        })
+    }
+}
+
+#[test]
+fn an_http_retry_costs_what_its_docs_list() {
+    in_runtime(|| {
+        let count = |body: &'static str, status: u16, attempts: u32| {
+            let mut service = retry().attempts(attempts).build().unwrap().layer(replayed::server(status));
+            let run = || assert!(call_and_read(&mut service, replayed::request(body)).is_some());
+            let mut bare = replayed::server(status);
+            let without = allocations(|| assert!(call_and_read(&mut bare, replayed::request(body)).is_some()));
+            allocations(run) - without
+        };
+        // `Attempts` in the extensions of the response: the map, its table, the value.
+        assert_eq!(count("", 200, 1), 3);
+        assert_eq!(count("hello", 200, 1), 3);
+        // An empty body costs nothing, another the record, its list, and the box of its reader.
+        assert_eq!(count("", 200, 2), 3);
+        assert_eq!(count("hello", 200, 2), 3 + 3);
+        // The second attempt: its reader.
+        assert_eq!(count("hello", 503, 2), 3 + 4);
     });
 }
 

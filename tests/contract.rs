@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use buttress::{
     Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext,
-    FallbackLayer, LastGood, TimeoutLayer,
+    FallbackLayer, LastGood, PreviousAttemptsLayer, RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
 type Http = http::Request<()>;
+/// With a body that can be sent again.
+type Replayed = http::Request<http_body_util::Empty<bytes::Bytes>>;
 type Body = http_body_util::Full<bytes::Bytes>;
 
 /// Runs the law for callers whose deadline has passed: every policy that waits refuses them.
@@ -121,6 +123,10 @@ fn timeout() -> TimeoutLayer {
     TimeoutLayer::builder().after(Duration::from_secs(10)).build().unwrap()
 }
 
+fn retry() -> RetryLayer {
+    RetryLayer::builder().build().unwrap()
+}
+
 fn pass_on(_: &FallbackContext<'_>) -> Answer {
     Answer::PassOn
 }
@@ -140,6 +146,11 @@ contract!(deadline_client: DeadlineLayer::client() => Http, refuses: too_late);
 contract!(breaker_http: breaker() => Http, refuses: open());
 contract!(breaker_plain: breaker().plain() => (), refuses: open().plain());
 contract!(breaker_boxed: breaker().boxed() => (), refuses: open().boxed());
+contract!(retry_http: retry() => Replayed, refuses: too_late);
+contract!(retry_plain: retry().plain() => (), refuses: too_late);
+contract!(retry_boxed: retry().boxed() => (), refuses: too_late);
+contract!(retry_by_function: retry().plain().clone_with(|(): &()| Some(())) => (), refuses: too_late);
+contract!(previous_attempts: PreviousAttemptsLayer::new() => Http);
 contract!(fallback_http: FallbackLayer::from_fn(pass_on) => Http);
 contract!(fallback_plain: FallbackLayer::plain_from_fn(|_: &Error<ProbeError>| None::<()>) => ());
 contract!(fallback_boxed: FallbackLayer::boxed_from_fn(|_: &BoxError| None::<()>) => ());
@@ -172,6 +183,14 @@ async fn a_late_refusal_gives_readiness_back() {
     laws::late_refusal(|p| DeadlineLayer::client().layer(p), on_request, passes).await;
     let plain = laws::late_refusal(|p| timeout().plain().layer(p), || (), passes);
     Deadline::after(Duration::from_millis(10)).scope(plain).await;
+
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let on_request = move || {
+        let mut request = Replayed::default();
+        request.extensions_mut().insert(deadline);
+        request
+    };
+    laws::late_refusal(|p| retry().layer(p), on_request, passes).await;
 
     let breaker = breaker();
     let opens = || async { breaker.handle().force_open().unwrap() };

@@ -12,7 +12,7 @@ use std::{
 
 use buttress::{
     CircuitBreakerConfig, OpenTime, Outcome, State, Window,
-    loom::{Admitted, Breaker, Ring, Room},
+    loom::{Admitted, Breaker, Budget, Ring, Room},
 };
 use loom::{model::Builder, sync::Arc, thread};
 
@@ -268,6 +268,39 @@ fn a_record_that_was_held_up_does_not_undo_a_newer_tick() {
         late.join().unwrap();
         next.join().unwrap();
         assert_eq!(ring.sums(2, 16).0, 1);
+    });
+}
+
+/// One withdrawal is there: at most one gets it, in whichever of two ticks of the window, and what was not taken is left.
+#[test]
+fn a_budget_is_never_exceeded() {
+    for (first, second) in [(0, 0), (0, 1), (3, 3)] {
+        check(move || {
+            let budget = Arc::new(Budget::new(0, 1_000_000));
+            let other = Arc::clone(&budget);
+            let (a, b) = both(move || other.withdraw(first), || budget.withdraw(second));
+            let taken = u64::from(a.is_some()) + u64::from(b.is_some());
+            assert!(taken <= 1);
+            assert_eq!(taken + budget.balance(first.max(second)), 1);
+        });
+    }
+}
+
+/// A deposit pays for a withdrawal whenever it comes, and what is given back can be had again.
+#[test]
+fn a_budget_loses_nothing() {
+    check(|| {
+        let budget = Arc::new(Budget::new(1_000_000, 0));
+        let other = Arc::clone(&budget);
+        let ((), taken) = both(move || other.deposit(0, 0), || budget.withdraw(1));
+        assert_eq!(u64::from(taken.is_some()) + budget.balance(1), 1);
+    });
+    check(|| {
+        let budget = Arc::new(Budget::new(0, 1_000_000));
+        let taken = budget.withdraw(0).unwrap();
+        let other = Arc::clone(&budget);
+        let ((), again) = both(move || other.give_back(taken), || budget.withdraw(1));
+        assert_eq!(u64::from(again.is_some()) + budget.balance(1), 1);
     });
 }
 

@@ -119,6 +119,11 @@ impl Ledger {
     }
 
     #[inline]
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    #[inline]
     pub(crate) fn in_shadow(&self) -> bool {
         self.shadow.load(Relaxed)
     }

@@ -131,6 +131,12 @@ impl Reporter {
         Rejection::new(&self.origin, reason)
     }
 
+    /// Does anybody listen?
+    #[inline]
+    pub(crate) fn is_heard(&self) -> bool {
+        !self.observers.is_empty()
+    }
+
     /// Refuses a call: counts it, tells of it, and makes what the caller is told.
     #[inline(always)]
     pub(crate) fn refuse(&self, reason: Reason, retry_after: impl Into<Span>) -> Rejection {

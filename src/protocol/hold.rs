@@ -98,7 +98,7 @@ holds!(Boxed, [Into<BoxError>], BoxError, |e| e.into(), |e| Rejection::of(&**e))
 #[cfg(feature = "http")]
 mod http_form {
     use bytes::Bytes;
-    use http::{Request, Response, response::Parts};
+    use http::{HeaderMap, Request, Response, response::Parts};
     use http_body::Body;
 
     use super::*;
@@ -193,6 +193,27 @@ mod http_form {
 
         pub(crate) fn rejection(&self) -> Option<&Rejection> {
             self.parts.extensions.get()
+        }
+
+        /// The trailers that have come already.
+        pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+            match &self.body {
+                HeldBody::Peeked(peeked) => peeked.trailers(),
+                HeldBody::Whole(_) | HeldBody::Gone => None,
+            }
+        }
+
+        /// Did the body break off before anything of it came?
+        pub(crate) fn broke(&self) -> bool {
+            matches!(&self.body, HeldBody::Peeked(peeked) if peeked.broke())
+        }
+
+        /// The body of a response that is given up, unless it was looked into.
+        pub(crate) fn into_whole_body(self) -> Option<B> {
+            match self.body {
+                HeldBody::Whole(body) => Some(body),
+                HeldBody::Peeked(_) | HeldBody::Gone => None,
+            }
         }
     }
 

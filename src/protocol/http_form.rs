@@ -38,6 +38,10 @@ impl Http {
     pub(crate) fn with_classify(classify: impl HttpClassify) -> Self {
         Http { classify: Some(Arc::new(classify)) }
     }
+
+    pub(crate) fn has_own_classification(&self) -> bool {
+        self.classify.is_some()
+    }
 }
 
 impl<B, RB, E> Protocol<Request<B>, Response<RB>, E> for Http
@@ -246,7 +250,7 @@ fn grpc_status_is_malformed(grpc: bool, headers: &HeaderMap) -> bool {
 
 /// `application/grpc`, then the end, `+` or `;`. gRPC-Web is HTTP: its clients read a problem document.
 #[inline]
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     !headers.is_empty() && has_grpc_type(headers)
 }
 

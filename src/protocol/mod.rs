@@ -19,14 +19,15 @@ use std::{error::Error as StdError, fmt};
 
 use crate::{deadline::Deadline, outcome::End, priority::Priority, rejection::Rejection};
 
+mod again;
 #[cfg(feature = "http")]
 mod body;
 #[cfg(feature = "http")]
-mod classify;
+pub(crate) mod classify;
 #[cfg(feature = "http")]
 mod degraded;
 #[cfg(feature = "http")]
-mod hint;
+pub(crate) mod hint;
 mod hold;
 #[cfg(feature = "http")]
 mod http_form;
@@ -43,8 +44,19 @@ mod refusal;
 pub mod replay;
 #[cfg(feature = "http")]
 pub(crate) mod text;
+#[cfg(feature = "http")]
+pub(crate) mod unsent;
 mod watch;
 
+pub(crate) use self::again::{Mark, Trust};
+#[cfg(feature = "http")]
+pub(crate) use self::{again::PREVIOUS_ATTEMPTS, hint::PUSHBACK as GRPC_PUSHBACK, http_form::is_grpc};
+pub use self::{
+    again::{Again, CloneWith},
+    hold::{Hold, Judged},
+    plain::{Boxed, Flat, Plain},
+    watch::Watch,
+};
 #[cfg(feature = "http")]
 pub use self::{
     body::ResponseBody,
@@ -53,11 +65,6 @@ pub use self::{
     hold::HeldResponse,
     http_form::HttpContext,
     replay::Replay,
-};
-pub use self::{
-    hold::{Hold, Judged},
-    plain::{Boxed, Flat, Plain},
-    watch::Watch,
 };
 
 /// Any error, boxed.

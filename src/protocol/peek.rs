@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, SizeHint};
 
 use super::body::{Step, cut_by, note_cut};
@@ -34,6 +35,19 @@ enum First {
         cut: Option<End>,
     },
     Over,
+}
+
+impl<B> Peeked<B> {
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        match &self.first {
+            First::Came { step: Some(Ok(frame)), .. } => frame.trailers_ref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn broke(&self) -> bool {
+        matches!(self.first, First::Came { step: Some(Err(_)), .. })
+    }
 }
 
 impl<B> Peeked<B>

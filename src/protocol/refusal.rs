@@ -10,12 +10,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::{
-    protocol::{classify::GRPC_STATUS, number, text::Text},
+    protocol::{classify::GRPC_STATUS, hint::PUSHBACK as GRPC_PUSHBACK, number, text::Text},
     rejection::Rejection,
 };
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// The whole response, the rejection in its extensions. The bytes are the body; empty for gRPC.

@@ -6,6 +6,7 @@
 //! result that was under way while the window was emptied can't end up in the new one.
 
 pub(crate) mod count;
+pub(crate) mod latency;
 pub(crate) mod time;
 pub(crate) mod word;
 

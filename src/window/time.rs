@@ -23,7 +23,7 @@ const BACK: u32 = 10;
 const BUCKETS: usize = 16;
 /// What is added to the offset of a window to begin it anew: then all that is in it is too old to count.
 pub(crate) const ANEW: u32 = BUCKETS as u32;
-const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
+pub(crate) const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
 /// Below in `added_up`: a success can only lower the shares.
 const SETTLED: u32 = 1;
 /// A tag that is older than 2^31 ticks would be taken for a newer one. Long before that it is swept out.
@@ -47,7 +47,7 @@ pub(crate) struct TimeRing {
 /// Two cache lines of its own, and no other's.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Row([AtomicU64; BUCKETS]);
+pub(crate) struct Row([AtomicU64; BUCKETS]);
 
 /// A moment as the ring sees it.
 #[derive(Debug, Clone, Copy)]
@@ -76,12 +76,24 @@ impl Tick {
         next.wrapping_sub((now / length) as u32)
     }
 
+    /// Its number, and that of its window, as it stands in the words.
+    #[inline]
+    pub(crate) fn tag(self) -> u32 {
+        self.tag
+    }
+
+    /// The tick of this tag, in a window whose offset is zero.
+    #[inline]
+    pub(crate) fn of_tag(tag: u32) -> Self {
+        Tick { number: u64::from(tag), tag }
+    }
+
     fn bucket(self) -> usize {
         self.tag as usize % BUCKETS
     }
 
     #[inline]
-    fn has_inside(self, tag: u32) -> bool {
+    pub(crate) fn has_inside(self, tag: u32) -> bool {
         let oldest = self.tag.wrapping_sub(BACK);
         word::age(oldest, tag) != Greater && word::age(tag, self.tag) != Greater
     }
@@ -188,29 +200,40 @@ impl TimeRing {
     #[cold]
     fn sweep(&self, tick: Tick) {
         for row in self.good.iter().chain([&self.failed, &self.slow]) {
-            for bucket in &row.0 {
-                let seen = bucket.load(ORDER);
-                if !tick.has_inside(word::unpack(seen).0) {
-                    // Lost to a record of this very moment, which has emptied it already.
-                    let _ = bucket.compare_exchange(seen, 0, ORDER, ORDER);
-                }
-            }
+            row.sweep(tick);
         }
     }
 }
 
 impl Row {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Row(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 
+    /// The bucket of this tick: a counter tagged with its number.
+    #[inline]
+    pub(crate) fn bucket(&self, tick: Tick) -> &AtomicU64 {
+        &self.0[tick.bucket()]
+    }
+
+    /// Empties every bucket that is not inside.
+    pub(crate) fn sweep(&self, tick: Tick) {
+        for bucket in &self.0 {
+            let seen = bucket.load(ORDER);
+            if !tick.has_inside(word::unpack(seen).0) {
+                // Lost to a record of this very moment, which has emptied it already.
+                let _ = bucket.compare_exchange(seen, 0, ORDER, ORDER);
+            }
+        }
+    }
+
     #[inline(always)]
-    fn add(&self, tick: Tick, n: u32) {
+    pub(crate) fn add(&self, tick: Tick, n: u32) {
         word::update(&self.0[tick.bucket()], tick.tag, |count| Some(count.saturating_add(n)));
     }
 
     #[inline]
-    fn sum(&self, tick: Tick) -> u64 {
+    pub(crate) fn sum(&self, tick: Tick) -> u64 {
         let live = |bucket: &AtomicU64| {
             let (tag, count) = word::unpack(bucket.load(ORDER));
             if tick.has_inside(tag) { u64::from(count) } else { 0 }

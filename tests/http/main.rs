@@ -14,5 +14,6 @@ mod grpc;
 mod health;
 mod one_port;
 mod places;
+mod retry;
 mod rig;
 mod table;

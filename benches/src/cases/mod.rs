@@ -6,11 +6,12 @@ pub mod bare;
 mod breaker;
 mod bulkhead;
 mod fallback;
+mod retry;
 mod timeout;
 
 /// All cases, in the order in which they are printed.
 pub fn all() -> Vec<Case> {
-    [bare::cases(), timeout::cases(), breaker::cases(), bulkhead::cases(), fallback::cases()].concat()
+    [bare::cases(), timeout::cases(), breaker::cases(), bulkhead::cases(), fallback::cases(), retry::cases()].concat()
 }
 
 /// Those whose `group/name` contains `filter`.

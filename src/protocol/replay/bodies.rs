@@ -38,6 +38,10 @@ macro_rules! recorded {
             fn only(source: &Self::Source, attempt: u32) {
                 source.only(attempt);
             }
+
+            fn is_cut(source: &Self::Source, attempt: u32) -> bool {
+                source.is_cut(attempt)
+            }
         }
     };
 }

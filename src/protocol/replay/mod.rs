@@ -64,6 +64,12 @@ pub trait Replay: Body + Sized {
     /// From now on only this attempt reads: the others were given up. A transport may hold on to the body of a call that
     /// was dropped, and must not read away what the next attempt needs.
     fn only(_source: &Self::Source, _attempt: u32) {}
+
+    /// Can this attempt not have the rest of the body any more, because another one has it? Whoever waits for it waits in
+    /// vain where the error type has no room for ours.
+    fn is_cut(_source: &Self::Source, _attempt: u32) -> bool {
+        false
+    }
 }
 
 /// The source of a body that is recorded while it is sent. Made by [`Replay::split`].
@@ -90,6 +96,10 @@ impl<B: Body<Data = bytes::Bytes>> ReplaySource<B> {
         if let Some(handle) = &self.0 {
             handle.only(attempt);
         }
+    }
+
+    fn is_cut(&self, attempt: u32) -> bool {
+        self.0.as_ref().is_some_and(|handle| handle.is_cut(attempt))
     }
 }
 

@@ -50,6 +50,11 @@ impl<B: Replay> Original<B> {
         Request::from_parts(self.head, body)
     }
 
+    /// Nobody reads until the next attempt does: those so far were given up.
+    pub(crate) fn give_up(&self) {
+        B::only(&self.source, self.made);
+    }
+
     /// From now on only the attempt of this number, from 0, reads.
     #[allow(dead_code, reason = "for retry and hedge")]
     pub(crate) fn only(&self, attempt: u32) {

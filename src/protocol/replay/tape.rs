@@ -151,6 +151,8 @@ impl<B> Shared<B> {
         let mut tape = self.lock();
         tape.body = Place::Over;
         tape.failed = true;
+        // From here on nobody else can be made the only one either: to him it would look like the end.
+        tape.records = false;
         tape.only = Some(attempt);
         let gone = (mem::take(&mut tape.chunks), tape.trailers.take());
         let waiting = mem::take(&mut tape.waiting);

@@ -50,8 +50,11 @@ impl<B> Handle<B> {
     }
 
     pub(in super::super) fn can_replay(&self) -> bool {
-        let tape = self.0.lock();
-        tape.records && !tape.failed
+        self.0.lock().records
+    }
+
+    pub(in super::super) fn is_cut(&self, attempt: u32) -> bool {
+        self.0.lock().is_cut(attempt)
     }
 
     pub(in super::super) fn only(&self, attempt: u32) {

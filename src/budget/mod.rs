@@ -1,0 +1,218 @@
+//! How many attempts more than calls there may be.
+//!
+//! Three attempts a call are three times the load, and they come when the backend has the least to give: that is how a
+//! small outage is kept up for an hour. A budget bounds what retries and hedges add, whatever each single call would
+//! like. The law: **in every window, further attempts are at most a share of the recent calls and a minimum.**
+//!
+//! ```
+//! use buttress::{Budget, RetryLayer};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), buttress::ConfigError> {
+//! // At most 10 % more calls than there are, and three a second; of the last ten seconds.
+//! let budget = Budget::new(0.1, 3, Duration::from_secs(10))?;
+//! // One backend, one budget: what the reads have used the writes can't use again.
+//! let reads = RetryLayer::builder().name("reads").budget(budget.clone()).build()?;
+//! let writes = RetryLayer::builder().name("writes").attempts(2).budget(budget).build()?;
+//! # drop((reads, writes)); Ok(()) }
+//! ```
+//!
+//! An attempt is taken from the budget before the wait for it begins, so that a crowd of sleepers can't exceed it, and
+//! given back if it is not made after all: the caller left, or the backend did not become ready.
+//!
+//! Lock-free: a deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock.
+//!
+//! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{
+    config::{Checks, ConfigError},
+    stripe::thread_number,
+    time::{self, Instant},
+    window::time::tick_length,
+};
+
+mod deposits;
+pub(crate) mod share;
+mod tokens;
+
+use self::{
+    share::{Share, Withdrawal},
+    tokens::Tokens,
+};
+
+/// What retries and hedges may add to the calls. Clones share it. See the [module](crate::budget).
+#[derive(Clone)]
+pub struct Budget(Arc<Kind>);
+
+#[allow(clippy::large_enum_variant, reason = "there is one a budget, on the heap")]
+enum Kind {
+    Share { base: Instant, share: Share },
+    Tokens(Tokens),
+    Unlimited,
+}
+
+impl Budget {
+    /// `ratio` (0 to 1) further attempts for each call, and `min_per_second` (from 0) of them in any case, counted over a
+    /// window of `over` (1 µs to 365 days) that slides in tenths.
+    ///
+    /// At the start `min_per_second` x `over` withdrawals are there. The default of a retry is 0.2, 1, 10 s.
+    ///
+    /// # Errors
+    ///
+    /// Names every bad field: `ratio`, `over`.
+    pub fn new(ratio: f64, min_per_second: u32, over: Duration) -> Result<Self, ConfigError> {
+        let mut checks = Checks::default();
+        checks.require((0.0..=1.0).contains(&ratio), "ratio", ratio, "a share from 0 to 1");
+        let ok = over >= Duration::from_micros(1) && over <= time::LONGEST;
+        checks.require(ok, "over", over, "a duration from 1us to 365 days");
+        checks.finish()?;
+        Ok(Self::share(ratio, min_per_second, over))
+    }
+
+    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens, of which a failed attempt takes one and a success gives back
+    /// `ratio` (0.001 to 1,000). There are further attempts only while more than half of them are left.
+    ///
+    /// [`withdraw`](Self::withdraw) is a failed attempt, [`deposit`](Self::deposit) a success. Nothing is given back here: the
+    /// failure has happened, whatever became of the attempt after it.
+    ///
+    /// # Errors
+    ///
+    /// Names every bad field: `max`, `ratio`.
+    pub fn tokens(max: u32, ratio: f64) -> Result<Self, ConfigError> {
+        let mut checks = Checks::default();
+        checks.require((1..=1_000).contains(&max), "max", max, "1 to 1000");
+        checks.require((0.001..=1_000.0).contains(&ratio), "ratio", ratio, "0.001 to 1000");
+        checks.finish()?;
+        // Of three digits, as the specification has it.
+        let ratio = (ratio * tokens::THOUSAND as f64).round() as u64;
+        Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(max, ratio)))))
+    }
+
+    /// No bound at all. In an outage every call then becomes as many as its attempts: only for backends that can take it.
+    pub fn unlimited() -> Self {
+        Budget(Arc::new(Kind::Unlimited))
+    }
+
+    fn share(ratio: f64, min_per_second: u32, over: Duration) -> Self {
+        let million = 1_000_000.0;
+        let minimum = (f64::from(min_per_second) * over.as_secs_f64() * million).round() as u64;
+        // Rounded up to whole nanoseconds: a window a little too long only counts for longer what was used.
+        let share = Share::new((ratio * million).round() as u64, minimum, tick_length(over).max(1));
+        Budget(Arc::new(Kind::Share { base: time::now(), share }))
+    }
+
+    /// A call was made (or, of tokens, a success).
+    pub fn deposit(&self) {
+        match &*self.0 {
+            Kind::Share { .. } => self.began(thread_number()),
+            Kind::Tokens(tokens) => tokens.succeeded(),
+            Kind::Unlimited => {}
+        }
+    }
+
+    /// Takes one further attempt. `false`: there is none. (Of tokens: an attempt failed. `false`: do not retry it.)
+    pub fn withdraw(&self) -> bool {
+        self.take(time::now()).is_some()
+    }
+
+    /// A call begins.
+    #[inline(always)]
+    pub(crate) fn began(&self, stripe: usize) {
+        if let Kind::Share { base, share } = &*self.0 {
+            share.deposit(|| since(*base, time::now()), stripe);
+        }
+    }
+
+    /// A call ended well.
+    #[inline(always)]
+    pub(crate) fn succeeded(&self) {
+        if let Kind::Tokens(tokens) = &*self.0 {
+            tokens.succeeded();
+        }
+    }
+
+    /// An attempt failed, and there will be no further one for another reason.
+    #[inline]
+    pub(crate) fn failed(&self) {
+        if let Kind::Tokens(tokens) = &*self.0 {
+            tokens.failed();
+        }
+    }
+
+    /// As [`withdraw`](Self::withdraw); what was taken can be given back.
+    #[inline]
+    pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
+        match &*self.0 {
+            Kind::Share { base, share } => share.withdraw(since(*base, now)).map(|w| Taken(Some(w))),
+            Kind::Tokens(tokens) => tokens.failed().then_some(Taken(None)),
+            Kind::Unlimited => Some(Taken(None)),
+        }
+    }
+
+    /// It was not used.
+    pub(crate) fn give_back(&self, taken: Taken) {
+        if let (Kind::Share { share, .. }, Taken(Some(withdrawal))) = (&*self.0, taken) {
+            share.give_back(withdrawal);
+        }
+    }
+
+    /// Keeps what was taken until it is used, and gives it back if it never is.
+    pub(crate) fn hold(&self, taken: Taken) -> Reservation {
+        Reservation { budget: self.clone(), taken: Some(taken) }
+    }
+}
+
+/// The default of a retry.
+impl Default for Budget {
+    fn default() -> Self {
+        Self::share(0.2, 1, Duration::from_secs(10))
+    }
+}
+
+/// What was taken from a budget.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken(Option<Withdrawal>);
+
+/// What was taken and not used yet. Dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Budget,
+    taken: Option<Taken>,
+}
+
+impl Reservation {
+    /// The attempt is made.
+    pub(crate) fn spend(mut self) {
+        self.taken = None;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(taken) = self.taken {
+            self.budget.give_back(taken);
+        }
+    }
+}
+
+#[inline]
+fn since(base: Instant, now: Instant) -> u64 {
+    // 584 years; saturating, for a budget may be made ahead of a paused clock.
+    let since = now.saturating_duration_since(base);
+    // By hand: `as_nanos` counts in 128 bits.
+    since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut budget = f.debug_struct("Budget");
+        match &*self.0 {
+            Kind::Share { base, share } => budget.field("left", &share.balance(since(*base, time::now()))),
+            Kind::Tokens(tokens) => budget.field("thousandths", &tokens.left()),
+            Kind::Unlimited => budget.field("unlimited", &true),
+        };
+        budget.finish_non_exhaustive()
+    }
+}

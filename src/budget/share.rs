@@ -1,0 +1,307 @@
+//! A budget that is a share of the recent calls, and a minimum.
+//!
+//! In every window: withdrawals <= ratio x deposits + minimum. Window and ticks are those of [`window::time`].
+//!
+//! Deposits come with every call, so they are counted by [`deposits`] in a way that costs next to nothing. A withdrawal has
+//! to be taken from all of them at once, and adding them up takes hundreds of instructions; so each tick has a *limit*, how
+//! many withdrawals may be made in it, which is worked out with the first of them and again when it is reached. It only
+//! grows, for deposits only come in.
+//!
+//! Two words make one decision, the limit and the bucket of withdrawals. Whoever begins a tick first publishes that, with a limit
+//! of zero, and adds up then; whoever withdraws first counts and then looks whether the tick is still the same. So of the two
+//! at least one sees the other, and no withdrawal from an old tick is missing in the sum of the new.
+
+use crate::{
+    budget::deposits::Deposits,
+    sync::AtomicU64,
+    window::{
+        time::{Row, Tick},
+        word::{self, ORDER},
+    },
+};
+
+/// A ratio is kept as an integer.
+const MILLION: u64 = 1_000_000;
+
+/// So many ticks one thread can be ahead of another. What is further ahead is not, but very old: tags wrap.
+const AHEAD: u32 = 1 << 10;
+
+/// See the module. `now` is in nanoseconds of any clock that does not go back.
+#[derive(Debug)]
+pub(crate) struct Share {
+    /// In millionths.
+    ratio: u64,
+    minimum: u64,
+    /// The length of a tick.
+    tick: u64,
+    deposits: Deposits,
+    withdrawals: Row,
+    /// The tag of the running tick, and how many withdrawals it may have.
+    limit: AtomicU64,
+}
+
+/// A withdrawal that can be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Withdrawal(u32);
+
+impl Share {
+    /// `ratio` and `minimum` (in a window) are in millionths.
+    pub(crate) fn new(ratio: u64, minimum: u64, tick: u64) -> Self {
+        Share {
+            ratio,
+            minimum,
+            tick,
+            deposits: Deposits::new(),
+            withdrawals: Row::new(),
+            limit: AtomicU64::new(word::pack(0, 0)),
+        }
+    }
+
+    // The first tick is number 1, for a limit of tick 0 is what there is before the first.
+    #[inline]
+    fn tick(&self, now: u64) -> Tick {
+        Tick::new(1, self.tick, now)
+    }
+
+    /// The clock is not always asked.
+    #[inline(always)]
+    pub(crate) fn deposit(&self, now: impl FnOnce() -> u64, stripe: usize) {
+        self.deposits.add(|| self.tick(now()), stripe);
+    }
+
+    /// One withdrawal, if the budget has it. Under contention it may refuse the last one, and never gives too many.
+    #[inline]
+    pub(crate) fn withdraw(&self, now: u64) -> Option<Withdrawal> {
+        let own = self.tick(now).tag();
+        loop {
+            let (tag, limit) = word::unpack(self.limit.load(ORDER));
+            // Where another thread's clock is a little ahead, the tick is the one that runs there.
+            if tag.wrapping_sub(own) > AHEAD {
+                self.begin(own);
+                continue;
+            }
+            if !self.count(tag, limit) {
+                if self.raise(tag, limit) {
+                    continue;
+                }
+                return None;
+            }
+            let taken = Withdrawal(tag);
+            // Adds nothing: it is a load that stands in one order with the write that begins a tick. Who begins a tick after
+            // this sees the withdrawal, and who began one before is seen here.
+            if word::unpack(self.limit.fetch_add(0, ORDER)).0 == tag {
+                return Some(taken);
+            }
+            // The next tick has begun meanwhile, and may have been added up without this.
+            self.give_back(taken);
+        }
+    }
+
+    /// The withdrawal was not used.
+    pub(crate) fn give_back(&self, Withdrawal(tag): Withdrawal) {
+        let bucket = self.withdrawals.bucket(Tick::of_tag(tag));
+        let mut seen = bucket.load(ORDER);
+        loop {
+            let (its, count) = word::unpack(seen);
+            if its != tag || count == 0 {
+                // So long ago that it counts no more.
+                return;
+            }
+            match bucket.compare_exchange_weak(seen, word::pack(tag, count - 1), ORDER, ORDER) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// How many withdrawals there are right now.
+    pub(crate) fn balance(&self, now: u64) -> u64 {
+        let tick = self.tick(now);
+        self.allowance(tick).saturating_sub(self.withdrawals.sum(tick))
+    }
+
+    fn allowance(&self, tick: Tick) -> u64 {
+        self.deposits.sum(tick).saturating_mul(self.ratio).saturating_add(self.minimum) / MILLION
+    }
+
+    /// One more in the bucket of this tick, if there are fewer than `limit`.
+    #[inline]
+    fn count(&self, tag: u32, limit: u32) -> bool {
+        let bucket = self.withdrawals.bucket(Tick::of_tag(tag));
+        let mut seen = bucket.load(ORDER);
+        loop {
+            let (its, count) = word::unpack(seen);
+            // What is newer ends this tick, and what is older is nothing.
+            let count = if its == tag { count } else { 0 };
+            if count >= limit || (its != tag && word::age(its, tag).is_gt() && word::unpack(seen).1 > 0) {
+                return false;
+            }
+            match bucket.compare_exchange_weak(seen, word::pack(tag, count + 1), ORDER, ORDER) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The tick has begun: from here on withdrawals in older ones are void. Its limit is worked out by whoever needs it.
+    #[cold]
+    fn begin(&self, tag: u32) {
+        let seen = self.limit.load(ORDER);
+        if word::unpack(seen).0.wrapping_sub(tag) > AHEAD
+            && self.limit.compare_exchange(seen, word::pack(tag, 0), ORDER, ORDER).is_ok()
+        {
+            // Tags wrap, and rows may rest for months.
+            let tick = Tick::of_tag(tag);
+            self.deposits.sweep(tick);
+            self.withdrawals.sweep(tick);
+        }
+    }
+
+    /// The limit was reached: have deposits come since it was worked out? `false`: it is still the same.
+    #[cold]
+    fn raise(&self, tag: u32, limit: u32) -> bool {
+        let tick = Tick::of_tag(tag);
+        let here = u64::from(word::value(self.withdrawals.bucket(tick), tag));
+        let before = self.withdrawals.sum(tick).saturating_sub(here);
+        let new = u32::try_from(self.allowance(tick).saturating_sub(before)).unwrap_or(u32::MAX);
+        if new <= limit {
+            // Somebody else may have raised it, or begun the next tick.
+            return word::unpack(self.limit.load(ORDER)) != (tag, limit);
+        }
+        // Lost to one who saw more, or to the next tick.
+        let _ = self.limit.compare_exchange(word::pack(tag, limit), word::pack(tag, new), ORDER, ORDER);
+        true
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn share(ratio: f64, minimum: f64) -> Share {
+        Share::new((ratio * 1e6) as u64, (minimum * 1e6) as u64, 100)
+    }
+
+    fn takes(share: &Share, now: u64) -> usize {
+        (0..100).take_while(|_| share.withdraw(now).is_some()).count()
+    }
+
+    /// Scenario 67, in ticks of a tenth of a window.
+    #[test]
+    fn as_towers_budget() {
+        let empty = share(1.0, 0.0);
+        assert_eq!(empty.withdraw(0), None);
+        empty.deposit(|| 0, 0);
+        assert_eq!(takes(&empty, 3_000), 0);
+        assert_eq!(takes(&share(1.0, 5.0), 0), 5);
+        let half = share(0.5, 0.0);
+        half.deposit(|| 0, 0);
+        assert_eq!(half.withdraw(0), None);
+        half.deposit(|| 0, 1);
+        assert_eq!(takes(&half, 901), 1);
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_had_again() {
+        let share = share(0.2, 1.0);
+        let taken = share.withdraw(50).unwrap();
+        assert_eq!((share.withdraw(50), share.balance(50)), (None, 0));
+        share.give_back(taken);
+        assert_eq!((share.balance(50), takes(&share, 150)), (1, 1));
+        // Twice is not more.
+        share.give_back(taken);
+        assert_eq!(share.balance(150), 0);
+    }
+
+    #[test]
+    fn a_rest_of_any_length_is_no_riddle() {
+        for rest in [17, 1 << 20, 1 << 31, (1 << 31) + 5, (1 << 32) - 3, 1 << 32, 1 << 33u64] {
+            let share = share(0.0, 2.0);
+            assert_eq!(takes(&share, 0), 2);
+            let later = rest * 100;
+            assert!(takes(&share, later + 100) <= 2, "{rest}");
+            assert_eq!(takes(&share, later + 5_000), 2, "{rest}");
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Deposit,
+        Withdraw,
+        GiveBack(usize),
+        Step(u64),
+    }
+
+    proptest! {
+        /// Against lists of all deposits and withdrawals: what a window of eleven ticks allows, never more.
+        #[test]
+        fn never_exceeded(
+            ratio in 0..=1_000_000u64,
+            minimum in 0..5_000_000u64,
+            ops in proptest::collection::vec(prop_oneof![
+                4 => Just(Op::Deposit), 4 => Just(Op::Withdraw), 1 => any::<usize>().prop_map(Op::GiveBack), 2 => (0..400u64).prop_map(Op::Step),
+            ], 0..300),
+        ) {
+            let share = Share::new(ratio, minimum, 100);
+            let (mut now, mut deposits, mut taken) = (0, Vec::new(), Vec::<(u64, Withdrawal)>::new());
+            let inside = |then: u64, now: u64| now / 100 - then / 100 <= 10;
+            for (n, op) in ops.into_iter().enumerate() {
+                match op {
+                    Op::Deposit => {
+                        share.deposit(|| now, n);
+                        deposits.push(now);
+                    }
+                    Op::Step(by) => now += by,
+                    Op::GiveBack(i) if !taken.is_empty() => {
+                        let (_, w) = taken.swap_remove(i % taken.len());
+                        share.give_back(w);
+                    }
+                    Op::GiveBack(_) => {}
+                    Op::Withdraw => {
+                        let live = deposits.iter().filter(|t| inside(**t, now)).count() as u64;
+                        let used = taken.iter().filter(|(t, _)| inside(*t, now)).count() as u64;
+                        let allowed = (live * ratio + minimum) / MILLION;
+                        // Some deposits of a busy tick may count as older than they are, so leave earlier.
+                        let busy = |then: &u64| deposits.iter().filter(|t| *t / 100 == *then / 100).count() >= 16;
+                        let exact = !deposits.iter().any(busy);
+                        let got = share.withdraw(now);
+                        prop_assert!(got.is_none() || used < allowed, "used {} of {}", used, allowed);
+                        prop_assert!(got.is_some() || used >= allowed || !exact, "used {} of {}", used, allowed);
+                        if exact {
+                            let left = allowed.saturating_sub(used).saturating_sub(u64::from(got.is_some()));
+                            prop_assert_eq!(share.balance(now), left);
+                        }
+                        taken.extend(got.map(|w| (now, w)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_never_get_more_than_there_is() {
+        let share = share(0.1, 10.0);
+        let taken: usize = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..4)
+                .map(|stripe| {
+                    let share = &share;
+                    s.spawn(move || {
+                        let mut taken = 0;
+                        for n in 0..20_000u64 {
+                            // All within one window, across its ticks.
+                            let now = n * 1_000 / 20_000;
+                            share.deposit(|| now, stripe);
+                            taken += usize::from(share.withdraw(now).is_some());
+                        }
+                        taken
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).sum()
+        });
+        // All of it is one window, so whatever tick a deposit was booked in, it counts.
+        assert_eq!(taken + share.balance(999) as usize, 8_010, "{taken}");
+    }
+}

@@ -1,0 +1,297 @@
+//! Calls that can be made more than once: how the request of a further attempt is made.
+
+use std::time::Duration;
+
+use crate::{
+    deadline::{self, Deadline},
+    outcome::Classify,
+    protocol::{BoxError, Boxed, Flat, Hold, Judged, Plain, Protocol, Watch, sealed::Sealed},
+    rejection::Rejection,
+};
+
+/// A form in which a call can be made more than once, as retry and hedge need it. Sealed.
+///
+/// In the HTTP form the head of the request is copied and its body recorded while it is sent
+/// ([`Replay`](crate::Replay)); in the other forms the request is cloned, or a function makes the copies
+/// ([`RetryLayer::clone_with`](crate::RetryLayer::clone_with)).
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` layer cannot send a `{Req}` more than once to a service that gives `Result<{Res}, {Err}>`",
+    label = "this request can't be sent again in this form",
+    note = "`Http`, the default, wants `http::Request<B>` with a body `B: buttress::Replay`: those of axum (feature `axum`) and tonic (feature `tonic`), `Full`, `Empty`, `BoxBody` and `UnsyncBoxBody`",
+    note = "`.plain()`, `.flat()` and `.boxed()` want a request that is `Clone`; for others say how with `.clone_with(|request| ..)`"
+)]
+pub trait Again<Req, Res, Err>: Hold<Req, Res, Err> {
+    /// What further requests are made from.
+    type Original;
+
+    /// The original, and the request of the first attempt. `None`: it can be sent only once.
+    #[doc(hidden)]
+    fn split(&self, request: Req, cap: usize) -> (Option<Self::Original>, Req);
+
+    /// Can there be a further attempt?
+    #[doc(hidden)]
+    fn can_again(&self, _original: &Self::Original) -> bool {
+        true
+    }
+
+    /// As [`can_again`](Self::can_again), and from now on the attempts so far read nothing more.
+    #[doc(hidden)]
+    fn give_up(&self, _original: &Self::Original) -> bool {
+        true
+    }
+
+    /// The request of the next attempt, and the original if it is good for more. The last one need not be a copy.
+    #[doc(hidden)]
+    fn again(&self, original: Self::Original, last: bool) -> (Option<Self::Original>, Req);
+
+    /// Writes on a request how many attempts there were before it, and how much time is left for it.
+    #[doc(hidden)]
+    fn mark(&self, _request: &mut Req, _mark: &Mark<'_>) {}
+
+    /// May this request be sent twice? By its method, where it has one.
+    #[doc(hidden)]
+    fn is_safe(&self, _context: &Self::Context, _request: &Req, _trust: Trust) -> bool {
+        true
+    }
+
+    /// The earliest of the deadlines that this call has.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn deadline_of(&self, _context: &Self::Context, request: &Req) -> Option<Deadline> {
+        deadline::earliest(Self::deadline(request), Deadline::current())
+    }
+}
+
+/// What is written on a further attempt.
+#[doc(hidden)]
+#[derive(Debug)]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "it is written in headers"))]
+pub struct Mark<'a> {
+    /// How many attempts there were before.
+    pub(crate) previous: u32,
+    pub(crate) left: Option<Duration>,
+    #[cfg(feature = "http")]
+    pub(crate) header: Option<&'a http::HeaderName>,
+    #[cfg(not(feature = "http"))]
+    pub(crate) header: std::marker::PhantomData<&'a ()>,
+}
+
+/// What the operator says about requests that are not idempotent by their method.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trust {
+    pub(crate) any_method: bool,
+    pub(crate) idempotency_key: bool,
+}
+
+/// The forms whose requests are cloned.
+macro_rules! cloned {
+    ($form:ident, [$($bound:tt)*]) => {
+        #[diagnostic::do_not_recommend]
+        impl<C, Req, Res, E> Again<Req, Res, E> for $form<C>
+        where
+            Req: Clone,
+            C: Classify<Res, E>,
+            E: $($bound)*,
+        {
+            type Original = Req;
+
+            #[inline(always)]
+            fn split(&self, request: Req, _cap: usize) -> (Option<Req>, Req) {
+                (Some(request.clone()), request)
+            }
+
+            #[inline]
+            fn again(&self, original: Req, last: bool) -> (Option<Req>, Req) {
+                if last { (None, original) } else { (Some(original.clone()), original) }
+            }
+        }
+    };
+}
+
+cloned!(Plain, [std::error::Error + 'static]);
+cloned!(Flat, [From<Rejection> + std::error::Error + 'static]);
+cloned!(Boxed, [Into<BoxError>]);
+
+/// A form without HTTP, in which a function copies the requests. Made by
+/// [`RetryLayer::clone_with`](crate::RetryLayer::clone_with).
+#[derive(Debug, Clone, Copy)]
+pub struct CloneWith<P, F> {
+    pub(crate) form: P,
+    pub(crate) copy: F,
+}
+
+impl<P, F> Sealed for CloneWith<P, F> {}
+
+#[diagnostic::do_not_recommend]
+impl<P, F, Req, Res, Err> Protocol<Req, Res, Err> for CloneWith<P, F>
+where
+    P: Protocol<Req, Res, Err>,
+    F: Clone,
+{
+    const HAS_BODY: bool = P::HAS_BODY;
+
+    type Context = P::Context;
+    type Response<W: Watch> = P::Response<W>;
+    type Error = P::Error;
+
+    fn context(&self, request: &Req) -> P::Context {
+        self.form.context(request)
+    }
+
+    fn reject<W: Watch>(&self, context: &P::Context, rejection: Rejection) -> Result<P::Response<W>, P::Error> {
+        self.form.reject(context, rejection)
+    }
+
+    fn finish<W: Watch>(
+        &self,
+        context: &P::Context,
+        result: Result<Res, Err>,
+        watch: &mut Option<W>,
+    ) -> Result<P::Response<W>, P::Error> {
+        self.form.finish(context, result, watch)
+    }
+
+    fn error(error: Err) -> P::Error {
+        P::error(error)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<P, F, Req, Res, Err> Hold<Req, Res, Err> for CloneWith<P, F>
+where
+    P: Hold<Req, Res, Err>,
+    F: Clone,
+{
+    type Held = P::Held;
+
+    #[inline(always)]
+    fn hold(&self, context: &P::Context, result: Result<Res, Err>) -> Judged<P::Held, P::Error> {
+        self.form.hold(context, result)
+    }
+
+    fn pass<W: Watch>(&self, context: &P::Context, held: P::Held, watch: Option<W>) -> P::Response<W> {
+        self.form.pass(context, held, watch)
+    }
+
+    fn rejection<'a>(result: Result<&'a P::Held, &'a P::Error>) -> Option<&'a Rejection> {
+        P::rejection(result)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<P, F, Req, Res, Err> Again<Req, Res, Err> for CloneWith<P, F>
+where
+    P: Hold<Req, Res, Err>,
+    F: Fn(&Req) -> Option<Req> + Clone,
+{
+    type Original = Req;
+
+    fn split(&self, request: Req, _cap: usize) -> (Option<Req>, Req) {
+        match (self.copy)(&request) {
+            // The copies are sent, and what they are made of last.
+            Some(copy) => (Some(request), copy),
+            None => (None, request),
+        }
+    }
+
+    fn again(&self, original: Req, last: bool) -> (Option<Req>, Req) {
+        match if last { None } else { (self.copy)(&original) } {
+            Some(copy) => (Some(original), copy),
+            None => (None, original),
+        }
+    }
+}
+
+#[cfg(feature = "http")]
+mod http_form {
+    use bytes::Bytes;
+    use http::{HeaderName, HeaderValue, Method, Request, Response};
+    use http_body::Body;
+
+    use super::*;
+    use crate::{
+        deadline::wire,
+        protocol::{Http, HttpContext, Replay, number, replay::Original},
+        time,
+    };
+
+    /// How many attempts of this call there were before (gRPC A6).
+    pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
+    #[diagnostic::do_not_recommend]
+    impl<B, RB, E> Again<Request<B>, Response<RB>, E> for Http
+    where
+        B: Replay,
+        RB: Body<Data = Bytes>,
+        RB::Error: Into<BoxError>,
+    {
+        type Original = Original<B>;
+
+        fn split(&self, request: Request<B>, cap: usize) -> (Option<Original<B>>, Request<B>) {
+            Original::split(request, cap)
+        }
+
+        fn can_again(&self, original: &Original<B>) -> bool {
+            original.can_replay()
+        }
+
+        fn give_up(&self, original: &Original<B>) -> bool {
+            // First nobody reads any more, and then it is asked: a body that is being read could go past the cap between.
+            original.give_up();
+            original.can_replay()
+        }
+
+        fn again(&self, mut original: Original<B>, last: bool) -> (Option<Original<B>>, Request<B>) {
+            if last {
+                return (None, original.last());
+            }
+            let request = original.attempt();
+            (Some(original), request)
+        }
+
+        fn mark(&self, request: &mut Request<B>, mark: &Mark<'_>) {
+            let grpc = Protocol::<_, Response<RB>, E>::context(self, request).is_grpc();
+            let headers = request.headers_mut();
+            let previous = || HeaderValue::from(mark.previous);
+            if grpc {
+                headers.insert(PREVIOUS_ATTEMPTS, previous());
+                // The time that a call has by its header is for all its attempts.
+                if let Some(left) = mark.left.filter(|_| headers.contains_key(wire::GRPC_TIMEOUT)) {
+                    wire::lower_grpc_timeout(headers, Some(left));
+                }
+            }
+            if let Some(name) = mark.header {
+                headers.insert(name, number::header_value(u64::from(mark.previous), None));
+            }
+        }
+
+        fn is_safe(&self, context: &HttpContext, request: &Request<B>, trust: Trust) -> bool {
+            context.is_grpc()
+                || trust.any_method
+                || is_idempotent(request.method())
+                || trust.idempotency_key && request.headers().contains_key("idempotency-key")
+        }
+
+        /// With that of its `grpc-timeout`, which is for all attempts together.
+        fn deadline_of(&self, context: &HttpContext, request: &Request<B>) -> Option<Deadline> {
+            let known = <Self as Protocol<_, Response<RB>, E>>::deadline(request);
+            let known = deadline::earliest(known, Deadline::current());
+            if !context.is_grpc() {
+                return known;
+            }
+            match wire::read_grpc_timeout(request.headers()) {
+                wire::Read::Absent => known,
+                own => deadline::earliest(known, wire::deadline(own, time::now())),
+            }
+        }
+    }
+
+    /// RFC 9110, 9.2.2.
+    fn is_idempotent(method: &Method) -> bool {
+        matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    }
+}
+
+#[cfg(feature = "http")]
+pub(crate) use self::http_form::PREVIOUS_ATTEMPTS;

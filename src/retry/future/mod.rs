@@ -1,0 +1,172 @@
+//! The future of a call that may be made again.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{
+    budget::Reservation,
+    deadline::Deadline,
+    protocol::{Hold, Judged, Protocol},
+    retry::{retrier::Retrier, verdict::Retryable},
+    stripe::Shared,
+    time::{self, Instant, Sleep},
+};
+
+mod steps;
+mod wait;
+
+use self::wait::Wait;
+
+pin_project! {
+    /// The response of a call that may be made again.
+    ///
+    /// Dropping it drops the attempt that runs, gives back what was taken from the budget for one that does not, and nothing
+    /// more is sent. While it waits it holds nothing of the inner service.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, P, Req>
+    where
+        S: Service<Req>,
+        P: Retryable<Req, S::Response, S::Error>,
+    {
+        #[pin]
+        state: State<S::Future, P::Held, P::Rest>,
+        protocol: P,
+        context: P::Context,
+        shared: Shared<Retrier>,
+        spare: Option<Spare<S, P::Original>>,
+        safe: bool,
+        // Attempts so far.
+        number: u32,
+        last_delay: Duration,
+        // When somebody first had to wait for the attempt that runs.
+        waited_since: Option<Instant>,
+        deadline: Option<Deadline>,
+    }
+}
+
+/// What a further attempt is made of.
+pub(crate) struct Spare<S, O> {
+    pub(crate) service: S,
+    pub(crate) original: O,
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, H, R> {
+        Running { #[pin] inner: F },
+        // The head has come and does not say how it went.
+        Peeking { held: Option<H>, #[pin] patience: Option<Sleep> },
+        Waiting { #[pin] timer: Option<Sleep>, wait: Wait, #[pin] rest: Option<R>, reservation: Option<Reservation> },
+        // For readiness. The timer is that of the deadline.
+        Readying { #[pin] timer: Option<Sleep>, reservation: Option<Reservation> },
+        Refused,
+    }
+}
+
+impl<S, P, Req> ResponseFuture<S, P, Req>
+where
+    S: Service<Req>,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "each of them is a field")]
+    pub(crate) fn running(
+        inner: S::Future,
+        protocol: P,
+        context: P::Context,
+        shared: Shared<Retrier>,
+        spare: Option<Spare<S, P::Original>>,
+        safe: bool,
+        deadline: Option<Deadline>,
+    ) -> Self {
+        ResponseFuture {
+            state: State::Running { inner },
+            protocol,
+            context,
+            shared,
+            spare,
+            safe,
+            number: 1,
+            last_delay: Duration::ZERO,
+            waited_since: None,
+            deadline,
+        }
+    }
+
+    // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
+    #[inline(always)]
+    pub(crate) fn refused(protocol: P, context: P::Context, shared: Shared<Retrier>) -> Self {
+        ResponseFuture {
+            state: State::Refused,
+            protocol,
+            context,
+            shared,
+            spare: None,
+            safe: false,
+            number: 0,
+            last_delay: Duration::ZERO,
+            waited_since: None,
+            deadline: None,
+        }
+    }
+}
+
+type Output<S, P, Req> = Result<
+    <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Response<()>,
+    <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error,
+>;
+
+/// An attempt as its form judges it.
+type Attempt<S, P, Req> = Judged<Held<S, P, Req>, Failure<S, P, Req>>;
+type Held<S, P, Req> = <P as Hold<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Held;
+type Failure<S, P, Req> = <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error;
+
+impl<S, P, Req> Future for ResponseFuture<S, P, Req>
+where
+    S: Service<Req>,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    type Output = Output<S, P, Req>;
+
+    // Only what every call needs is here; all that follows a failure is a loop of its own, out of line.
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.as_mut().project();
+        let StateProj::Running { inner } = this.state.project() else {
+            return self.go_on(None, cx);
+        };
+        let Poll::Ready(result) = inner.poll(cx) else {
+            wait(this.waited_since);
+            return Poll::Pending;
+        };
+        match this.protocol.hold(this.context, result) {
+            Judged::Good(held) => Poll::Ready(Ok(self.succeeded(held))),
+            ended => self.go_on(Some(ended), cx),
+        }
+    }
+}
+
+#[cold]
+fn wait(since: &mut Option<Instant>) {
+    since.get_or_insert_with(time::now);
+}
+
+const POLLED: &str = "a future is not polled after it was ready";
+
+impl<S, P, Req> fmt::Debug for ResponseFuture<S, P, Req>
+where
+    S: Service<Req>,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").field("attempts", &self.number).finish_non_exhaustive()
+    }
+}

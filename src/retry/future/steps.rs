@@ -1,0 +1,239 @@
+//! What comes after an attempt: looking into its response, waiting, becoming ready, the next one.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tower_service::Service;
+
+use super::{
+    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, State, StateProj, wait,
+    wait::{Wait, poll_deadline, poll_patience},
+};
+use crate::{
+    deadline::Deadline,
+    observe::Kind,
+    outcome::{End, Outcome},
+    protocol::{Judged, Mark},
+    retry::{
+        Attempts, Stopped,
+        retrier::{Ended, Next},
+        verdict::Retryable,
+    },
+    time,
+};
+
+impl<S, P, Req> ResponseFuture<S, P, Req>
+where
+    S: Service<Req>,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    /// Polls what comes after a failure, until it is over or pending.
+    #[inline(never)]
+    pub(super) fn go_on(
+        mut self: Pin<&mut Self>,
+        ended: Option<Attempt<S, P, Req>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Output<S, P, Req>> {
+        let mut over = ended.and_then(|judged| self.as_mut().judged(judged, cx));
+        loop {
+            if let Some(output) = over {
+                return Poll::Ready(output);
+            }
+            let mut this = self.as_mut().project();
+            over = match this.state.as_mut().project() {
+                StateProj::Running { inner } => {
+                    let Poll::Ready(result) = inner.poll(cx) else {
+                        wait(this.waited_since);
+                        return Poll::Pending;
+                    };
+                    let judged = this.protocol.hold(this.context, result);
+                    self.as_mut().judged(judged, cx)
+                }
+                _ => ready!(self.as_mut().between(cx)),
+            };
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn succeeded(self: Pin<&mut Self>, held: Held<S, P, Req>) -> P::Response<()> {
+        let this = self.project();
+        if let Some(since) = *this.waited_since {
+            this.shared.measure(since);
+        }
+        this.shared.budget.succeeded();
+        if this.shared.reporter().is_heard() {
+            let kind = Kind::Attempt { number: *this.number, outcome: Outcome::Success, delay: None };
+            this.shared.reporter().report(kind);
+        }
+        pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
+    }
+
+    /// The head has come, or an error. `None`: the call goes on.
+    #[inline(always)]
+    fn judged(mut self: Pin<&mut Self>, judged: Attempt<S, P, Req>, cx: &mut Context<'_>) -> Option<Output<S, P, Req>> {
+        match judged {
+            Judged::Good(held) => Some(Ok(self.succeeded(held))),
+            Judged::Bad(end, held) => self.ended(end, held, cx),
+            Judged::Unclear(held) => {
+                // Here the future of the attempt goes.
+                self.as_mut().project().state.set(State::Peeking { held: Some(held), patience: None });
+                None
+            }
+        }
+    }
+
+    /// The attempt has ended, and not well. `None`: the call goes on.
+    #[inline(always)]
+    fn ended(
+        mut self: Pin<&mut Self>,
+        end: End,
+        held: Result<Held<S, P, Req>, Failure<S, P, Req>>,
+        cx: &mut Context<'_>,
+    ) -> Option<Output<S, P, Req>> {
+        let mut this = self.as_mut().project();
+        let context = &*this.context;
+        let verdict = this.protocol.verdict(context, *this.safe, end, held.as_ref());
+        let ended = Ended {
+            number: *this.number,
+            outcome: end.outcome(),
+            verdict,
+            deadline: *this.deadline,
+            last_delay: *this.last_delay,
+        };
+        let (protocol, spare) = (&*this.protocol, this.spare.as_ref());
+        let next = this.shared.next(
+            ended,
+            || spare.is_some_and(|s| protocol.can_again(&s.original)),
+            || spare.is_some_and(|s| protocol.give_up(&s.original)),
+        );
+        let (delay, taken) = match next {
+            Next::Again { delay, taken } => (delay, taken),
+            Next::Pass(stopped) => {
+                let attempts = Attempts { made: *this.number, stopped };
+                return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
+            }
+        };
+        *this.last_delay = delay;
+        let rest = held.ok().and_then(P::rest);
+        if delay.is_zero() && rest.is_none() && this.deadline.is_none() {
+            // The attempt that failed is dropped before the next one is begun.
+            this.state.set(State::Refused);
+            match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.call_again();
+                    return None;
+                }
+                Poll::Ready(Err(error)) => {
+                    this.shared.budget.give_back(taken);
+                    return Some(Err(P::error(error)));
+                }
+                Poll::Pending => {}
+            }
+        }
+        let reservation = Some(this.shared.budget.hold(taken));
+        this.state.set(State::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
+        None
+    }
+
+    /// No attempt runs. `Ready(None)`: now one does, or has ended.
+    #[inline(always)]
+    fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
+        let mut this = self.as_mut().project();
+        match this.state.as_mut().project() {
+            StateProj::Running { .. } => Poll::Ready(None),
+            StateProj::Peeking { held, patience } => {
+                let context = &*this.context;
+                let looked = match this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx) {
+                    Poll::Ready(end) => end,
+                    Poll::Pending => {
+                        wait(this.waited_since);
+                        ready!(poll_patience(patience, this.shared.settings.peek, cx));
+                        None
+                    }
+                };
+                let held = held.take().expect(POLLED);
+                Poll::Ready(match looked {
+                    // A message came, or none in time: the rest is the caller's.
+                    None | Some(End::Outcome(Outcome::Success)) => Some(Ok(self.succeeded(held))),
+                    Some(end) => self.ended(end, Ok(held), cx),
+                })
+            }
+            StateProj::Waiting { timer, wait, rest, reservation } => {
+                ready!(wait.poll::<S, P, Req>(timer, rest, cx));
+                let reservation = reservation.take();
+                this.state.set(State::Readying { timer: None, reservation });
+                Poll::Ready(None)
+            }
+            StateProj::Readying { timer, .. } => {
+                let service = &mut this.spare.as_mut().expect(POLLED).service;
+                match service.poll_ready(cx) {
+                    Poll::Ready(Err(error)) => {
+                        // What was taken from the budget goes back now, not when somebody drops this.
+                        this.state.set(State::Refused);
+                        return Poll::Ready(Some(Err(P::error(error))));
+                    }
+                    Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
+                        self.call_again();
+                        return Poll::Ready(None);
+                    }
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Pending => ready!(poll_deadline(timer, *this.deadline, cx)),
+                }
+                // The last answer was given up for the attempt that can't be made any more.
+                this.shared.is_late();
+                *this.spare = None;
+                Poll::Ready(Some(self.reject()))
+            }
+            StateProj::Refused => Poll::Ready(Some(self.reject())),
+        }
+    }
+
+    /// The instance is ready.
+    #[inline(always)]
+    fn call_again(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        let Spare { mut service, original } = this.spare.take().expect(POLLED);
+        let settings = &this.shared.settings;
+        let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts);
+        let mark = Mark {
+            previous: *this.number,
+            left: this.deadline.map(Deadline::remaining),
+            #[cfg(feature = "http")]
+            header: settings.header.as_ref(),
+            #[cfg(not(feature = "http"))]
+            header: std::marker::PhantomData,
+        };
+        this.protocol.mark(&mut request, &mark);
+        if let StateProj::Readying { reservation, .. } = this.state.as_mut().project()
+            && let Some(reservation) = reservation.take()
+        {
+            reservation.spend();
+        }
+        this.shared.began_again();
+        *this.number += 1;
+        *this.waited_since = None;
+        let inner = service.call(request);
+        *this.spare = original.map(|original| Spare { service, original });
+        this.state.set(State::Running { inner });
+    }
+
+    fn reject(self: Pin<&mut Self>) -> Output<S, P, Req> {
+        let mut this = self.project();
+        this.state.set(State::Refused);
+        let attempts = Attempts { made: *this.number, stopped: Stopped::Deadline };
+        let mut rejected = this.protocol.reject(this.context, this.shared.rejection())?;
+        P::note_rejection(&mut rejected, attempts);
+        Ok(rejected)
+    }
+}
+
+#[inline(always)]
+fn pass<P, Req, Res, Err>(protocol: &P, context: &P::Context, mut held: P::Held, attempts: Attempts) -> P::Response<()>
+where
+    P: Retryable<Req, Res, Err>,
+{
+    P::note(&mut held, attempts);
+    protocol.pass(context, held, None)
+}

@@ -1,0 +1,98 @@
+//! Waiting: for the next attempt, for a first frame, for readiness.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tower_service::Service;
+
+use crate::{
+    deadline::Deadline,
+    retry::verdict::Retryable,
+    time::{self, Instant, Sleep, sleep_until},
+};
+
+/// A failed response is read for so long at most, for the sake of its connection.
+const DRAIN_FOR: Duration = Duration::from_millis(50);
+
+/// A gRPC response is waited for only where the operator said for how long.
+pub(super) fn poll_patience(
+    mut patience: Pin<&mut Option<Sleep>>,
+    peek: Option<Duration>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(peek) = peek else { return Poll::Ready(()) };
+    if patience.is_none() {
+        // In range: `build()` has seen to it.
+        patience.set(Some(sleep_until(time::now() + peek)));
+    }
+    patience.as_pin_mut().map_or(Poll::Ready(()), |sleep| sleep.poll(cx))
+}
+
+/// The deadline, if there is one, while the instance is not ready.
+pub(super) fn poll_deadline(
+    mut timer: Pin<&mut Option<Sleep>>,
+    deadline: Option<Deadline>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    if timer.is_none() {
+        timer.set(Some(sleep_until(deadline.instant())));
+    }
+    timer.as_pin_mut().map_or(Poll::Pending, |sleep| sleep.poll(cx))
+}
+
+/// The wait before an attempt; in its first part the rest of the failed response is read.
+#[derive(Debug)]
+pub(super) struct Wait(Option<Until>);
+
+#[derive(Debug, Clone, Copy)]
+struct Until {
+    end: Instant,
+    drain: Instant,
+}
+
+impl Wait {
+    /// Zero needs no clock and no timer.
+    pub(super) fn new(delay: Duration) -> Self {
+        Wait((!delay.is_zero()).then(|| {
+            let now = time::now();
+            Until { end: now + delay, drain: now + delay.min(DRAIN_FOR) }
+        }))
+    }
+
+    pub(super) fn poll<S, P, Req>(
+        &self,
+        mut timer: Pin<&mut Option<Sleep>>,
+        mut rest: Pin<&mut Option<P::Rest>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()>
+    where
+        S: Service<Req>,
+        P: Retryable<Req, S::Response, S::Error>,
+    {
+        let drained = rest.as_mut().as_pin_mut().is_none_or(|rest| P::poll_rest(rest, cx).is_ready());
+        let Some(until) = self.0 else { return Poll::Ready(()) };
+        if drained {
+            rest.set(None);
+        }
+        loop {
+            let at = if rest.is_some() { until.drain } else { until.end };
+            match timer.as_mut().as_pin_mut() {
+                None => timer.set(Some(sleep_until(at))),
+                Some(sleep) if sleep.deadline() != at => sleep.reset(at),
+                Some(_) => {}
+            }
+            if let Some(sleep) = timer.as_mut().as_pin_mut() {
+                ready!(sleep.poll(cx));
+            }
+            if at == until.end {
+                return Poll::Ready(());
+            }
+            rest.set(None);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Reading a retry while it runs.
+
+use std::sync::Arc;
+
+use crate::{retry::retrier::Retrier, stripe::Striped};
+
+/// Reads a [`RetryLayer`](crate::RetryLayer) and everything it wraps.
+#[derive(Debug, Clone)]
+pub struct RetryHandle {
+    shared: Arc<Striped<Retrier>>,
+}
+
+/// The figures of a retry, since `build()`.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct RetrySnapshot {
+    /// Calls that came, without those that were refused.
+    pub calls: u64,
+    /// Attempts that were made for them, the first ones included.
+    pub attempts: u64,
+    /// Calls whose failure came back because the budget had nothing left.
+    pub stopped_by_budget: u64,
+    /// Calls whose failure came back because a further attempt would not have ended before their deadline.
+    pub stopped_by_deadline: u64,
+    /// Calls that came after their deadline, and were refused.
+    pub deadline_exceeded: u64,
+    /// Calls that shadow let go on after their deadline.
+    pub would_have_rejected: u64,
+}
+
+impl RetryHandle {
+    pub(crate) fn new(shared: Arc<Striped<Retrier>>) -> Self {
+        RetryHandle { shared }
+    }
+
+    /// The figures. Each is exact; they are not read at one instant.
+    pub fn snapshot(&self) -> RetrySnapshot {
+        self.shared.snapshot()
+    }
+
+    /// Shadow: the first answer is passed on, and the event of its attempt tells what delay there would have been.
+    pub fn shadow(&self, on: bool) {
+        self.shared.shadow(on);
+    }
+}

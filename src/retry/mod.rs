@@ -1,0 +1,118 @@
+//! What failed once may work the second time.
+//!
+//! A connection that broke, a server that was just being replaced, one bad instance of ten: most failures are short, and a
+//! caller that tries again never tells its own caller. But each retry is load, it comes when there is the least room for
+//! it, and a request may take effect twice. The law: **a call is made again only where that is safe and can help, within
+//! one budget for all calls, and never past the caller's deadline.**
+//!
+//! ```
+//! use buttress::{Budget, RetryLayer, TimeoutLayer};
+//! use std::time::Duration;
+//! use tonic::transport::Endpoint;
+//! use tonic_health::pb::health_client::HealthClient;
+//! use tower::ServiceBuilder;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let channel = Endpoint::from_static("http://127.0.0.1:50051").connect_lazy();
+//! let retry = RetryLayer::builder()
+//!     .name("health")
+//!     .attempts(3) // in all
+//!     .budget(Budget::new(0.1, 2, Duration::from_secs(10))?)
+//!     .build()?;
+//! let client = HealthClient::new(
+//!     ServiceBuilder::new()
+//!         .layer(retry)
+//!         .layer(TimeoutLayer::builder().after(Duration::from_millis(300)).build()?) // of each attempt
+//!         .service(channel),
+//! );
+//! # drop(client);
+//! # Ok(()) }
+//! ```
+//!
+//! # What is made again
+//!
+//! | | made again | not |
+//! |---|---|---|
+//! | gRPC | UNAVAILABLE; RESOURCE_EXHAUSTED with a hint; an error of the transport | every other code; whatever follows a message |
+//! | HTTP | 502, 503, 504; 429 with a hint; an error of the transport | every other status; other methods than GET, HEAD, OPTIONS, TRACE, PUT, DELETE |
+//! | plain | [`Failure`](crate::Outcome) | `Throttled` and the rest |
+//! | everywhere | a timeout made further in | a refusal made further in: an open breaker says that it is of no use |
+//!
+//! - What certainly never reached the backend (a refused connection) is sent again whatever its method. The errors of the
+//!   transport are known for `io::Error`, boxed errors and, with the feature `hyper`, hyper's pooling client.
+//! - [`any_method`](RetryBuilder::any_method) and [`retry_idempotency_key`](RetryBuilder::retry_idempotency_key) widen
+//!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure` is
+//!   made again.
+//! - An error in early gRPC trailers is seen: after the head the body is looked into once, without waiting (unless
+//!   [`peek`](RetryBuilder::peek) says how long).
+//! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
+//!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one.
+//! - The first 16 KiB of a failed HTTP/1.1 response are read while the retry waits, for 50 ms at most: then its connection
+//!   can be used again.
+//!
+//! # When
+//!
+//! After a [`Backoff`], or when the server says: `Retry-After` in seconds or as a date, `grpc-retry-pushback-ms`, `RetryInfo`.
+//! A pushback that is negative or can't be read means "no". Hints are capped by [`max_hint`](RetryBuilder::max_hint).
+//! A delay of zero costs no timer.
+//!
+//! # How much
+//!
+//! All calls of a layer, and of all layers that share it, draw on one [`Budget`](crate::Budget): by default a fifth of the
+//! calls and one a second. Each attempt is taken from it before its wait begins.
+//!
+//! No wait begins that would end past the caller's [`Deadline`](crate::Deadline) (extension, ambient or `grpc-timeout`), nor
+//! one after which less time would be left than the half of the attempts take; attempts that are ready at once are not
+//! measured. Then the last real answer comes back at once. A call that comes after its deadline is refused.
+//!
+//! # What is told
+//!
+//! Every response of the HTTP form carries [`Attempts`]: how many there were, and why not more. Each attempt is an event.
+//! Further attempts say what they are in `grpc-previous-rpc-attempts`, and in a header of your own
+//! ([`attempt_header`](RetryBuilder::attempt_header)); a server reads that with a
+//! [`PreviousAttemptsLayer`].
+//!
+//! # Order
+//!
+//! Outside of a retry: a timeout for the whole call, a breaker that counts calls. Inside: a timeout for each attempt, a
+//! breaker or a bulkhead that counts attempts. Two retries, one in the other, multiply: nine attempts of three. Under shadow
+//! the first answer is passed on, and the event tells what delay there would have been.
+//!
+//! # Cost
+//!
+//! A call keeps an instance of the inner service (a clone, which is not ready and holds nothing) and what its request can be
+//! made again from. Plain: no allocation beside those of the request's own `clone`. HTTP and gRPC: the copied head, the
+//! record of the body (nothing for an empty one, two or three allocations for another), three for [`Attempts`] in the
+//! response's extensions, and on gRPC one to look into a body. `attempts(1)` keeps nothing.
+//!
+//! # Cancel safety
+//!
+//! Dropping the response future drops the attempt that runs, nothing more is sent, and what was taken from the budget for an
+//! attempt that was not made goes back. The inner service is polled ready before each attempt, on the instance that makes
+//! it; if that fails the call ends with that error.
+
+mod attempts;
+mod backoff;
+mod config;
+mod future;
+mod handle;
+mod layer;
+#[cfg(feature = "http")]
+mod previous;
+mod retrier;
+mod service;
+mod verdict;
+
+#[cfg(feature = "http")]
+pub use self::previous::{PreviousAttempts, PreviousAttemptsFuture, PreviousAttemptsLayer, WithPreviousAttempts};
+pub use self::{
+    attempts::{Attempts, Stopped},
+    backoff::{Backoff, Jitter},
+    config::RetryBuilder,
+    future::ResponseFuture,
+    handle::{RetryHandle, RetrySnapshot},
+    layer::RetryLayer,
+    service::Retry,
+    verdict::Retryable,
+};

@@ -1,0 +1,257 @@
+//! What all calls of one layer share, and what becomes of a failed attempt.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    bounded::Ledger,
+    budget::{Budget, Taken},
+    builder::Identity,
+    deadline::Deadline,
+    observe::{Kind, Reporter},
+    outcome::Outcome,
+    rejection::{Reason, Rejection},
+    retry::{RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
+    rng,
+    time::{self, Instant, LONGEST},
+    window::latency::Latencies,
+};
+
+/// Attempts are measured over so long.
+const LATENCY_WINDOW: Duration = Duration::from_secs(30);
+/// With fewer samples nobody knows how long an attempt usually takes.
+const SAMPLES: u64 = 10;
+const STRIPES: usize = 8;
+
+/// The state of a retry layer.
+pub(crate) struct Retrier {
+    pub(crate) settings: Settings,
+    pub(crate) budget: Budget,
+    /// Says what came too late, and all else.
+    ledger: Ledger,
+    base: Instant,
+    latencies: Latencies,
+    /// Each thread counts on a line of its own.
+    calls: [Line; STRIPES],
+    further: AtomicU64,
+    stopped_by_budget: AtomicU64,
+    stopped_by_deadline: AtomicU64,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+/// What becomes of a call after an attempt.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Its result is the call's.
+    Pass(Stopped),
+    /// Another one after so long, for which the budget was asked.
+    Again { delay: Duration, taken: Taken },
+}
+
+/// What is known of an attempt that came to its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// Its number, from 1.
+    pub(crate) number: u32,
+    pub(crate) outcome: Outcome,
+    pub(crate) verdict: Verdict,
+    pub(crate) deadline: Option<Deadline>,
+    /// The delay before it.
+    pub(crate) last_delay: Duration,
+}
+
+impl Retrier {
+    pub(crate) fn new(identity: Identity, settings: Settings, budget: Budget) -> Self {
+        let shadow = identity.shadow;
+        let reporter = identity.reporter("retry", &[Reason::DeadlineExceeded]);
+        Retrier {
+            settings,
+            budget,
+            ledger: Ledger::new(reporter, shadow),
+            base: time::now(),
+            latencies: Latencies::new(LATENCY_WINDOW),
+            calls: Default::default(),
+            further: AtomicU64::new(0),
+            stopped_by_budget: AtomicU64::new(0),
+            stopped_by_deadline: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.ledger.name()
+    }
+
+    #[inline]
+    pub(crate) fn reporter(&self) -> &Reporter {
+        self.ledger.reporter()
+    }
+
+    #[inline]
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.ledger.in_shadow()
+    }
+
+    pub(crate) fn shadow(&self, on: bool) {
+        self.ledger.shadow(on);
+    }
+
+    /// A call begins.
+    #[inline(always)]
+    pub(crate) fn began(&self, stripe: usize) {
+        self.budget.began(stripe);
+        self.calls[stripe % STRIPES].0.fetch_add(1, Relaxed);
+    }
+
+    /// A further attempt begins.
+    pub(crate) fn began_again(&self) {
+        self.further.fetch_add(1, Relaxed);
+    }
+
+    /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
+    #[cold]
+    pub(crate) fn is_late(&self) -> bool {
+        self.ledger.run_out(Reason::DeadlineExceeded)
+    }
+
+    pub(crate) fn rejection(&self) -> Rejection {
+        self.ledger.rejection(Reason::DeadlineExceeded, Duration::ZERO)
+    }
+
+    /// A good attempt that somebody had to wait for is measured. Those that are ready at once would only say so.
+    #[cold]
+    pub(crate) fn measure(&self, started: Instant) {
+        let now = time::now();
+        self.latencies.record(self.since_base(now), now.saturating_duration_since(started));
+    }
+
+    /// After a failed attempt. `can_again`: can the request be sent again? `give_up` makes sure of it.
+    #[inline]
+    pub(crate) fn next(&self, ended: Ended, can_again: impl Fn() -> bool, give_up: impl Fn() -> bool) -> Next {
+        let next = match self.decide(ended, can_again) {
+            // In shadow nothing is given up, and the event says what would have been.
+            Next::Again { taken, .. } if !self.in_shadow() && !give_up() => {
+                self.budget.give_back(taken);
+                Next::Pass(Stopped::BodyTooLarge)
+            }
+            next => next,
+        };
+        let delay = match &next {
+            Next::Again { delay, .. } => Some(*delay),
+            Next::Pass(_) => None,
+        };
+        self.reporter().report(Kind::Attempt { number: ended.number, outcome: ended.outcome, delay });
+        match next {
+            Next::Again { taken, .. } if self.in_shadow() => {
+                self.budget.give_back(taken);
+                Next::Pass(Stopped::NotRetryable)
+            }
+            next => next,
+        }
+    }
+
+    #[inline]
+    fn decide(&self, ended: Ended, can_again: impl Fn() -> bool) -> Next {
+        let hint = match ended.verdict {
+            Verdict::Again(hint) => hint,
+            other => return Next::Pass(self.stopped(other)),
+        };
+        if ended.number >= self.settings.attempts {
+            return self.stop(Stopped::Attempts);
+        }
+        if !can_again() {
+            return self.stop(Stopped::BodyTooLarge);
+        }
+        let now = time::now();
+        let delay = match hint {
+            Some(hint) => hint.min(self.settings.max_hint),
+            None => self.backoff(ended.number, ended.last_delay),
+        };
+        if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay, now)) {
+            self.stopped_by_deadline.fetch_add(1, Relaxed);
+            return self.stop(Stopped::Deadline);
+        }
+        match self.budget.take(now) {
+            Some(taken) => Next::Again { delay, taken },
+            None => {
+                self.stopped_by_budget.fetch_add(1, Relaxed);
+                Next::Pass(Stopped::Budget)
+            }
+        }
+    }
+
+    /// It failed, and there is no further attempt for another reason than the budget.
+    #[cold]
+    fn stop(&self, stopped: Stopped) -> Next {
+        self.budget.failed();
+        Next::Pass(stopped)
+    }
+
+    #[cold]
+    fn stopped(&self, verdict: Verdict) -> Stopped {
+        match verdict {
+            Verdict::Done => {
+                self.budget.succeeded();
+                Stopped::Succeeded
+            }
+            Verdict::Stop => {
+                self.budget.failed();
+                Stopped::ServerSaidStop
+            }
+            Verdict::Late => {
+                self.stopped_by_deadline.fetch_add(1, Relaxed);
+                Stopped::Deadline
+            }
+            Verdict::Never | Verdict::Again(_) => Stopped::NotRetryable,
+        }
+    }
+
+    #[inline]
+    fn backoff(&self, n: u32, last: Duration) -> Duration {
+        match &self.settings.backoff_fn {
+            Some(own) => own(n).min(LONGEST),
+            None => self.settings.backoff.delay(n, last, rng::unit),
+        }
+    }
+
+    /// Would an attempt that begins after this delay, and takes as long as attempts usually do, come after the deadline?
+    #[cold]
+    fn ends_after(&self, deadline: Deadline, delay: Duration, now: Instant) -> bool {
+        let left = deadline.instant().saturating_duration_since(now);
+        let usual = self.latencies.quantile(self.since_base(now), 0.5, SAMPLES).unwrap_or_default();
+        left <= delay.saturating_add(usual)
+    }
+
+    fn since_base(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.base).as_nanos() as u64
+    }
+
+    pub(crate) fn snapshot(&self) -> RetrySnapshot {
+        let figures = self.ledger.figures();
+        let calls = self.calls.iter().map(|line| line.0.load(Relaxed)).sum();
+        RetrySnapshot {
+            calls,
+            attempts: calls + self.further.load(Relaxed),
+            stopped_by_budget: self.stopped_by_budget.load(Relaxed),
+            stopped_by_deadline: self.stopped_by_deadline.load(Relaxed),
+            deadline_exceeded: figures.deadline_exceeded,
+            would_have_rejected: figures.would_have_rejected,
+        }
+    }
+}
+
+impl fmt::Debug for Retrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retrier")
+            .field("ledger", &self.ledger)
+            .field("settings", &self.settings)
+            .field("budget", &self.budget)
+            .field("snapshot", &self.snapshot())
+            .finish_non_exhaustive()
+    }
+}
