@@ -26,6 +26,8 @@
 //! |---|---|---|
 //! | [`BulkheadLayer`] | [`bulkhead`] | bounds how many calls are in flight, and how many wait for how long |
 //! | [`CircuitBreakerLayer`] | [`circuit_breaker`] | stops calling a backend that fails |
+//! | [`RateLimitLayer`] | [`rate_limit`] | so many calls per so long, for all or for each key |
+//! | [`AdaptiveRateLayer`] | [`adaptive_rate`] | sends as fast as a backend that throttles lets it |
 //! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
 //! | [`RetryLayer`] | [`retry`] | makes failed calls again, within a [`Budget`] and the deadline |
 //! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
@@ -63,10 +65,10 @@
 //!
 //! | feature | what for | brings |
 //! |---|---|---|
-//! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, quick_cache |
-//! | `axum` | [`Rejection`] as an axum response | axum-core |
-//! | `tonic` | [`Rejection`] as a `tonic::Status` | tonic without its transport |
+//! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, hashbrown, quick_cache |
 //! | `hyper` | a retry knows which errors of hyper's client mean "never sent" | hyper-util |
+//! | `axum` | [`Rejection`] as an axum response; peer and route as [`Key`]s | axum without its defaults |
+//! | `tonic` | [`Rejection`] as a `tonic::Status`; the peer as a [`Key`] | tonic with its server, without its defaults |
 //! | `testing` | probes and laws for tests of layers | nothing |
 //!
 //! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
@@ -74,6 +76,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod adaptive_rate;
 mod bounded;
 pub mod budget;
 mod builder;
@@ -82,6 +85,8 @@ pub mod circuit_breaker;
 mod config;
 pub mod deadline;
 pub mod fallback;
+#[doc(hidden)]
+pub mod keyed;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod loom;
@@ -92,6 +97,7 @@ mod permit;
 mod priority;
 pub mod protocol;
 mod queue;
+pub mod rate_limit;
 mod rejection;
 pub mod retry;
 mod rng;
@@ -104,6 +110,7 @@ pub mod timeout;
 mod window;
 
 pub use self::{
+    adaptive_rate::{AdaptiveRate, AdaptiveRateBuilder, AdaptiveRateHandle, AdaptiveRateLayer, AdaptiveRateSnapshot},
     budget::Budget,
     bulkhead::{Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, BulkheadLayer, BulkheadSnapshot},
     circuit_breaker::{
@@ -116,6 +123,9 @@ pub use self::{
     outcome::{Classify, End, ErrFails, Outcome},
     priority::Priority,
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},
+    rate_limit::{
+        Grant, Quota, RateLimit, RateLimitBuilder, RateLimitHandle, RateLimitLayer, RateLimitSnapshot, Store,
+    },
     rejection::{Error, Reason, Rejection},
     retry::{Attempts, Backoff, Jitter, Retry, RetryBuilder, RetryHandle, RetryLayer, RetrySnapshot, Stopped},
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},
@@ -125,6 +135,7 @@ pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
     fallback::{Answer, Backup, FallbackContext, LastGood},
     protocol::{Degraded, HttpClassify, Replay, ResponseBody, default_end, default_head},
+    rate_limit::{Key, LimitHeaders, MissingKey},
     retry::{PreviousAttempts, PreviousAttemptsLayer},
 };
 

@@ -10,6 +10,11 @@ use crate::{
     outcome::Outcome,
     priority::Priority,
     queue::{self, Entrant, Entry, Left, Patience},
+    rate_limit::{
+        Quota,
+        bucket::{Bucket, Joined, Place, Taken, Turn},
+        gcra::Meter,
+    },
     rejection::Reason,
     window::{
         Sample,
@@ -190,4 +195,52 @@ impl Room {
     pub fn put_out_stalled(&self, now: u64, lease: u64) -> usize {
         self.0.put_out_stalled(now, lease)
     }
+}
+
+pub struct Limit(Bucket);
+
+#[derive(Clone, Copy)]
+pub struct InLine(Place);
+
+impl Limit {
+    pub fn new(quota: Quota) -> Self {
+        Limit(Bucket::new(meter(quota), 0))
+    }
+
+    pub fn take(&self, now: u64) -> bool {
+        let short = self.0.try_take(now).is_some();
+        short || matches!(self.0.take(1, now), Taken::Yes(_))
+    }
+
+    /// The place, if it has to wait.
+    pub fn join(&self, now: u64) -> Option<InLine> {
+        match self.0.join(1, now, u64::MAX) {
+            Joined::Waits(place, _) => Some(InLine(place)),
+            _ => None,
+        }
+    }
+
+    pub fn is_its_turn(&self, place: InLine, now: u64) -> bool {
+        self.0.turn(place.0, now, std::task::Waker::noop()) == Turn::Now
+    }
+
+    pub fn leave(&self, place: InLine, now: u64) {
+        self.0.leave(place.0, now);
+    }
+
+    pub fn refund(&self, units: u32, now: u64) {
+        self.0.refund(units, now);
+    }
+
+    pub fn set(&self, quota: Quota, now: u64) {
+        self.0.set(meter(quota), now, &mut Vec::new());
+    }
+
+    pub fn left(&self, now: u64) -> u64 {
+        self.0.left(now).units()
+    }
+}
+
+fn meter(quota: Quota) -> Meter {
+    Meter::new(quota).expect("a valid quota")
 }

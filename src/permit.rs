@@ -83,6 +83,12 @@ impl<K: Keeper> Permit<K> {
         Self { keeper: Some(keeper), settled: false }
     }
 
+    /// `None` only while it is dropped.
+    #[cfg(feature = "http")]
+    pub(crate) fn keeper(&self) -> Option<&K> {
+        self.keeper.as_ref()
+    }
+
     /// The first end counts, later ones are not heard.
     #[inline(always)]
     pub(crate) fn settle(&mut self, end: End) {

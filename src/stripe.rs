@@ -109,6 +109,28 @@ impl<T: fmt::Debug> fmt::Debug for Shared<T> {
     }
 }
 
+/// A count that each thread adds to on a cache line of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Count([Lane; LANES]);
+
+/// More threads than this share.
+const LANES: usize = 16;
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lane(AtomicU64);
+
+impl Count {
+    #[inline]
+    pub(crate) fn add(&self) {
+        self.0[thread_number() % LANES].0.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn sum(&self) -> u64 {
+        self.0.iter().map(|lane| lane.0.load(Relaxed)).sum()
+    }
+}
+
 /// How many stripes: the cores, as a power of two. Asked once, because the answer costs system calls.
 fn count() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();

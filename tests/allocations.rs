@@ -19,8 +19,9 @@ use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 
 use buttress::{
-    Answer, Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext,
-    FallbackLayer, LastGood, OpenTime, RetryLayer, TimeoutLayer, Until,
+    AdaptiveRateLayer, Answer, Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error,
+    FallbackContext, FallbackLayer, Key, LastGood, LimitHeaders, OpenTime, Quota, RateLimitLayer, RetryLayer,
+    TimeoutLayer, Until,
 };
 
 #[derive(Debug)]
@@ -423,6 +424,83 @@ fn a_delay_costs_two_more() {
         });
         let mut service = layer.layer(fails);
         call(&mut service, Request::new(()));
+        assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
+        let bare = allocations(|| drop(grpc(None)));
+        assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);
+    });
+}
+
+fn rate() -> buttress::RateLimitBuilder {
+    RateLimitLayer::builder().quota(Quota::per_second(1_000_000))
+}
+
+#[test]
+fn a_rate_limit_is_free_also_with_a_known_key() {
+    in_runtime(|| {
+        let layer = rate().build().unwrap();
+        let mut service = layer.clone().plain().layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        let mut pending = layer.clone().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+        assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+
+        let per_method = rate().per_key(Key::GrpcMethod).wait(Duration::from_secs(1)).build().unwrap();
+        let tiers = rate().per_key(Key::GrpcMethod).quota_fn(|_| Some(Quota::per_second(1_000))).build().unwrap();
+        let charged = rate().per_key(Key::GrpcMethod).charge_fn(|_| 2).cost_fn(|_| 3).build().unwrap();
+        for layer in [per_method, tiers, charged] {
+            let mut service = layer.layer(http());
+            assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        }
+        // The address, as text on the stack.
+        let layer = rate().per_key(Key::ConnectInfo).build().unwrap();
+        let mut service = layer.layer(http());
+        for peer in ["1.2.3.4:5", "[2001:db8::1]:5"] {
+            let with_peer = || {
+                let mut request = Request::new(());
+                request.extensions_mut().insert(peer.parse::<std::net::SocketAddr>().unwrap());
+                request
+            };
+            let bare = allocations(|| drop(with_peer()));
+            assert_eq!(allocations(|| assert!(call(&mut service, with_peer()).is_some())), bare);
+        }
+    });
+}
+
+#[test]
+fn headers_of_a_rate_limit_cost_their_map_and_their_values() {
+    in_runtime(|| {
+        let allocated = |headers| {
+            let mut service = rate().headers(headers).build().unwrap().layer(http());
+            allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some()))
+        };
+        // The map is two: its table and its entries.
+        assert_eq!(allocated(LimitHeaders::Draft10), 2 + 2);
+        assert_eq!(allocated(LimitHeaders::Legacy), 2 + 3);
+    });
+}
+
+#[test]
+fn an_adaptive_rate_is_free() {
+    in_runtime(|| {
+        let layer = AdaptiveRateLayer::builder().build().unwrap();
+        let mut service = layer.clone().plain().layer(plain());
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+    });
+}
+
+#[test]
+fn a_rate_limit_refuses_as_the_others() {
+    in_runtime(|| {
+        let layer = RateLimitLayer::builder().quota(Quota::per(1, Duration::from_secs(3_600))).build().unwrap();
+        let mut service = layer.clone().plain().layer(plain());
+        assert!(call(&mut service, 1).unwrap().is_ok());
+        assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
+        let mut service = layer.layer(http());
         assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
         let bare = allocations(|| drop(grpc(None)));
         assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);

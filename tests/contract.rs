@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use buttress::{
-    Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackContext,
-    FallbackLayer, LastGood, PreviousAttemptsLayer, RetryLayer, TimeoutLayer,
+    AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error,
+    FallbackContext, FallbackLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota, RateLimitLayer,
+    RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 
 type Http = http::Request<()>;
 /// With a body that can be sent again.
@@ -160,6 +161,14 @@ contract!(bulkhead_http: bulkhead() => Http, refuses: full());
 contract!(bulkhead_plain: bulkhead().plain() => (), refuses: full().plain());
 contract!(bulkhead_boxed: bulkhead().boxed() => (), refuses: full().boxed());
 contract!(bulkhead_deadline: bulkhead() => Http, refuses: too_late);
+contract!(rate_http: rate() => Http, refuses: used_up());
+contract!(rate_http_headers: rate_with_headers(1_000) => Http, refuses: used_up_with_headers());
+contract!(rate_per_key: rate_per_key() => Http);
+contract!(rate_plain: rate().plain() => (), refuses: used_up().plain());
+contract!(rate_boxed: rate().boxed() => (), refuses: used_up().boxed());
+contract!(adaptive_http: adaptive() => Http, refuses: slowed());
+contract!(adaptive_plain: adaptive().plain() => (), refuses: slowed().plain());
+contract!(adaptive_boxed: adaptive().boxed() => (), refuses: slowed().boxed());
 contract!(outcomes_http: OutcomesLayer::new() => Http);
 contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
 
@@ -211,4 +220,68 @@ async fn a_late_refusal_gives_readiness_back() {
     let deadline = Deadline::after(Duration::from_millis(10));
     let plain = laws::late_refusal(|p| bulkhead().plain().layer(p), || (), passes);
     deadline.scope(plain).await;
+}
+
+/// A rate that no law reaches.
+fn rate() -> RateLimitLayer {
+    RateLimitLayer::builder().quota(Quota::per_second(1_000)).build().unwrap()
+}
+
+fn rate_per_key() -> RateLimitLayer {
+    let builder = RateLimitLayer::builder().quota(Quota::per_second(1_000)).key_fn(|_| Some("k".into()));
+    builder.wait(Duration::from_secs(1)).build().unwrap()
+}
+
+/// One of which nothing is left. It has refused nobody yet.
+fn used_up() -> RateLimitLayer {
+    let layer = RateLimitLayer::builder().quota(Quota::per(1, Duration::from_secs(3_600))).build().unwrap();
+    let _ = futures_util::FutureExt::now_or_never(layer.clone().plain().layer(Probe::new()).oneshot(()));
+    layer
+}
+
+/// One that goes the long way.
+fn rate_with_headers(units: u32) -> RateLimitLayer {
+    let quota = Quota::per(units, Duration::from_secs(3_600));
+    RateLimitLayer::builder().quota(quota).headers(LimitHeaders::Draft10).charge_fn(|_| 1).build().unwrap()
+}
+
+fn used_up_with_headers() -> RateLimitLayer {
+    let layer = rate_with_headers(1);
+    let _ = futures_util::FutureExt::now_or_never(layer.layer(Probe::new()).oneshot(Http::default()));
+    layer
+}
+
+fn adaptive() -> AdaptiveRateLayer {
+    AdaptiveRateLayer::builder().build().unwrap()
+}
+
+/// One whose backend has just asked for less.
+fn slowed() -> AdaptiveRateLayer {
+    let layer = adaptive();
+    let throttles = tower::service_fn(|(): ()| std::future::ready(Err::<(), _>(std::io::Error::other("less"))));
+    let service = layer.clone().plain_with(|_: Result<&(), &std::io::Error>| Outcome::Throttled).layer(throttles);
+    let _ = futures_util::FutureExt::now_or_never(service.oneshot(()));
+    layer
+}
+
+/// Law 3, second half, of the rates.
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_a_rate_gives_readiness_back() {
+    for per_key in [false, true] {
+        let builder = RateLimitLayer::builder().quota(Quota::per(1, Duration::from_secs(3_600)));
+        let builder = if per_key { builder.key_fn(|_| Some("k".into())) } else { builder };
+        let rate = builder.build().unwrap();
+        let uses_it_up = || async {
+            rate.layer(Probe::new()).oneshot(Http::default()).await.unwrap();
+        };
+        laws::late_refusal(|p| rate.layer(p), Http::default, uses_it_up).await;
+    }
+
+    let adaptive = adaptive();
+    let slows = || async {
+        let throttles = tower::service_fn(|(): ()| std::future::ready(Err::<(), _>(std::io::Error::other("less"))));
+        let plain = adaptive.clone().plain_with(|_: Result<&(), &std::io::Error>| Outcome::Throttled);
+        assert!(plain.layer(throttles).oneshot(()).await.is_err());
+    };
+    laws::late_refusal(|p| adaptive.layer(p), Http::default, slows).await;
 }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreakerConfig, OpenTime, Outcome, State, Window,
-    loom::{Admitted, Breaker, Budget, Ring, Room},
+    CircuitBreakerConfig, OpenTime, Outcome, Quota, State, Window,
+    loom::{Admitted, Breaker, Budget, Limit, Ring, Room},
 };
 use loom::{model::Builder, sync::Arc, thread};
 
@@ -456,5 +456,62 @@ fn two_streams_never_share_a_slot() {
         room.leave_stream(theirs);
         room.leave_stream(mine);
         assert_eq!(room.in_flight(), 0);
+    });
+}
+
+/// Three a second: a unit is no whole number of nanoseconds.
+fn limit(burst: u32) -> Arc<Limit> {
+    Arc::new(Limit::new(Quota::per_second(3).burst(burst)))
+}
+
+#[test]
+fn two_threads_never_take_more_than_the_burst() {
+    check(|| {
+        let limit = limit(3);
+        let other = Arc::clone(&limit);
+        let take_two = |limit: &Limit| usize::from(limit.take(7)) + usize::from(limit.take(7));
+        let (a, b) = both(move || take_two(&other), || take_two(&limit));
+        assert_eq!((a + b, limit.left(7)), (3, 0));
+    });
+}
+
+#[test]
+fn a_quota_that_changes_while_units_are_taken_forgets_none() {
+    check(|| {
+        let limit = limit(2);
+        let other = Arc::clone(&limit);
+        let (taken, ()) = both(
+            move || usize::from(other.take(7)) + usize::from(other.take(7)) + usize::from(other.take(7)),
+            || limit.set(Quota::per_second(7).burst(5), 7),
+        );
+        // Whichever quota each was taken from, what was taken is gone from the one that is left.
+        assert_eq!(limit.left(7) as usize, 5 - taken);
+        assert!((2..=3).contains(&taken));
+    });
+}
+
+#[test]
+fn a_refund_is_neither_lost_nor_doubled() {
+    check(|| {
+        let limit = limit(3);
+        assert!(limit.take(0) && limit.take(0));
+        let other = Arc::clone(&limit);
+        let ((), taken) = both(move || other.refund(1, 0), || limit.take(0));
+        assert!(taken);
+        assert_eq!(limit.left(0), 1);
+    });
+}
+
+#[test]
+fn a_place_given_up_is_the_next_ones() {
+    check(|| {
+        let limit = limit(1);
+        assert!(limit.take(0));
+        let (first, second) = (limit.join(0).unwrap(), limit.join(0).unwrap());
+        let other = Arc::clone(&limit);
+        let ((), newcomer) = both(move || other.leave(first, 0), || limit.join(0).unwrap());
+        // One third of a second, and another.
+        assert!(!limit.is_its_turn(second, 333_333_333) && limit.is_its_turn(second, 333_333_334));
+        assert!(!limit.is_its_turn(newcomer, 666_666_666) && limit.is_its_turn(newcomer, 666_666_667));
     });
 }

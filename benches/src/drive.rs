@@ -12,7 +12,7 @@ use http::Request;
 use http_body_util::Empty;
 use tower::Service;
 
-use crate::case::Clients;
+use crate::case::{Call, Clients};
 
 /// The body of all HTTP cases, in both directions.
 pub type NoBody = Empty<Bytes>;
@@ -31,6 +31,31 @@ where
         let mut own = Apart(service.clone());
         Box::new(move || one_call(&mut own.0, GOOD))
     })
+}
+
+/// Calls over a plain service that can't be cloned.
+pub fn own<S: Service<u64> + 'static>(service: S) -> Call {
+    let mut own = Apart(service);
+    Box::new(move || one_call(&mut own.0, GOOD))
+}
+
+/// As [`http`], with requests that each client makes in a way of its own.
+pub fn http_with<S, M, R>(service: S, make: M) -> Clients
+where
+    S: Service<Request<NoBody>> + Clone + Send + Sync + 'static,
+    M: Fn() -> R + Send + Sync + 'static,
+    R: Fn() -> Request<NoBody> + 'static,
+{
+    Box::new(move || {
+        let mut own = Apart(service.clone());
+        let request = make();
+        Box::new(move || one_call(&mut own.0, request()))
+    })
+}
+
+/// One call, to warm a service up.
+pub fn http_once<S: Service<Request<NoBody>>>(mut service: S, request: Request<NoBody>) {
+    one_call(&mut service, request);
 }
 
 /// Calls over clones of an HTTP service. A request can't be used twice: making it is part of the call, and of the bare

@@ -11,7 +11,7 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal,
     },
     rejection::Rejection,
 };
@@ -96,6 +96,29 @@ where
         let (parts, ()) = head.into_parts();
         let seen = look(&parts);
         swap_heads(&mut Request::from_parts(parts, ()), request);
+        Some(seen)
+    }
+
+    #[inline]
+    fn head(request: &Request<B>) -> Option<Head<'_>> {
+        Some(Head { uri: request.uri(), headers: request.headers(), extensions: request.extensions() })
+    }
+
+    #[inline]
+    fn answer_headers<W: Watch>(answer: &mut Self::Response<W>) -> Option<&mut HeaderMap> {
+        Some(answer.headers_mut())
+    }
+
+    fn with_answer_parts<W: Watch, T>(
+        answer: &mut Self::Response<W>,
+        look: impl FnOnce(&response::Parts) -> T,
+    ) -> Option<T> {
+        // As `with_parts`.
+        let mut head = Response::new(());
+        swap_answer_heads(&mut head, answer);
+        let (parts, ()) = head.into_parts();
+        let seen = look(&parts);
+        swap_answer_heads(&mut Response::from_parts(parts, ()), answer);
         Some(seen)
     }
 
@@ -226,6 +249,13 @@ impl HttpContext {
 fn swap_heads<A, B>(a: &mut Request<A>, b: &mut Request<B>) {
     mem::swap(a.method_mut(), b.method_mut());
     mem::swap(a.uri_mut(), b.uri_mut());
+    mem::swap(a.version_mut(), b.version_mut());
+    mem::swap(a.headers_mut(), b.headers_mut());
+    mem::swap(a.extensions_mut(), b.extensions_mut());
+}
+
+fn swap_answer_heads<A, B>(a: &mut Response<A>, b: &mut Response<B>) {
+    mem::swap(a.status_mut(), b.status_mut());
     mem::swap(a.version_mut(), b.version_mut());
     mem::swap(a.headers_mut(), b.headers_mut());
     mem::swap(a.extensions_mut(), b.extensions_mut());

@@ -55,7 +55,7 @@ pub use self::{
     again::{Again, CloneWith},
     hold::{Hold, Judged},
     plain::{Boxed, Flat, Plain},
-    watch::Watch,
+    watch::{Unwatched, Watch},
 };
 #[cfg(feature = "http")]
 pub use self::{
@@ -149,6 +149,30 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
         None
     }
 
+    /// The head of the request, where it has one.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn head(_request: &Req) -> Option<Head<'_>> {
+        None
+    }
+
+    /// The headers of an answer, where it has any.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn answer_headers<W: Watch>(_answer: &mut Self::Response<W>) -> Option<&mut ::http::HeaderMap> {
+        None
+    }
+
+    /// Runs a user's function over the head of an answer, where it has one.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn with_answer_parts<W: Watch, T>(
+        _answer: &mut Self::Response<W>,
+        _look: impl FnOnce(&::http::response::Parts) -> T,
+    ) -> Option<T> {
+        None
+    }
+
     /// The answer that says no.
     #[doc(hidden)]
     fn reject<W: Watch>(&self, context: &Self::Context, rejection: Rejection)
@@ -167,6 +191,16 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     /// The inner service failed to become ready.
     #[doc(hidden)]
     fn error(error: Err) -> Self::Error;
+}
+
+/// What there is to see of a request without taking it apart.
+#[cfg(feature = "http")]
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    pub(crate) uri: &'a ::http::Uri,
+    pub(crate) headers: &'a ::http::HeaderMap,
+    pub(crate) extensions: &'a ::http::Extensions,
 }
 
 /// What an error means when a policy of ours, further in, speaks in it.

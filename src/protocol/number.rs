@@ -5,8 +5,16 @@ use http::HeaderValue;
 /// The digits of `n` and then the unit, if there is one. One allocation, of the size it needs: `HeaderValue::from(u64)`
 /// makes a buffer for the longest of numbers and then another for its own.
 pub(crate) fn header_value(n: u64, unit: Option<u8>) -> HeaderValue {
-    // Filled from its end: a u64 has at most 20 digits.
-    let mut buffer = [0; 21];
+    // Digits and letters are always a value; if they were not, zero is the safe reading.
+    HeaderValue::from_bytes(digits(&mut [0; LONGEST], n, unit)).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// A u64 has at most 20 digits.
+pub(crate) const LONGEST: usize = 21;
+
+/// The digits of `n` and then the unit, if there is one.
+pub(crate) fn digits(buffer: &mut [u8; LONGEST], n: u64, unit: Option<u8>) -> &[u8] {
+    // Filled from its end.
     let mut start = buffer.len();
     let mut put = |byte| {
         start -= 1;
@@ -23,8 +31,7 @@ pub(crate) fn header_value(n: u64, unit: Option<u8>) -> HeaderValue {
             break;
         }
     }
-    // Digits and letters are always a value; if they were not, zero is the safe reading.
-    HeaderValue::from_bytes(&buffer[start..]).unwrap_or(HeaderValue::from_static("0"))
+    &buffer[start..]
 }
 
 #[cfg(test)]

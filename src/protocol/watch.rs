@@ -106,3 +106,13 @@ impl Sealed for () {}
 impl Watch for () {
     type Timer = ();
 }
+
+/// There is none: the policy has no interest in the response once it is there.
+#[derive(Debug, Clone, Copy)]
+pub enum Unwatched {}
+
+impl Sealed for Unwatched {}
+
+impl Watch for Unwatched {
+    type Timer = ();
+}

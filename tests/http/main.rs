@@ -14,6 +14,7 @@ mod grpc;
 mod health;
 mod one_port;
 mod places;
+mod rate_limit;
 mod retry;
 mod rig;
 mod table;

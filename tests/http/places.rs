@@ -3,7 +3,10 @@
 use std::{io, time::Duration};
 
 use axum::{Router, handler::Handler, routing::get};
-use buttress::{DeadlineLayer, Error, Outcome, Reason, Rejection, TimeoutLayer, testing::OutcomesLayer};
+use buttress::{
+    AdaptiveRateLayer, DeadlineLayer, Error, Outcome, Quota, RateLimitLayer, Reason, Rejection, TimeoutLayer,
+    testing::OutcomesLayer,
+};
 use http::Request;
 use http_body_util::BodyExt;
 use tonic::service::interceptor::InterceptedService;
@@ -64,6 +67,8 @@ async fn every_place_in_axum() {
         (router!(timeout), false),
         (router!(DeadlineLayer::server(Duration::from_secs(30))), false),
         (router!(DeadlineLayer::client()), false),
+        (router!(RateLimitLayer::builder().quota(Quota::per_second(1_000_000)).build().unwrap()), false),
+        (router!(AdaptiveRateLayer::builder().build().unwrap()), false),
     ] {
         let server = Server::axum(app).await;
         for (version, (path, times)) in BOTH.into_iter().flat_map(|v| PATHS.map(|p| (v, p))) {
@@ -116,6 +121,8 @@ async fn every_place_in_tonic() {
     over_grpc!(TimeoutLayer::builder().after(Duration::from_secs(30)).build().unwrap());
     over_grpc!(DeadlineLayer::server(Duration::from_secs(30)));
     over_grpc!(DeadlineLayer::client());
+    over_grpc!(RateLimitLayer::builder().quota(Quota::per_second(1_000_000)).build().unwrap());
+    over_grpc!(AdaptiveRateLayer::builder().build().unwrap());
 }
 
 /// With `Status` as its error a channel can take the `.flat()` form too.

@@ -6,12 +6,22 @@ pub mod bare;
 mod breaker;
 mod bulkhead;
 mod fallback;
+mod rate_limit;
 mod retry;
 mod timeout;
 
 /// All cases, in the order in which they are printed.
 pub fn all() -> Vec<Case> {
-    [bare::cases(), timeout::cases(), breaker::cases(), bulkhead::cases(), fallback::cases(), retry::cases()].concat()
+    [
+        bare::cases(),
+        timeout::cases(),
+        breaker::cases(),
+        bulkhead::cases(),
+        rate_limit::cases(),
+        retry::cases(),
+        fallback::cases(),
+    ]
+    .concat()
 }
 
 /// Those whose `group/name` contains `filter`.

@@ -1,0 +1,230 @@
+//! The shell around the rule: the clock, the counters, the events. One per layer, shared by all it makes.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{
+    adaptive_rate::{cubic::Cubic, pacer::Pacer},
+    deadline::Deadline,
+    observe::{Kind, Reporter},
+    outcome::{End, Outcome},
+    permit::Keeper,
+    rejection::{Reason, Rejection},
+    stripe::{Count, Shared},
+    time::{self, Instant, Span},
+};
+
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) pacer: Pacer,
+    cubic: Mutex<Cubic>,
+    /// Answers of which the rule does not know yet.
+    answers: Count,
+    told: AtomicU64,
+    /// When the rule is told next, in nanoseconds: often enough for its curve, seldom enough for a lock.
+    tell_at: AtomicU64,
+    /// Nanoseconds count from here.
+    base: Instant,
+    pub(crate) wait: Option<Duration>,
+    reporter: Reporter,
+    shadow: AtomicBool,
+    pub(crate) throttled: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) would_have_rejected: AtomicU64,
+}
+
+/// Between two looks of the rule.
+const EVERY: u64 = 10_000_000;
+/// However long a server wants nothing, it is asked again after this.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+impl Controller {
+    pub(crate) fn new(reporter: Reporter, shadow: bool, wait: Option<Duration>) -> Self {
+        Controller {
+            pacer: Pacer::default(),
+            cubic: Mutex::new(Cubic::new(0.0)),
+            answers: Count::default(),
+            told: AtomicU64::new(0),
+            tell_at: AtomicU64::new(EVERY),
+            base: time::now(),
+            wait,
+            reporter,
+            shadow: AtomicBool::new(shadow),
+            throttled: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            would_have_rejected: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.reporter.name()
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.at(time::now())
+    }
+
+    fn at(&self, instant: Instant) -> u64 {
+        nanos(instant.saturating_duration_since(self.base))
+    }
+
+    pub(crate) fn instant(&self, at: u64) -> Option<Instant> {
+        self.base.checked_add(Duration::from_nanos(at))
+    }
+
+    pub(crate) fn shadow(&self, on: bool) {
+        self.shadow.store(on, Relaxed);
+    }
+
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.shadow.load(Relaxed)
+    }
+
+    // === before the call ===
+
+    /// Would a call not go at once? Asked before the inner service is, so that a closed door does not touch the house.
+    #[inline]
+    pub(crate) fn is_shut(&self) -> bool {
+        !self.pacer.is_free() && self.is_shut_now()
+    }
+
+    #[cold]
+    fn is_shut_now(&self) -> bool {
+        let now = self.now();
+        self.pacer.peek(now) > now && !self.in_shadow()
+    }
+
+    /// When this call may be made. `Ok(None)`: now.
+    #[inline]
+    pub(crate) fn admit(&self, deadline: impl FnOnce() -> Option<Deadline>) -> Result<Option<u64>, Span> {
+        if self.pacer.is_free() { Ok(None) } else { self.admit_at_a_rate(deadline()) }
+    }
+
+    #[cold]
+    fn admit_at_a_rate(&self, deadline: Option<Deadline>) -> Result<Option<u64>, Span> {
+        let now = self.now();
+        let own = now.saturating_add(nanos(self.wait.unwrap_or_default()));
+        let latest = deadline.map_or(own, |d| own.min(self.at(d.instant())));
+        match self.pacer.take(now, latest) {
+            Ok(turn) if turn <= now || self.in_shadow() => Ok(None),
+            Ok(turn) => Ok(Some(turn)),
+            Err(_) if self.in_shadow() => {
+                self.would_have_rejected.fetch_add(1, Relaxed);
+                self.reporter.report(Kind::WouldHaveRejected { reason: Reason::Throttled });
+                Ok(None)
+            }
+            Err(turn) => {
+                self.rejected.fetch_add(1, Relaxed);
+                self.reporter.report(Kind::Rejected { reason: Reason::Throttled });
+                Err(Span(turn.saturating_sub(now)))
+            }
+        }
+    }
+
+    #[cold]
+    pub(crate) fn rejection(&self, retry_after: Span) -> Rejection {
+        self.reporter.rejection(Reason::Throttled).with_retry_after(retry_after.duration())
+    }
+
+    // === after the call ===
+
+    /// The server asks its callers to come back after so long.
+    #[cold]
+    pub(crate) fn hold(&self, after: Duration) {
+        self.pacer.hold(self.now().saturating_add(nanos(after.min(LONGEST_HOLD))));
+    }
+
+    /// An answer has come.
+    #[inline]
+    fn answered(&self) {
+        self.answers.add();
+        let now = self.now();
+        if now >= self.tell_at.load(Relaxed) {
+            self.tell(now, false);
+        }
+    }
+
+    #[cold]
+    fn throttled(&self) {
+        self.throttled.fetch_add(1, Relaxed);
+        self.answers.add();
+        self.tell(self.now(), true);
+    }
+
+    #[cold]
+    fn tell(&self, now: u64, throttled: bool) {
+        let mut cubic = match self.cubic.try_lock() {
+            Ok(cubic) => cubic,
+            // Somebody else tells it of an answer just now, and one is as good as another.
+            Err(_) if !throttled => return,
+            Err(_) => self.cubic.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        self.tell_at.store(now.saturating_add(EVERY), Relaxed);
+        let answers = self.answers.sum();
+        let new = answers.saturating_sub(self.told.swap(answers, Relaxed));
+        let seconds = now as f64 / 1e9;
+        cubic.measure(seconds, new);
+        let rate = if throttled { Some(cubic.throttled(seconds)) } else { cubic.succeeded(seconds) };
+        if let Some(rate) = rate {
+            self.pacer.set_rate(rate, now);
+        }
+    }
+}
+
+/// One call that was made.
+#[derive(Debug)]
+pub struct Call {
+    controller: Shared<Controller>,
+    hint: Option<Duration>,
+}
+
+impl Call {
+    pub(crate) fn new(controller: Shared<Controller>) -> Self {
+        Call { controller, hint: None }
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn controller(&self) -> &Shared<Controller> {
+        &self.controller
+    }
+}
+
+impl Keeper for Call {
+    #[inline]
+    fn settle(&mut self, end: End) {
+        match end {
+            End::Outcome(Outcome::Success) => self.controller.answered(),
+            End::Outcome(Outcome::Throttled) => {
+                self.controller.throttled();
+                if let Some(hint) = self.hint {
+                    self.controller.hold(hint);
+                }
+            }
+            // A server that is down and says when to come back means it.
+            End::Outcome(Outcome::Failure) => {
+                if let Some(hint) = self.hint {
+                    self.controller.hold(hint);
+                }
+            }
+            // Nothing was learnt of the backend.
+            _ => {}
+        }
+    }
+
+    fn wants_hint(&self) -> bool {
+        true
+    }
+
+    fn hint(&mut self, after: Duration) {
+        self.hint = Some(after);
+    }
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,60 @@
+//! Send as fast as the backend lets you.
+//!
+//! A backend that throttles says that it is sent too much; a client that goes on, or comes back all at once, makes it
+//! refuse work in the place of doing it. This is the client's side: no limit until the first throttled answer, then a rate
+//! that drops at each of them and climbs back in between. The law: **what was throttled is not sent again at the rate that
+//! was too much, and a backend that has recovered is back at its full rate within seconds.**
+//!
+//! ```
+//! use buttress::AdaptiveRateLayer;
+//! use std::time::Duration;
+//! use tonic::transport::Endpoint;
+//! use tonic_health::pb::health_client::HealthClient;
+//! use tower::ServiceBuilder;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let channel = Endpoint::from_static("http://127.0.0.1:50051").connect_lazy();
+//! let rate = AdaptiveRateLayer::builder().wait(Duration::from_millis(500)).build()?;
+//! let client = HealthClient::new(ServiceBuilder::new().layer(rate).service(channel));
+//! # drop(client); Ok(()) }
+//! ```
+//!
+//! - **Throttled** is 429 and RESOURCE_EXHAUSTED, or what an own classification says. The rate follows the cubic rule of the
+//!   AWS SDKs, see `src/adaptive_rate/cubic.rs`: 0.7 of what was sent, then along a curve back to it and beyond, at most
+//!   twice of what is really sent, never below one call in two seconds.
+//! - **Hints.** `Retry-After` and `grpc-retry-pushback-ms` on a throttled or failed answer, and `RateLimit` or
+//!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most. What
+//!   can't be read is no hint.
+//! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
+//!   [`wait`](AdaptiveRateBuilder::wait) allows.
+//! - Put it inside of retries: each attempt is a call to the backend.
+//!
+//! # Cost
+//!
+//! Until the first throttled answer two loads and a clock read a call; after it one compare-and-swap more. The rule itself
+//! stands behind a lock that is tried at most a hundred times a second, and waited for only by throttled answers. A call
+//! that waits allocates once.
+//!
+//! # Cancel safety
+//!
+//! Dropping a call that waits gives its unit back. What a call that was left would have said is not heard.
+
+mod config;
+mod controller;
+mod cubic;
+mod future;
+mod handle;
+mod layer;
+mod pacer;
+#[cfg(feature = "http")]
+mod remaining;
+mod service;
+
+pub use self::{
+    config::AdaptiveRateBuilder,
+    future::ResponseFuture,
+    handle::{AdaptiveRateHandle, AdaptiveRateSnapshot},
+    layer::AdaptiveRateLayer,
+    service::AdaptiveRate,
+};

@@ -1,0 +1,97 @@
+//! The service: does the backend want another call now?
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    adaptive_rate::{
+        ResponseFuture,
+        controller::{Call, Controller},
+    },
+    deadline::{self, Deadline},
+    permit::Permit,
+    protocol::{Http, Protocol},
+    stripe::Striped,
+};
+
+/// A service whose calls keep to what its backend allows. Made by [`AdaptiveRateLayer`](crate::AdaptiveRateLayer).
+///
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and one
+/// that waits takes an instance along.
+#[derive(Debug)]
+pub struct AdaptiveRate<S, P = Http> {
+    inner: S,
+    shared: Arc<Striped<Controller>>,
+    protocol: P,
+    /// `poll_ready` knew that a call would not go at once, and left the inner service alone.
+    unready: bool,
+}
+
+impl<S, P> AdaptiveRate<S, P> {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Controller>>, protocol: P) -> Self {
+        AdaptiveRate { inner, shared, protocol, unready: false }
+    }
+}
+
+impl<S: Clone, P: Clone> Clone for AdaptiveRate<S, P> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, and with nothing known.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, Req> Service<Req> for AdaptiveRate<S, P>
+where
+    S: Service<Req> + Clone,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Response = P::Response<Permit<Call>>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S::Future, S, P, P::Context, Req>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.unready = self.shared.is_shut();
+        if self.unready {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        match self.shared.admit(|| deadline::earliest(P::deadline(&request), Deadline::current())) {
+            Ok(None) if !self.unready => {
+                let mut permit = Permit::new(Call::new(self.shared.share()));
+                let inner = permit.guard(|| self.inner.call(request));
+                ResponseFuture::running(inner, self.protocol.clone(), context, permit)
+            }
+            Ok(turn) => {
+                let call = (self.lend(), request);
+                ResponseFuture::waiting(turn, call, self.protocol.clone(), context, self.shared.share())
+            }
+            Err(retry_after) => {
+                drop(self.lend());
+                ResponseFuture::refused(retry_after, self.protocol.clone(), context, self.shared.share())
+            }
+        }
+    }
+}
+
+impl<S: Clone, P> AdaptiveRate<S, P> {
+    /// An instance that holds nothing. What the readied one holds must not wait for the next call: it goes too.
+    #[cold]
+    fn lend(&mut self) -> S {
+        let unready = self.inner.clone();
+        if !mem::take(&mut self.unready) {
+            self.inner = unready.clone();
+        }
+        unready
+    }
+}

@@ -1,0 +1,272 @@
+//! One state for each key, with a bound on how many.
+//!
+//! Keys come from the outside, so whoever sends requests decides how many there are. The laws here:
+//!
+//! - **A key has its state, or shares one of a fixed number of overflow states.** Keys are kept whole and compared byte
+//!   for byte, and their places are drawn with a random hasher: nobody can make two keys meet.
+//! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no state
+//!   is idle they share the overflow, and they get a state of their own at the first call after one has become idle. It
+//!   begins with what its overflow state knew, so that moving is no way to start anew.
+//! - **A known key costs one hash, one shared lock and one comparison**, whatever comes beside it. Nothing is allocated.
+//!
+//! A shard holds some 64 to 128 keys and one overflow state, so there are far fewer overflow states than keys (one at
+//! least, 1,024 at most).
+//! Its lock is taken shared by every call for a known key, and alone only for a new key and for a sweep. A sweep looks at
+//! one shard after another, at most 128 of them, and stops at the first in which something was idle; where nothing is, it is
+//! not repeated before something can have become so, or a second has passed. So a flood of new keys costs the known ones close to
+//! nothing, and itself a hash and a look at two counters for each request.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::{
+        Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use hashbrown::HashTable;
+
+/// What is kept for a key. `C` is what all states have in common: a quota, for one.
+pub trait State<C>: Sized {
+    /// From when on it says the same as a state that was just made, if nothing comes in between; in nanoseconds. `None`
+    /// where that can't be told or somebody holds it: it is asked again after a while.
+    fn idle_at(&self, common: &C) -> Option<u64>;
+
+    /// The state of a key that was in the overflow until now.
+    fn promoted(overflow: &Self, common: &C, now: u64) -> Self;
+}
+
+/// States by key. `now` is in nanoseconds since whenever the caller likes.
+pub struct Keyed<S, C = ()> {
+    shards: Box<[Shard<S, C>]>,
+    hasher: RandomState,
+    most: usize,
+    len: AtomicUsize,
+    /// As far as is known nothing is idle before. In nanoseconds.
+    nothing_idle_before: AtomicU64,
+    /// Where the next sweep begins. One sweep at a time; who finds it locked does without.
+    sweep: Mutex<usize>,
+}
+
+// What one thread writes in one shard must not slow another thread down in the next.
+#[repr(align(128))]
+struct Shard<S, C> {
+    table: RwLock<Table<S, C>>,
+    /// As [`Keyed::nothing_idle_before`], of this shard alone.
+    nothing_idle_before: AtomicU64,
+}
+
+struct Table<S, C> {
+    entries: HashTable<Entry<S>>,
+    common: C,
+    overflow: S,
+}
+
+struct Entry<S> {
+    key: Box<[u8]>,
+    state: S,
+}
+
+const KEYS_PER_SHARD: usize = 64;
+const MOST_SHARDS: usize = 1_024;
+/// All of them up to some 16,000 keys: a call for a new key is not held up for longer than they take.
+const SHARDS_AT_ONCE: usize = 128;
+/// The longest time for which it is believed that nothing has become idle: a state may become so sooner than it said.
+const BELIEVED_FOR: u64 = 1_000_000_000;
+
+impl<S: State<C>, C: Clone> Keyed<S, C> {
+    /// At most so many keys with a state of their own. The overflow states are made here and now.
+    pub fn new(most: usize, common: C, mut overflow: impl FnMut() -> S) -> Self {
+        // A power of two, so that its low bits choose.
+        let shards = (1_usize << (most / KEYS_PER_SHARD).max(1).ilog2()).min(MOST_SHARDS);
+        let shard = |_| Shard {
+            table: RwLock::new(Table { entries: HashTable::new(), common: common.clone(), overflow: overflow() }),
+            nothing_idle_before: AtomicU64::new(0),
+        };
+        Keyed {
+            shards: (0..shards).map(shard).collect(),
+            hasher: RandomState::new(),
+            most,
+            len: AtomicUsize::new(0),
+            nothing_idle_before: AtomicU64::new(0),
+            sweep: Mutex::new(0),
+        }
+    }
+
+    /// How many keys have a state of their own.
+    pub fn len(&self) -> usize {
+        self.len.load(SeqCst)
+    }
+
+    /// Has none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many overflow states there are.
+    pub fn overflow_states(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Looks at the state of a key, or at the one in which it overflows. A shared lock is held: nothing that a user
+    /// supplied may run in there, and nothing that waits.
+    #[inline]
+    pub fn with<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
+        let hash = self.hash(key);
+        let shard = self.shard(hash);
+        {
+            let table = shard.read();
+            if let Some(entry) = table.entries.find(hash, |e| *e.key == *key) {
+                return run(&table.common, &entry.state);
+            }
+            if self.len() >= self.most && !self.may_be_idle(now) {
+                return run(&table.common, &table.overflow);
+            }
+        }
+        self.with_new(hash, key, now, |common, state| run(common, state))
+    }
+
+    /// As [`with`](Self::with), to change the state itself. It is the shard's only visitor meanwhile.
+    #[cold]
+    pub fn with_mut<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {
+        let hash = self.hash(key);
+        {
+            let table = &mut *self.shard(hash).write();
+            if let Some(entry) = table.entries.find_mut(hash, |e| *e.key == *key) {
+                return run(&table.common, &mut entry.state);
+            }
+        }
+        self.with_new(hash, key, now, run)
+    }
+
+    /// Gives all states something new in common, shard by shard. `change` sees what was, what is, and each state.
+    pub fn update(&self, common: &C, mut change: impl FnMut(&C, &C, &mut S)) {
+        for shard in &self.shards {
+            let table = &mut *shard.write();
+            for state in table.entries.iter_mut().map(|e| &mut e.state).chain([&mut table.overflow]) {
+                change(&table.common, common, state);
+            }
+            table.common = common.clone();
+            shard.nothing_idle_before.store(0, SeqCst);
+        }
+        self.nothing_idle_before.store(0, SeqCst);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn with_new<R>(&self, hash: u64, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {
+        let has_room = self.has_room() || (self.may_be_idle(now) && self.sweep(now) && self.has_room());
+        let shard = self.shard(hash);
+        let table = &mut *shard.write();
+        let Table { entries, common, overflow } = table;
+        // Somebody else may have brought it since.
+        if let Some(entry) = entries.find_mut(hash, |e| *e.key == *key) {
+            if has_room {
+                self.len.fetch_sub(1, SeqCst);
+            }
+            return run(common, &mut entry.state);
+        }
+        if !has_room {
+            return run(common, overflow);
+        }
+        let entry = Entry { key: key.into(), state: S::promoted(overflow, common, now) };
+        let mut entry = entries.insert_unique(hash, entry, |e| hash_of(&self.hasher, &e.key));
+        let result = run(common, &mut entry.get_mut().state);
+        // It may be idle sooner than all that are known.
+        shard.nothing_idle_before.store(0, SeqCst);
+        self.nothing_idle_before.store(0, SeqCst);
+        result
+    }
+
+    /// Reserves a place for one more key.
+    fn has_room(&self) -> bool {
+        self.len.fetch_update(SeqCst, SeqCst, |len| (len < self.most).then_some(len + 1)).is_ok()
+    }
+
+    fn may_be_idle(&self, now: u64) -> bool {
+        now >= self.nothing_idle_before.load(SeqCst)
+    }
+
+    /// Drops the idle states of one shard. False: none was found, in as many shards as one call can be made to look at.
+    fn sweep(&self, now: u64) -> bool {
+        let Ok(mut next) = self.sweep.try_lock() else { return false };
+        for _ in 0..self.shards.len().min(SHARDS_AT_ONCE) {
+            let shard = &self.shards[*next];
+            *next = (*next + 1) % self.shards.len();
+            if shard.nothing_idle_before.load(SeqCst) > now {
+                continue;
+            }
+            let dropped = shard.sweep(now);
+            if dropped > 0 {
+                self.len.fetch_sub(dropped, SeqCst);
+                return true;
+            }
+        }
+        let earliest = self.shards.iter().map(|s| s.nothing_idle_before.load(SeqCst)).min().unwrap_or(0);
+        // Else the next call goes on where this one stopped.
+        if earliest > now {
+            self.nothing_idle_before.store(earliest, SeqCst);
+            // A key may have come into a shard that had been asked; it wrote there first and then where we just did.
+            if self.shards.iter().any(|s| s.nothing_idle_before.load(SeqCst) < earliest) {
+                self.nothing_idle_before.store(0, SeqCst);
+            }
+        }
+        false
+    }
+
+    #[inline]
+    fn hash(&self, key: &[u8]) -> u64 {
+        hash_of(&self.hasher, key)
+    }
+
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard<S, C> {
+        // The table takes the topmost seven bits and the lowest ones; those in the middle are free.
+        &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
+    }
+}
+
+impl<S: State<C>, C> Shard<S, C> {
+    /// Drops what is idle. How many that was.
+    fn sweep(&self, now: u64) -> usize {
+        let table = &mut *self.write();
+        let before = table.entries.len();
+        let mut earliest = now.saturating_add(BELIEVED_FOR);
+        table.entries.retain(|entry| match entry.state.idle_at(&table.common) {
+            Some(at) if at <= now => false,
+            at => {
+                earliest = earliest.min(at.unwrap_or(u64::MAX));
+                true
+            }
+        });
+        self.nothing_idle_before.store(earliest, SeqCst);
+        before - table.entries.len()
+    }
+}
+
+impl<S, C> Shard<S, C> {
+    // What runs under these locks does not panic; if it did, the states would still be whole.
+    #[inline]
+    fn read(&self) -> RwLockReadGuard<'_, Table<S, C>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table<S, C>> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[inline]
+fn hash_of(hasher: &RandomState, key: &[u8]) -> u64 {
+    // By hand: `hash_one` would hash the length too, and here nothing follows the key.
+    let mut hasher = hasher.build_hasher();
+    hasher.write(key);
+    hasher.finish()
+}
+
+impl<S, C> fmt::Debug for Keyed<S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed").field("most", &self.most).field("len", &self.len).finish_non_exhaustive()
+    }
+}

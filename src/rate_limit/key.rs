@@ -1,0 +1,237 @@
+//! Whose quota a request uses.
+
+use std::{
+    fmt::{self, Write},
+    net::{IpAddr, SocketAddr},
+};
+
+use http::HeaderName;
+
+use crate::{protocol::Head, rate_limit::forwarded};
+
+/// What tells one client from another.
+///
+/// Addresses are normalised: ports are left out, IPv4 mapped into IPv6 is IPv4, and an IPv6 address counts by its /64,
+/// which is what one customer has. Everything else is compared byte for byte.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// The address of the peer: axum's `ConnectInfo<SocketAddr>` (feature `axum`; its `MockConnectInfo` too), tonic's
+    /// `TcpConnectInfo` (feature `tonic`), or else a [`SocketAddr`] that you put into the request's extensions. Right where
+    /// clients connect directly; behind a proxy all of them are one.
+    ConnectInfo,
+    /// The client behind so many proxies of your own, by `X-Forwarded-For`: with one, the last entry, which that proxy has
+    /// added. From 1. Every one of your proxies has to add its entry, or clients choose their own key.
+    ForwardedFor {
+        /// How many proxies of your own stand before this server.
+        proxies: u8,
+    },
+    /// As [`ForwardedFor`](Key::ForwardedFor), by `Forwarded` (RFC 7239). Take the one your proxies write, never both.
+    Forwarded {
+        /// How many proxies of your own stand before this server.
+        proxies: u8,
+    },
+    /// The first value of a header, an API key for one. Whoever may choose its value freely has no limit: check it first.
+    Header(HeaderName),
+    /// The route that axum matched (feature `axum`): one quota for each route, whoever calls.
+    MatchedPath,
+    /// The path of the URI, which on gRPC is service and method.
+    GrpcMethod,
+}
+
+/// What happens to a request that has no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingKey {
+    /// It is refused with [`Reason::KeyMissing`](crate::Reason). The default.
+    #[default]
+    Reject,
+    /// All such requests share one quota of their own.
+    Shared,
+    /// It is not limited.
+    Unlimited,
+}
+
+/// A key, for as long as the request is looked at.
+#[derive(Debug)]
+pub(crate) enum KeyBytes<'a> {
+    Borrowed(&'a [u8]),
+    Text(Text),
+    Owned(String),
+}
+
+/// A short text on the stack.
+#[derive(Debug)]
+pub(crate) struct Text {
+    bytes: [u8; MOST],
+    len: usize,
+}
+
+/// Of the longest: `ffff:ffff:ffff:ffff::/64`, with room for how `Display` may write it.
+const MOST: usize = 48;
+
+impl KeyBytes<'_> {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            KeyBytes::Borrowed(bytes) => bytes,
+            KeyBytes::Text(text) => &text.bytes[..text.len],
+            KeyBytes::Owned(text) => text.as_bytes(),
+        }
+    }
+}
+
+/// Addresses with the same first bits.
+pub(crate) type Range = (IpAddr, u8);
+
+impl Key {
+    /// The key of a request. `trusted`: whose word about the client counts; everybody's where there is no such list.
+    #[inline]
+    pub(crate) fn of<'a>(&self, head: Head<'a>, trusted: Option<&[Range]>) -> Option<KeyBytes<'a>> {
+        match self {
+            Key::Header(name) => head.headers.get(name).map(|v| KeyBytes::Borrowed(v.as_bytes())),
+            Key::GrpcMethod => Some(KeyBytes::Borrowed(head.uri.path().as_bytes())),
+            Key::MatchedPath => matched_path(head).map(|p| KeyBytes::Borrowed(p.as_bytes())),
+            Key::ConnectInfo => peer(head).map(|ip| KeyBytes::Text(Text::address(ip))),
+            Key::ForwardedFor { .. } | Key::Forwarded { .. }
+                if trusted.is_some_and(|ranges| !peer(head).is_some_and(|ip| is_in(ranges, ip))) =>
+            {
+                None
+            }
+            Key::ForwardedFor { proxies } => {
+                forwarded::x_forwarded_for(head.headers, *proxies).map(|ip| KeyBytes::Text(Text::address(ip)))
+            }
+            Key::Forwarded { proxies } => {
+                forwarded::forwarded(head.headers, *proxies).map(|ip| KeyBytes::Text(Text::address(ip)))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "axum")]
+fn matched_path(head: Head<'_>) -> Option<&str> {
+    head.extensions.get::<axum::extract::MatchedPath>().map(axum::extract::MatchedPath::as_str)
+}
+
+#[cfg(not(feature = "axum"))]
+fn matched_path(_: Head<'_>) -> Option<&str> {
+    None
+}
+
+fn peer(head: Head<'_>) -> Option<IpAddr> {
+    #[cfg(feature = "axum")]
+    {
+        use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
+        if let Some(ConnectInfo(addr)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
+            return Some(addr.ip());
+        }
+        if let Some(MockConnectInfo(addr)) = head.extensions.get::<MockConnectInfo<SocketAddr>>() {
+            return Some(addr.ip());
+        }
+    }
+    #[cfg(feature = "tonic")]
+    if let Some(info) = head.extensions.get::<tonic::transport::server::TcpConnectInfo>() {
+        return info.remote_addr().map(|addr| addr.ip());
+    }
+    head.extensions.get::<SocketAddr>().map(SocketAddr::ip)
+}
+
+fn is_in(ranges: &[Range], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ranges.iter().any(|(range, length)| match (range.to_canonical(), ip) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            // A range of mapped addresses has 96 bits more.
+            let length = if range.is_ipv6() { length.saturating_sub(96) } else { *length };
+            shares(u128::from(a.to_bits()) << 96, u128::from(b.to_bits()) << 96, length.min(32))
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => shares(a.to_bits(), b.to_bits(), (*length).min(128)),
+        _ => false,
+    })
+}
+
+/// Are the first `length` bits the same?
+fn shares(a: u128, b: u128, length: u8) -> bool {
+    (a ^ b).leading_zeros() >= u32::from(length)
+}
+
+impl Text {
+    fn address(ip: IpAddr) -> Text {
+        let mut text = Text { bytes: [0; MOST], len: 0 };
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => {
+                // By hand: it is on the path of every call, and `Display` takes several hundred instructions.
+                for (n, octet) in ip.octets().into_iter().enumerate() {
+                    if n > 0 {
+                        text.push(b'.');
+                    }
+                    text.number(octet);
+                }
+            }
+            IpAddr::V6(ip) => {
+                let network = std::net::Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
+                // It has room for every address.
+                let _ = write!(text, "{network}/64");
+            }
+        }
+        text
+    }
+
+    fn number(&mut self, n: u8) {
+        if n >= 100 {
+            self.push(b'0' + n / 100);
+        }
+        if n >= 10 {
+            self.push(b'0' + n / 10 % 10);
+        }
+        self.push(b'0' + n % 10);
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+            self.len += 1;
+        }
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        s.bytes().for_each(|b| self.push(b));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(ip: &str) -> String {
+        String::from_utf8(KeyBytes::Text(Text::address(ip.parse().unwrap())).as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn addresses() {
+        for (ip, text) in [
+            ("1.2.3.4", "1.2.3.4"),
+            ("255.100.10.0", "255.100.10.0"),
+            ("::ffff:1.2.3.4", "1.2.3.4"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "ffff:ffff:ffff:ffff::/64"),
+            ("::1", "::/64"),
+        ] {
+            assert_eq!(key(ip), text);
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        let is_in = |range: &str, length, ip: &str| is_in(&[(range.parse().unwrap(), length)], ip.parse().unwrap());
+        assert!(is_in("10.0.0.0", 8, "10.255.0.1"));
+        assert!(!is_in("10.0.0.0", 8, "11.0.0.1"));
+        assert!(is_in("10.0.0.1", 32, "10.0.0.1") && !is_in("10.0.0.1", 32, "10.0.0.2"));
+        assert!(is_in("0.0.0.0", 0, "1.2.3.4") && !is_in("0.0.0.0", 0, "2001:db8::1"));
+        assert!(is_in("10.0.0.0", 8, "::ffff:10.1.1.1"), "mapped is IPv4");
+        assert!(is_in("::ffff:10.0.0.0", 104, "10.1.1.1") && !is_in("::ffff:10.0.0.0", 104, "11.1.1.1"));
+        assert!(is_in("2001:db8::", 32, "2001:db8:1::1") && !is_in("2001:db8::", 32, "2001:db9::1"));
+        assert!(is_in("::", 0, "2001:db8::1") && is_in("::1", 128, "::1"));
+    }
+}

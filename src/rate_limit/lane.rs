@@ -1,0 +1,29 @@
+//! The short way, for the calls of a layer that was told little.
+
+#[cfg(feature = "http")]
+use crate::rate_limit::Key;
+use crate::rate_limit::rules::Rules;
+
+/// What a call takes if nothing else has to be asked.
+pub(crate) enum Lane {
+    /// One unit of the common quota.
+    Common,
+    /// One unit of this key's quota.
+    #[cfg(feature = "http")]
+    Key(Key),
+    /// There is none.
+    Rules,
+}
+
+impl Lane {
+    pub(crate) fn of(rules: &Rules) -> Self {
+        match rules.short() {
+            Some(None) => Lane::Common,
+            #[cfg(feature = "http")]
+            Some(Some(key)) => Lane::Key(key.clone()),
+            #[cfg(not(feature = "http"))]
+            Some(Some(never)) => match *never {},
+            None => Lane::Rules,
+        }
+    }
+}

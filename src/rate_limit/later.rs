@@ -1,0 +1,142 @@
+//! What a limiter decides of calls that do not go at once: those that wait, those that ask a store, those that are charged
+//! after the fact.
+
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    deadline::Deadline,
+    protocol::Protocol,
+    rate_limit::{
+        Engine,
+        bucket::{Joined, Taken},
+        decision::{After, Decision, Refusal, Turn, Until},
+        limiter::{Limiter, nanos},
+        local::Ask,
+        rules::Whose,
+        store::{Grant, Local},
+    },
+    rejection::Reason,
+};
+
+#[cfg(feature = "http")]
+use crate::rate_limit::{bucket::Bucket, gcra::Left, headers::Shown};
+
+impl<St: Engine> Limiter<St> {
+    #[cold]
+    pub(super) fn decide_to_wait(
+        &self,
+        key: Option<&[u8]>,
+        ask: Ask,
+        deadline: Option<Deadline>,
+    ) -> Decision<St::Acquire> {
+        let Some(Local(buckets)) = self.store.local() else { return self.goes(After::default()) };
+        let Ask { units, now, tier, .. } = ask;
+        let until = self.until(now, deadline);
+        let bucket = match key {
+            Some(key) => buckets.bucket(key, ask),
+            None => Arc::clone(&buckets.common),
+        };
+        if self.in_shadow() {
+            // It would wait; here it goes at once, and whoever comes next pays for it.
+            match bucket.take(units, now) {
+                Taken::Yes(left) => return self.goes(self.after(tier, &left, ask.hold.then_some(bucket), units)),
+                Taken::NotBefore(at, _) if at <= until.0 => {
+                    bucket.charge(units, now);
+                    return self.goes(After::default());
+                }
+                Taken::NotBefore(..) | Taken::Never(_) => {}
+            }
+        }
+        match bucket.join(units, now, until.0) {
+            Joined::Now(left) => {
+                let held = ask.hold.then_some(bucket);
+                self.goes(self.after(tier, &left, held, units))
+            }
+            Joined::Never(left) => self.refuse_or_go(Refusal::new(Reason::CostAboveBurst).showing(self, tier, &left)),
+            Joined::TooLate(at, left) => {
+                self.refuse_or_go(self.too_soon(at, now, key.is_none()).showing(self, tier, &left))
+            }
+            Joined::Waits(place, left) => {
+                self.waiting.fetch_add(1, Relaxed);
+                let held = ask.hold.then(|| Arc::clone(&bucket));
+                let after = self.after(tier, &left, held, units);
+                Decision::Wait(Turn { bucket, place, units, until, after })
+            }
+        }
+    }
+
+    /// Until when a call may wait that came `now`.
+    pub(super) fn until(&self, now: u64, deadline: Option<Deadline>) -> Until {
+        let own = now.saturating_add(nanos(self.rules.wait.unwrap_or_default()));
+        Until(deadline.map_or(own, |d| own.min(self.at(d.instant()))))
+    }
+
+    /// One that waited, or whose store said yes, goes.
+    pub(crate) fn has_come(&self) {
+        self.admitted.add();
+    }
+
+    pub(crate) fn waits_no_more(&self) {
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+
+    /// What a store's answer means. `Err`: it may be asked again then.
+    pub(crate) fn answered(&self, grant: Grant, until: Until) -> Result<Result<After, Refusal>, u64> {
+        let now = self.now();
+        Ok(match grant {
+            Grant::Granted { remaining, reset } => Ok(self.after_grant(remaining, reset)),
+            Grant::Never => Err(Refusal::new(Reason::CostAboveBurst)),
+            Grant::Denied { retry_after } => {
+                let at = now.saturating_add(nanos(retry_after).max(1));
+                if self.rules.wait.is_some() && at <= until.0 {
+                    return Err(at);
+                }
+                Err(Refusal::new(Reason::RateLimited).after(retry_after, self))
+            }
+        })
+    }
+
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "headers are for HTTP"))]
+    fn after_grant(&self, remaining: u32, reset: Duration) -> After {
+        After {
+            #[cfg(feature = "http")]
+            shown: self.rules.http.shows().then(|| Shown::new(self.policy(), remaining.into(), nanos(reset))),
+            charged: None,
+        }
+    }
+
+    #[cfg(feature = "http")]
+    pub(super) fn show_denied(&self, retry_after: Duration) -> Option<Shown> {
+        self.rules.http.shows().then(|| Shown::new(self.policy(), 0, nanos(retry_after)))
+    }
+
+    /// Asks the store once more.
+    pub(crate) fn ask_again<P, Req, Res, Err>(&self, request: &mut Option<Req>) -> Option<St::Acquire>
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        self.rules.look::<P, Req, Res, Err, _>(request.as_mut()?, |whose, units, _| match whose {
+            Whose::Common => self.store.ask(None, NonZeroU32::new(units)?),
+            Whose::Key(key) => self.store.ask(Some(key), NonZeroU32::new(units)?),
+            Whose::Nobodys { .. } => None,
+        })
+    }
+
+    /// What was charged was too little or too much.
+    #[cfg(feature = "http")]
+    pub(crate) fn charge(&self, bucket: &Bucket, charged: u32, cost: u32) -> Left {
+        let now = self.now();
+        if cost < charged {
+            bucket.refund(charged - cost, now);
+        } else if cost > charged {
+            bucket.charge(cost - charged, now);
+        }
+        let left = bucket.left(now);
+        self.note_if_used_up(&left);
+        left
+    }
+}

@@ -1,0 +1,299 @@
+//! The shell around the quotas: the clock, the rules, the events, the counters. One per layer, shared by all it makes.
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{
+    deadline::Deadline,
+    observe::{Kind, Reporter},
+    protocol::Protocol,
+    rate_limit::{
+        Engine, Quota,
+        bucket::{Bucket, Taken},
+        decision::{After, Decision, Refusal},
+        gcra::Left,
+        lane::Lane,
+        local::Ask,
+        rules::{Rules, Whose},
+        store::Local,
+    },
+    rejection::{Reason, Rejection},
+    stripe::Count,
+    time::{self, Instant, Span},
+};
+
+#[cfg(feature = "http")]
+use crate::{
+    protocol::Head,
+    rate_limit::{
+        Key,
+        headers::{Policy, Shown},
+        local::Buckets,
+    },
+};
+
+/// Everything of one layer.
+pub(crate) struct Limiter<St> {
+    pub(crate) store: St,
+    pub(crate) rules: Rules,
+    lane: Lane,
+    /// Nanoseconds count from here.
+    base: Instant,
+    reporter: Reporter,
+    pub(super) shadow: AtomicBool,
+    /// The common quota as it was given, and as headers have it.
+    pub(super) quota: Mutex<Quota>,
+    #[cfg(feature = "http")]
+    pub(super) policy: AtomicU64,
+    /// Without keys: nothing was there, and nothing will be before. In nanoseconds; 0: not known.
+    pub(super) shut_until: AtomicU64,
+    pub(super) admitted: Count,
+    pub(super) rejected: Count,
+    pub(super) would_have_rejected: AtomicU64,
+    pub(super) waiting: AtomicUsize,
+}
+
+impl<St: Engine> Limiter<St> {
+    pub(crate) fn new(reporter: Reporter, shadow: bool, quota: Quota, rules: Rules, store: St) -> Self {
+        Limiter {
+            store,
+            lane: Lane::of(&rules),
+            rules,
+            base: time::now(),
+            reporter,
+            shadow: AtomicBool::new(shadow),
+            quota: Mutex::new(quota),
+            #[cfg(feature = "http")]
+            policy: AtomicU64::new(Policy::of(quota).pack()),
+            shut_until: AtomicU64::new(0),
+            admitted: Count::default(),
+            rejected: Count::default(),
+            would_have_rejected: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.reporter.name()
+    }
+
+    #[inline(always)]
+    pub(crate) fn now(&self) -> u64 {
+        let since = time::now().saturating_duration_since(self.base);
+        // 584 years of running fit.
+        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(since.subsec_nanos()))
+    }
+
+    #[inline(always)]
+    pub(super) fn at(&self, instant: Instant) -> u64 {
+        nanos(instant.saturating_duration_since(self.base))
+    }
+
+    /// When that is. `None` beyond the clock's range.
+    pub(crate) fn instant(&self, nanos: u64) -> Option<Instant> {
+        self.base.checked_add(Duration::from_nanos(nanos))
+    }
+
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.shadow.load(Relaxed)
+    }
+
+    /// Is it known that a call would have to wait or be refused, whatever it is?
+    #[inline(always)]
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut_until.load(Relaxed) != 0 && self.is_still_shut()
+    }
+
+    #[cold]
+    fn is_still_shut(&self) -> bool {
+        if self.now() < self.shut_until.load(Relaxed) {
+            return !self.in_shadow();
+        }
+        self.shut_until.store(0, Relaxed);
+        false
+    }
+
+    /// The short way: takes what the call costs, if it is there and nothing else has to be asked.
+    #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "no head to look at"))]
+    #[inline(always)]
+    pub(crate) fn goes_at_once<P, Req, Res, Err>(&self, request: &Req) -> bool
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let Some(Local(buckets)) = self.store.local() else { return false };
+        let goes = match &self.lane {
+            Lane::Common => match buckets.common.try_take(self.now()) {
+                None => false,
+                Some(0) => true,
+                Some(at) => {
+                    self.shut(at);
+                    true
+                }
+            },
+            #[cfg(feature = "http")]
+            Lane::Key(key) => self.has_key_that_goes(buckets, key, P::head(request)),
+            Lane::Rules => false,
+        };
+        if goes {
+            self.admitted.add();
+        }
+        let _ = request;
+        goes
+    }
+
+    #[cfg(feature = "http")]
+    #[inline(never)]
+    fn has_key_that_goes(&self, buckets: &Buckets, key: &Key, head: Option<Head<'_>>) -> bool {
+        head.and_then(|head| key.of(head, None)).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
+    }
+
+    /// Decides about one call, and takes what it costs.
+    #[inline(never)]
+    pub(crate) fn decide<P, Req, Res, Err>(&self, request: &mut Req) -> Decision<St::Acquire>
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        self.rules.look::<P, Req, Res, Err, _>(request, |whose, units, deadline| {
+            let Some(cost) = NonZeroU32::new(units) else { return self.goes(After::default()) };
+            match whose {
+                Whose::Common => self.decide_of(None, cost, deadline),
+                Whose::Key(key) => self.decide_of(Some(key), cost, deadline),
+                Whose::Nobodys { refuse: true } => self.refuse_or_go(Refusal::new(Reason::KeyMissing)),
+                Whose::Nobodys { refuse: false } => self.goes(After::default()),
+            }
+        })
+    }
+
+    fn decide_of(&self, key: Option<&[u8]>, cost: NonZeroU32, deadline: Option<Deadline>) -> Decision<St::Acquire> {
+        let Some(Local(buckets)) = self.store.local() else {
+            return match self.store.ask(key, cost) {
+                Some(acquire) => Decision::Ask(acquire, self.until(self.now(), deadline)),
+                None => self.goes(After::default()),
+            };
+        };
+        #[cfg(feature = "http")]
+        let tier = key.and_then(|key| self.rules.http.tier(key));
+        #[cfg(not(feature = "http"))]
+        let tier = None;
+        let now = self.now();
+        let ask = Ask { units: cost.get(), now, tier, hold: self.rules.charges() };
+        let (taken, held) = match key {
+            Some(key) => buckets.take(key, ask),
+            None => (buckets.common.take(ask.units, now), ask.hold.then(|| Arc::clone(&buckets.common))),
+        };
+        match taken {
+            Taken::Yes(left) => {
+                self.note_if_used_up(&left);
+                self.goes(self.after(tier, &left, held, ask.units))
+            }
+            Taken::Never(left) => self.refuse_or_go(Refusal::new(Reason::CostAboveBurst).showing(self, tier, &left)),
+            Taken::NotBefore(at, left) if self.rules.wait.is_none() => {
+                self.refuse_or_go(self.too_soon(at, now, key.is_none()).showing(self, tier, &left))
+            }
+            Taken::NotBefore(..) => self.decide_to_wait(key, ask, deadline),
+        }
+    }
+
+    /// With one quota for all, the next call need not come to know that nothing is left.
+    pub(super) fn note_if_used_up(&self, left: &Left) {
+        if self.rules.are_keyless()
+            && let Some(at) = left.nothing_until()
+        {
+            self.shut(at);
+        }
+    }
+
+    /// Nothing is left until then, for whatever call.
+    #[cold]
+    fn shut(&self, at: u64) {
+        // Written only where it changes: under a flood of refusals all threads read it.
+        if self.shut_until.load(Relaxed) != at {
+            self.shut_until.store(at, Relaxed);
+        }
+    }
+
+    pub(super) fn too_soon(&self, at: u64, now: u64, of_all: bool) -> Refusal {
+        if of_all && self.rules.are_keyless() {
+            self.shut(at);
+        }
+        Refusal { retry_after: Span(at.saturating_sub(now)), ..Refusal::new(Reason::RateLimited) }
+    }
+
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "headers are for HTTP"))]
+    pub(super) fn after(&self, tier: Option<Quota>, left: &Left, held: Option<Arc<Bucket>>, units: u32) -> After {
+        After {
+            #[cfg(feature = "http")]
+            shown: self.show(tier, left),
+            charged: held.map(|bucket| (bucket, units)),
+        }
+    }
+
+    #[cfg(feature = "http")]
+    pub(super) fn show(&self, tier: Option<Quota>, left: &Left) -> Option<Shown> {
+        self.rules.http.shows().then(|| Shown::of(tier.map_or_else(|| self.policy(), Policy::of), left))
+    }
+
+    pub(super) fn goes<A>(&self, after: After) -> Decision<A> {
+        self.admitted.add();
+        Decision::Go(after)
+    }
+
+    /// Books a refusal and tells of it; in shadow the call goes all the same.
+    #[cold]
+    pub(super) fn refuse_or_go<A>(&self, refusal: Refusal) -> Decision<A> {
+        if self.refuses(refusal.reason) { Decision::No(refusal) } else { Decision::Go(After::default()) }
+    }
+
+    /// As [`refuse_or_go`](Self::refuse_or_go), of a call that has begun to wait.
+    #[cold]
+    pub(crate) fn refuses(&self, reason: Reason) -> bool {
+        if self.in_shadow() {
+            self.would_have_rejected.fetch_add(1, Relaxed);
+            self.reporter.report(Kind::WouldHaveRejected { reason });
+            return false;
+        }
+        self.rejected.add();
+        self.reporter.report(Kind::Rejected { reason });
+        true
+    }
+
+    #[cold]
+    pub(crate) fn rejection(&self, refusal: &Refusal) -> Rejection {
+        self.reporter.rejection(refusal.reason).with_retry_after(refusal.retry_after.duration())
+    }
+
+    /// The common quota, as headers have it.
+    #[cfg(feature = "http")]
+    pub(super) fn policy(&self) -> Policy {
+        Policy::unpack(self.policy.load(Relaxed))
+    }
+
+    // === the handle ===
+
+    pub(crate) fn quota(&self) -> Quota {
+        *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// 584 years fit.
+#[inline(always)]
+pub(crate) fn nanos(d: Duration) -> u64 {
+    d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
+}
+
+impl<St: fmt::Debug> fmt::Debug for Limiter<St> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("store", &self.store)
+            .field("rules", &self.rules)
+            .field("reporter", &self.reporter)
+            .finish_non_exhaustive()
+    }
+}

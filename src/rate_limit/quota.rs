@@ -1,0 +1,52 @@
+//! How much, per how long, and how much at once.
+
+use std::time::Duration;
+
+use crate::{
+    config::{Checks, ConfigError},
+    rate_limit::gcra::Meter,
+    time,
+};
+
+/// So many units per so long, and how many of them at once.
+///
+/// Units come back one after another, evenly, and not all at the end of a period: with ten a second one every 100 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    pub(crate) units: u32,
+    pub(crate) per: Duration,
+    pub(crate) burst: u32,
+}
+
+impl Quota {
+    /// `n` units a second, all of them at once if nothing was used. `n` from 1.
+    pub fn per_second(n: u32) -> Self {
+        Quota::per(n, Duration::from_secs(1))
+    }
+
+    /// `n` units per `t`, all of them at once if nothing was used. `n` from 1; `t` from 1 ns to 365 days.
+    pub fn per(n: u32, t: Duration) -> Self {
+        Quota { units: n, per: t, burst: n }
+    }
+
+    /// At most `b` units at once, from 1. More than the quota gives per period is allowed: it takes longer to come back,
+    /// but no longer than 7 years.
+    pub fn burst(self, b: u32) -> Self {
+        Quota { burst: b, ..self }
+    }
+
+    pub(crate) fn check(&self, checks: &mut Checks) {
+        checks.require(self.units > 0, "quota", self, "at least 1 unit");
+        checks.require(self.burst > 0, "quota", self, "a burst of at least 1");
+        let ok = !self.per.is_zero() && self.per <= time::LONGEST;
+        checks.require(ok, "quota", self, "a period from 1ns to 365 days");
+        let expected = "at most 5 units a nanosecond, and a burst that is there again within 7 years";
+        checks.require(Meter::new(*self).is_some(), "quota", self, expected);
+    }
+
+    pub(crate) fn checked(&self) -> Result<(), ConfigError> {
+        let mut checks = Checks::default();
+        self.check(&mut checks);
+        checks.finish()
+    }
+}

@@ -1,0 +1,203 @@
+//! What a layer was told: whose quota, what a call costs, what is told of it.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    deadline::{self, Deadline},
+    protocol::Protocol,
+};
+
+#[cfg(feature = "http")]
+use crate::rate_limit::{
+    Key, LimitHeaders, MissingKey, Quota,
+    key::{KeyBytes, Range},
+};
+
+/// The rules of one layer.
+#[derive(Default)]
+pub(crate) struct Rules {
+    /// How long a call may wait.
+    pub(crate) wait: Option<Duration>,
+    #[cfg(feature = "http")]
+    pub(crate) http: HttpRules,
+}
+
+#[cfg(feature = "http")]
+#[derive(Default)]
+pub(crate) struct HttpRules {
+    pub(crate) key: Keys,
+    pub(crate) missing: MissingKey,
+    pub(crate) trusted: Option<Box<[Range]>>,
+    pub(crate) cost_fn: Option<OfRequest<u32>>,
+    pub(crate) charge_fn: Option<OfResponse>,
+    pub(crate) quota_fn: Option<OfKey>,
+    pub(crate) headers: LimitHeaders,
+}
+
+#[cfg(feature = "http")]
+pub(crate) type OfRequest<T> = Box<dyn Fn(&http::request::Parts) -> T + Send + Sync>;
+#[cfg(feature = "http")]
+pub(crate) type OfResponse = Box<dyn Fn(&http::response::Parts) -> u32 + Send + Sync>;
+#[cfg(feature = "http")]
+pub(crate) type OfKey = Box<dyn Fn(&str) -> Option<Quota> + Send + Sync>;
+
+/// What tells one client from another.
+#[cfg(feature = "http")]
+#[derive(Default)]
+pub(crate) enum Keys {
+    #[default]
+    None,
+    Key(Key),
+    Fn(OfRequest<Option<String>>),
+}
+
+/// Whose quota a call uses.
+pub(crate) enum Whose<'a> {
+    /// The one that is not of a key.
+    Common,
+    Key(&'a [u8]),
+    /// It has no key, and the layer was told what to do then.
+    Nobodys {
+        refuse: bool,
+    },
+}
+
+impl Rules {
+    /// One unit for every call and nothing to be done afterwards: of this key's quota, or of the common one. `None`: more
+    /// has to be asked.
+    #[cfg(feature = "http")]
+    pub(crate) fn short(&self) -> Option<Option<&Key>> {
+        let http = &self.http;
+        let more = http.cost_fn.is_some()
+            || http.charge_fn.is_some()
+            || http.quota_fn.is_some()
+            || http.trusted.is_some()
+            || http.headers != LimitHeaders::Off;
+        match &http.key {
+            Keys::None if !more => Some(None),
+            Keys::Key(key) if !more => Some(Some(key)),
+            _ => None,
+        }
+    }
+
+    #[cfg(not(feature = "http"))]
+    pub(crate) fn short(&self) -> Option<Option<&std::convert::Infallible>> {
+        Some(None)
+    }
+
+    /// Is there a quota for each key?
+    pub(crate) fn have_keys(&self) -> bool {
+        #[cfg(feature = "http")]
+        return !matches!(self.http.key, Keys::None);
+        #[cfg(not(feature = "http"))]
+        false
+    }
+
+    /// Whatever the call is, it takes one unit of the common quota.
+    pub(crate) fn are_keyless(&self) -> bool {
+        #[cfg(feature = "http")]
+        return matches!(self.http.key, Keys::None) && self.http.cost_fn.is_none();
+        #[cfg(not(feature = "http"))]
+        true
+    }
+
+    /// May a call turn out to have cost something else?
+    pub(crate) fn charges(&self) -> bool {
+        #[cfg(feature = "http")]
+        return self.http.charge_fn.is_some();
+        #[cfg(not(feature = "http"))]
+        false
+    }
+
+    /// Sees whose quota a call uses, how many units of it, and until when its caller waits. User functions run before, and
+    /// outside of every lock.
+    #[inline]
+    pub(crate) fn look<P, Req, Res, Err, T>(
+        &self,
+        request: &mut Req,
+        decide: impl FnOnce(Whose<'_>, u32, Option<Deadline>) -> T,
+    ) -> T
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let deadline = self.wait.and_then(|_| deadline::earliest(P::deadline(request), Deadline::current()));
+        #[cfg(feature = "http")]
+        return self.http.look::<P, Req, Res, Err, T>(request, |whose, units| decide(whose, units, deadline));
+        #[cfg(not(feature = "http"))]
+        decide(Whose::Common, 1, deadline)
+    }
+}
+
+#[cfg(feature = "http")]
+impl HttpRules {
+    #[inline]
+    fn look<P, Req, Res, Err, T>(&self, request: &mut Req, decide: impl FnOnce(Whose<'_>, u32) -> T) -> T
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let (mut own, mut units) = (None, 1);
+        if matches!(self.key, Keys::Fn(_)) || self.cost_fn.is_some() {
+            P::with_parts(request, |parts| {
+                if let Keys::Fn(key_fn) = &self.key {
+                    own = key_fn(parts).map(KeyBytes::Owned);
+                }
+                if let Some(cost_fn) = &self.cost_fn {
+                    units = cost_fn(parts);
+                }
+            });
+        }
+        let Some(head) = P::head(request).filter(|_| !matches!(self.key, Keys::None)) else {
+            return decide(Whose::Common, units);
+        };
+        let key = match &self.key {
+            Keys::Key(key) => key.of(head, self.trusted.as_deref()),
+            Keys::Fn(_) | Keys::None => own,
+        };
+        match (&key, self.missing) {
+            (Some(key), _) => decide(Whose::Key(key.as_bytes()), units),
+            (None, MissingKey::Shared) => decide(Whose::Common, units),
+            (None, missing) => decide(Whose::Nobodys { refuse: missing == MissingKey::Reject }, units),
+        }
+    }
+
+    pub(crate) fn shows(&self) -> bool {
+        self.headers != LimitHeaders::Off
+    }
+
+    /// The quota of a key, if it is not the common one.
+    #[inline]
+    pub(crate) fn tier(&self, key: &[u8]) -> Option<Quota> {
+        let quota_fn = self.quota_fn.as_ref()?;
+        let quota = quota_fn(std::str::from_utf8(key).ok()?)?;
+        // It can't fail at `build()`; what is no quota is none of its own.
+        (quota.units > 0 && quota.burst > 0 && !quota.per.is_zero()).then_some(quota)
+    }
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rules = f.debug_struct("Rules");
+        rules.field("wait", &self.wait);
+        #[cfg(feature = "http")]
+        rules
+            .field("key", &self.http.key)
+            .field("missing", &self.http.missing)
+            .field("trusted", &self.http.trusted)
+            .field("cost_fn", &self.http.cost_fn.is_some())
+            .field("charge_fn", &self.http.charge_fn.is_some())
+            .field("quota_fn", &self.http.quota_fn.is_some())
+            .field("headers", &self.http.headers);
+        rules.finish()
+    }
+}
+
+#[cfg(feature = "http")]
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Keys::None => f.write_str("None"),
+            Keys::Key(key) => key.fmt(f),
+            Keys::Fn(_) => f.write_str("Fn"),
+        }
+    }
+}

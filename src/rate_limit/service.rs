@@ -1,0 +1,104 @@
+//! The service: are the units there that this call costs?
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    protocol::{Http, Protocol, Unwatched},
+    rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter},
+    stripe::Striped,
+};
+
+/// A service under a rate limit. Made by [`RateLimitLayer`](crate::RateLimitLayer).
+///
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and one
+/// that waits takes an instance along.
+#[derive(Debug)]
+pub struct RateLimit<S, P = Http, St: Engine = Local> {
+    inner: S,
+    shared: Arc<Striped<Limiter<St>>>,
+    protocol: P,
+    /// `poll_ready` knew that a call would not go at once, and left the inner service alone.
+    unready: bool,
+}
+
+impl<S, P, St: Engine> RateLimit<S, P, St> {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Limiter<St>>>, protocol: P) -> Self {
+        RateLimit { inner, shared, protocol, unready: false }
+    }
+}
+
+impl<S: Clone, P: Clone, St: Engine> Clone for RateLimit<S, P, St> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, and with nothing known.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, St, Req> Service<Req> for RateLimit<S, P, St>
+where
+    S: Service<Req> + Clone,
+    P: Protocol<Req, S::Response, S::Error>,
+    St: Engine,
+{
+    type Response = P::Response<Unwatched>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S::Future, S, P, P::Context, Req, St>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.unready = self.shared.is_shut();
+        if self.unready {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline]
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        if !self.unready && self.shared.goes_at_once::<P, Req, S::Response, S::Error>(&request) {
+            let inner = self.inner.call(request);
+            return ResponseFuture::running(inner, self.protocol.clone(), context, None);
+        }
+        match self.shared.decide::<P, Req, S::Response, S::Error>(&mut request) {
+            Decision::Go(after) if !self.unready => {
+                let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
+                let inner = self.inner.call(request);
+                ResponseFuture::running(inner, self.protocol.clone(), context, then)
+            }
+            Decision::No(refusal) => {
+                drop(self.lend());
+                ResponseFuture::refused(refusal, self.protocol.clone(), context, self.shared.share())
+            }
+            ask @ Decision::Ask(..) => {
+                // An answer that is there at once is worth a call on the instance that is ready.
+                let fresh = !mem::take(&mut self.unready);
+                let unready = self.inner.clone();
+                let call = (mem::replace(&mut self.inner, unready), request);
+                ResponseFuture::waiting(ask, fresh, call, self.protocol.clone(), context, self.shared.share())
+            }
+            go => {
+                let call = (self.lend(), request);
+                ResponseFuture::waiting(go, false, call, self.protocol.clone(), context, self.shared.share())
+            }
+        }
+    }
+}
+
+impl<S: Clone, P, St: Engine> RateLimit<S, P, St> {
+    /// An instance that holds nothing. What the readied one holds must not wait for the next call: it goes too.
+    #[cold]
+    fn lend(&mut self) -> S {
+        let unready = self.inner.clone();
+        if !mem::take(&mut self.unready) {
+            self.inner = unready.clone();
+        }
+        unready
+    }
+}

@@ -1,0 +1,327 @@
+//! The adaptive rate in virtual time: when it begins, what it follows, how it comes back.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use buttress::{
+    AdaptiveRateLayer, Deadline, Error, Outcome, Quota, RateLimitLayer, Reason, Rejection,
+    observe::{Event, Kind},
+    testing::{OutcomesLayer, Probe},
+};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn layer() -> AdaptiveRateLayer {
+    AdaptiveRateLayer::builder().build().unwrap()
+}
+
+/// Answers with the status and the headers that the request asks for.
+fn echo()
+-> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+    service_fn(|request: Request<()>| {
+        let mut response = Response::new(Empty::new());
+        if let Some(status) = request.headers().get("x-status") {
+            *response.status_mut() = status.to_str().unwrap().parse().unwrap();
+        }
+        for (name, value) in request.headers() {
+            if let Some(name) = name.as_str().strip_prefix("x-say-") {
+                response.headers_mut().insert(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.clone());
+            }
+        }
+        ready(Ok(response))
+    })
+}
+
+fn asks(headers: &[(&str, &str)]) -> Request<()> {
+    let mut request = Request::builder();
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
+}
+
+async fn send<S>(service: &S, request: Request<()>) -> Response<()>
+where
+    S: Service<Request<()>, Response: IsResponse, Error = Infallible> + Clone,
+{
+    service.clone().oneshot(request).await.unwrap().without_body()
+}
+
+trait IsResponse {
+    fn without_body(self) -> Response<()>;
+}
+
+impl<B> IsResponse for Response<B> {
+    fn without_body(self) -> Response<()> {
+        self.map(drop)
+    }
+}
+
+/// When it wants to be asked again, if it refuses.
+async fn refusal<S>(service: &S) -> Option<Duration>
+where
+    S: Service<Request<()>, Response: IsResponse, Error = Infallible> + Clone,
+{
+    let answer = send(service, asks(&[])).await;
+    let rejection = Rejection::in_response(&answer)?;
+    assert_eq!(
+        (rejection.policy(), rejection.reason(), answer.status().as_u16()),
+        ("adaptive_rate", Reason::Throttled, 503)
+    );
+    rejection.retry_after()
+}
+
+#[tokio::test(start_paused = true)]
+async fn unlimited_until_the_first_throttled_answer() {
+    let layer = layer();
+    let service = layer.layer(echo());
+    for _ in 0..1_000 {
+        assert_eq!(send(&service, asks(&[])).await.status(), 200);
+    }
+    for status in ["500", "503", "404"] {
+        send(&service, asks(&[("x-status", status)])).await;
+    }
+    assert_eq!(refusal(&service).await, None);
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.rate, snapshot.throttled, snapshot.rejected), (None, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_answer_lowers_the_rate_and_time_raises_it() {
+    let layer = layer();
+    let service = layer.layer(echo());
+    // Ten a second for five seconds.
+    for _ in 0..50 {
+        advance(ms(100)).await;
+        send(&service, asks(&[])).await;
+    }
+    assert_eq!(send(&service, asks(&[("x-status", "429")])).await.status(), 429);
+    let rate = layer.handle().snapshot().rate.unwrap();
+    assert!((rate - 7.0).abs() < 0.3, "{rate}");
+    // Nothing is there at once: that was too much.
+    let wait = refusal(&service).await.unwrap();
+    assert!(wait > ms(130) && wait < ms(155), "{wait:?}");
+    assert_eq!(layer.handle().snapshot().rejected, 1);
+    advance(wait - Duration::from_nanos(1)).await;
+    assert!(refusal(&service).await.is_some());
+    advance(Duration::from_nanos(1)).await;
+    assert_eq!(refusal(&service).await, None);
+    // Whoever goes on at ten a second finds it there again within two seconds, and more after that.
+    for _ in 0..40 {
+        advance(ms(100)).await;
+        send(&service, asks(&[])).await;
+    }
+    let rate = layer.handle().snapshot().rate.unwrap();
+    assert!((10.0..=20.5).contains(&rate), "{rate}");
+}
+
+/// smithy-rs 4632: a capacity below zero.
+#[tokio::test(start_paused = true)]
+async fn never_below_one_in_two_seconds() {
+    let layer = layer();
+    let service = layer.layer(echo());
+    for _ in 0..200 {
+        send(&service, asks(&[("x-status", "429")])).await;
+        sleep(ms(700)).await;
+        let rate = layer.handle().snapshot().rate.unwrap();
+        assert!((0.5..1_000.0).contains(&rate), "{rate}");
+    }
+    sleep(ms(2_000)).await;
+    assert_eq!(refusal(&service).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_says_it_in_the_head_or_in_the_trailers() {
+    for in_trailers in [false, true] {
+        let backend = service_fn(move |_: Request<()>| {
+            let mut status = HeaderMap::new();
+            status.insert("grpc-status", "8".parse().unwrap());
+            let trailers = in_trailers.then(|| Ok::<_, Infallible>(Frame::<Bytes>::trailers(status.clone())));
+            let mut response = Response::new(StreamBody::new(futures_util::stream::iter(trailers)));
+            if !in_trailers {
+                *response.headers_mut() = status;
+            }
+            ready(Ok::<_, Infallible>(response))
+        });
+        let layer = layer();
+        let answer = layer.layer(backend).oneshot(asks(&[("content-type", "application/grpc")])).await.unwrap();
+        let _ = answer.into_body().collect().await;
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.throttled, snapshot.rate.is_some()), (1, true), "in trailers: {in_trailers}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_are_followed() {
+    for (headers, wait) in [
+        (&[("x-status", "429"), ("x-say-retry-after", "7")][..], Some(7)),
+        (&[("x-status", "503"), ("x-say-retry-after", "7")], Some(7)),
+        (&[("x-status", "429"), ("x-say-retry-after", "3600")], Some(60)),
+        (&[("x-say-ratelimit", "\"default\";r=0;t=5")], Some(5)),
+        (&[("x-say-x-ratelimit-remaining", "0"), ("x-say-x-ratelimit-reset", "4")], Some(4)),
+        (&[("x-say-ratelimit", "\"default\";r=3;t=5")], None),
+        (&[("x-say-ratelimit", "nonsense;;;r=;t=0=")], None),
+        (&[("x-status", "500")], None),
+        (&[("x-status", "503"), ("x-say-retry-after", "soon")], None),
+    ] {
+        let service = layer().layer(echo());
+        send(&service, asks(headers)).await;
+        assert_eq!(refusal(&service).await, wait.map(Duration::from_secs), "{headers:?}");
+        advance(wait.map_or(ms(0), Duration::from_secs)).await;
+        assert_eq!(refusal(&service).await, None, "{headers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_may_wait_waits_and_holds_nothing() {
+    let layer = AdaptiveRateLayer::builder().wait(ms(2_200)).build().unwrap();
+    let service = layer.layer(echo());
+    send(&service, asks(&[("x-status", "429"), ("x-say-retry-after", "1")])).await;
+    let start = Instant::now();
+    let calls = join_all((0..5).map(|_| async {
+        let status = send(&service, asks(&[])).await.status().as_u16();
+        (status, start.elapsed().as_millis())
+    }));
+    let went = calls.await;
+    // Two a second were sent, so it is 1.4 now: one each 714 ms, and nothing in the first second. A third would have been
+    // the last; timers are whole milliseconds.
+    assert_eq!(went, [(200, 1_000), (200, 1_429), (200, 2_143), (503, 0), (503, 0)]);
+
+    let probe = Probe::new();
+    let mut service = layer.layer(probe.clone());
+    let call = ServiceExt::<Request<()>>::ready(&mut service).await.unwrap().call(asks(&[]));
+    assert_eq!((probe.held(), probe.ready_polls()), (0, 0), "a closed door is not touched");
+    call.await.unwrap();
+    assert!(probe.ready_instance_was_called());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_given_up_is_had_by_the_next() {
+    let layer = AdaptiveRateLayer::builder().wait(Duration::from_secs(60)).build().unwrap();
+    let service = layer.layer(echo());
+    send(&service, asks(&[("x-status", "429")])).await;
+    let start = Instant::now();
+    drop(service.clone().oneshot(asks(&[])));
+    let mut left = Box::pin(service.clone().oneshot(asks(&[])));
+    assert!(futures_util::FutureExt::now_or_never(left.as_mut()).is_none());
+    drop(left);
+    assert_eq!(send(&service, asks(&[])).await.status(), 200);
+    let took = start.elapsed();
+    assert!(took <= ms(2_000), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_past_the_deadline_is_refused_at_once() {
+    let layer = AdaptiveRateLayer::builder().wait(Duration::from_secs(60)).build().unwrap();
+    let service = layer.layer(echo());
+    send(&service, asks(&[("x-status", "429"), ("x-say-retry-after", "5")])).await;
+    let start = Instant::now();
+    let call = Deadline::after(ms(4_000)).scope(send(&service, asks(&[])));
+    assert_eq!((call.await.status().as_u16(), start.elapsed()), (503, ms(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_services_with_an_own_word_for_throttled() {
+    let layer = layer().plain_with(|r: Result<&(), &std::io::Error>| match r {
+        Ok(()) => Outcome::Success,
+        Err(_) => Outcome::Throttled,
+    });
+    let service =
+        layer.layer(service_fn(|less: bool| ready(if less { Err(std::io::Error::other("less")) } else { Ok(()) })));
+    assert!(matches!(service.clone().oneshot(true).await, Err(Error::Inner(_))));
+    let Err(Error::Rejected(rejection)) = service.clone().oneshot(false).await else { panic!("not refused") };
+    assert_eq!((rejection.reason(), rejection.is_refusal()), (Reason::Throttled, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_of_others_say_nothing_and_ours_are_none_of_the_backend() {
+    let inner = RateLimitLayer::builder().quota(Quota::per_second(1)).build().unwrap();
+    let (layer, outcomes) = (layer(), OutcomesLayer::new());
+    let service = outcomes.layer(layer.layer(inner.layer(echo())));
+    send(&service, asks(&[])).await;
+    // A 429 that a policy further in made.
+    assert_eq!(send(&service, asks(&[])).await.status(), 429);
+    assert_eq!(layer.handle().snapshot().throttled, 0);
+    let service = outcomes.layer(layer.layer(echo()));
+    send(&service, asks(&[("x-status", "429")])).await;
+    assert!(refusal(&service).await.is_some());
+    use Outcome::*;
+    assert_eq!(outcomes.handle().take(), [Success, Ignored, Throttled, Ignored]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shadow_and_events() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let observer = move |e: &Event| log.lock().unwrap().push(e.kind.clone());
+    let layer = AdaptiveRateLayer::builder().name("s3").shadow(true).observer(observer).build().unwrap();
+    assert_eq!(layer.name(), "s3");
+    let service = layer.layer(echo());
+    send(&service, asks(&[("x-status", "429")])).await;
+    assert_eq!(refusal(&service).await, None);
+    assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+    layer.handle().shadow(false);
+    assert!(refusal(&service).await.is_some());
+    let reason = Reason::Throttled;
+    assert_eq!(*events.lock().unwrap(), [Kind::WouldHaveRejected { reason }, Kind::Rejected { reason }]);
+    let bad = AdaptiveRateLayer::builder().wait(Duration::ZERO).name("").build().unwrap_err();
+    assert_eq!(bad.fields().iter().map(|f| f.field).collect::<Vec<_>>(), ["name", "wait"]);
+}
+
+/// Ten clients over one backend that allows fifty a second: nearly all of that is used, and little is refused by it.
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_throttles_is_used_and_not_hammered() {
+    let backend = RateLimitLayer::builder().quota(Quota::per_second(50).burst(10)).build().unwrap();
+    let seen = Arc::new(Mutex::new((0_u32, 0_u32)));
+    let inner = {
+        let (backend, seen) =
+            (backend.plain().layer(service_fn(|(): ()| ready(Ok::<_, Infallible>(())))), Arc::clone(&seen));
+        service_fn(move |(): ()| {
+            let (backend, seen) = (backend.clone(), Arc::clone(&seen));
+            async move {
+                let answer = backend.oneshot(()).await.map_err(|_| std::io::Error::other("less"));
+                let mut seen = seen.lock().unwrap();
+                seen.0 += 1;
+                seen.1 += u32::from(answer.is_err());
+                answer
+            }
+        })
+    };
+    let clients = (0..10).map(|_| {
+        let layer = AdaptiveRateLayer::builder().wait(Duration::from_secs(10)).build().unwrap();
+        let layer = layer.plain_with(|r: Result<&(), &std::io::Error>| match r {
+            Ok(()) => Outcome::Success,
+            Err(_) => Outcome::Throttled,
+        });
+        let service = layer.layer(inner.clone());
+        async move {
+            let end = Instant::now() + Duration::from_secs(120);
+            while Instant::now() < end {
+                let _ = service.clone().oneshot(()).await;
+                sleep(ms(20)).await;
+            }
+        }
+    });
+    join_all(clients).await;
+    let (sent, throttled) = *seen.lock().unwrap();
+    let good = f64::from(sent - throttled) / (50.0 * 120.0);
+    // Without a policy 500 a second are sent, and nine of ten are throttled.
+    assert!(good > 0.75, "{good} of what the backend gives, {throttled} of {sent} throttled");
+    assert!(f64::from(throttled) < 0.25 * f64::from(sent), "{throttled} of {sent} throttled");
+}
