@@ -29,6 +29,8 @@ pub(crate) const SLOW: Duration = Duration::from_millis(150);
 #[repr(u8)]
 pub(crate) enum Mood {
     Healthy,
+    /// Every tenth call is UNAVAILABLE, at once.
+    Flaky,
     /// The first offer comes, and then INTERNAL, in the trailers: the head says that all is well.
     Failing,
     Slow,
@@ -37,8 +39,13 @@ pub(crate) enum Mood {
 }
 
 impl Mood {
-    pub(crate) const ALL: [(&'static str, Mood); 4] =
-        [("healthy", Mood::Healthy), ("failing", Mood::Failing), ("slow", Mood::Slow), ("hanging", Mood::Hanging)];
+    pub(crate) const ALL: [(&'static str, Mood); 5] = [
+        ("healthy", Mood::Healthy),
+        ("flaky", Mood::Flaky),
+        ("failing", Mood::Failing),
+        ("slow", Mood::Slow),
+        ("hanging", Mood::Hanging),
+    ];
 
     fn from(n: u8) -> Mood {
         Mood::ALL.iter().map(|(_, mood)| *mood).find(|mood| *mood as u8 == n).unwrap_or(Mood::Healthy)
@@ -107,12 +114,13 @@ impl Prices for Handler {
 
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Offers>, Status> {
         let state = &self.0.0;
-        state.hits.fetch_add(1, Relaxed);
+        let hit = state.hits.fetch_add(1, Relaxed);
         let base = 100 + 7 * request.into_inner().article.len() as u32;
         let offers = [("north", base + 20), ("south", base), ("west", base + 5)]
             .map(|(seller, cents)| Ok(Offer { seller: seller.into(), cents }));
         Ok(Response::new(match Mood::from(state.mood.load(Relaxed)) {
-            Mood::Healthy => stream::iter(offers).boxed(),
+            Mood::Flaky if hit.is_multiple_of(10) => return Err(Status::unavailable("try again")),
+            Mood::Healthy | Mood::Flaky => stream::iter(offers).boxed(),
             Mood::Failing => {
                 let first = offers.into_iter().take(1);
                 stream::iter(first.chain([Err(Status::internal("the database is away"))])).boxed()

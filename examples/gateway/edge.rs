@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, sync::Mutex, time::
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderName, StatusCode},
     routing::get,
 };
 use buttress::{
-    CircuitBreaker, CircuitBreakerHandle, CircuitBreakerLayer, ConfigError, DeadlineLayer, Deadlines, FallbackHandle,
-    FallbackLayer, LastGood, OpenTime, Timeout, TimeoutLayer, Until,
+    BulkheadLayer, CircuitBreaker, CircuitBreakerHandle, CircuitBreakerLayer, ConfigError, DeadlineLayer, Deadlines,
+    FallbackHandle, FallbackLayer, Key, LastGood, LimitHeaders, MissingKey, OpenTime, Quota, RateLimitLayer, Retry,
+    RetryHandle, RetryLayer, Timeout, TimeoutLayer, Until,
     observe::{Event, Kind},
 };
 use serde_json::{Value, json};
@@ -29,13 +30,19 @@ pub(crate) const SLOW_CALL: Duration = Duration::from_millis(100);
 /// How long the breaker stays open.
 pub(crate) const OPEN: Duration = Duration::from_millis(500);
 
+/// What each client may ask for in a second.
+pub(crate) const QUOTA: u32 = 60;
+/// The header that names the client.
+pub(crate) const CLIENT: HeaderName = HeaderName::from_static("x-client");
+
 /// The client's stack, from the outside to the channel. No error is mapped and nothing is boxed.
-type Client = PricesClient<Deadlines<CircuitBreaker<Timeout<Channel>>>>;
+type Client = PricesClient<Deadlines<CircuitBreaker<Retry<Timeout<Channel>>>>>;
 
 /// The gateway, and what can be read of it.
 pub(crate) struct Edge {
     pub(crate) app: Router,
     pub(crate) breaker: CircuitBreakerHandle,
+    pub(crate) retry: RetryHandle,
     pub(crate) fallback: FallbackHandle,
     pub(crate) refusals: Tally,
 }
@@ -54,6 +61,7 @@ impl Edge {
             .open(OpenTime::Fixed(OPEN))
             .observer(refusals.observer())
             .build()?;
+        let retry = RetryLayer::builder().name("offers").observer(refusals.observer()).build()?;
         let attempt = TimeoutLayer::builder()
             .name("attempt")
             .after(ATTEMPT)
@@ -65,16 +73,39 @@ impl Edge {
             .tcp_nodelay(true)
             .connect_lazy();
         let client = PricesClient::new(
-            ServiceBuilder::new().layer(DeadlineLayer::client()).layer(breaker.clone()).layer(attempt).service(channel),
+            ServiceBuilder::new()
+                .layer(DeadlineLayer::client())
+                .layer(breaker.clone())
+                .layer(retry.clone())
+                .layer(attempt)
+                .service(channel),
         );
 
         // Towards the callers.
+        let quota = RateLimitLayer::builder()
+            .name("each client")
+            .quota(Quota::per_second(QUOTA))
+            .per_key(Key::Header(CLIENT))
+            .missing_key(MissingKey::Shared)
+            .headers(LimitHeaders::Draft10)
+            .observer(refusals.observer())
+            .build()?;
         let fallback = Self::fallback()?;
-        let app = Router::new()
-            .route("/offers/{article}", get(best_offer))
-            .with_state(client)
-            .layer((DeadlineLayer::server(Duration::from_secs(2)), fallback.clone()));
-        Ok(Edge { app, breaker: breaker.handle(), fallback: fallback.handle(), refusals })
+        let bulkhead = BulkheadLayer::builder()
+            .name("gateway")
+            .limit(64)
+            .queue(64)
+            .wait(Duration::from_millis(500))
+            .observer(refusals.observer())
+            .build()?;
+        let app = Router::new().route("/offers/{article}", get(best_offer)).with_state(client).layer((
+            DeadlineLayer::server(Duration::from_secs(2)),
+            quota,
+            fallback.clone(),
+            bulkhead,
+        ));
+        let (breaker, retry, fallback) = (breaker.handle(), retry.handle(), fallback.handle());
+        Ok(Edge { app, breaker, retry, fallback, refusals })
     }
 
     fn fallback() -> Result<FallbackLayer<LastGood>, ConfigError> {

@@ -19,6 +19,8 @@ use hyper_util::{
 };
 use tokio::{task::JoinSet, time::Instant};
 
+use crate::edge::CLIENT;
+
 pub(crate) const CALLERS: u64 = 32;
 /// Articles that are asked for in turn.
 const ARTICLES: u64 = 20;
@@ -28,6 +30,8 @@ const ARTICLES: u64 = 20;
 pub(crate) struct Seen {
     pub(crate) ok: u64,
     pub(crate) degraded: u64,
+    /// 429: it asked for more than its quota.
+    pub(crate) limited: u64,
     /// Anything else: an error, whatever its status.
     pub(crate) failed: u64,
     /// In microseconds, of all, sorted.
@@ -36,7 +40,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn requests(&self) -> u64 {
-        self.ok + self.degraded + self.failed
+        self.ok + self.degraded + self.limited + self.failed
     }
 
     /// In milliseconds.
@@ -51,21 +55,29 @@ impl Seen {
 pub(crate) struct Callers {
     client: Client<HttpConnector, Empty<Bytes>>,
     gateway: SocketAddr,
+    /// All of them are one client, of this name; else each is one of its own.
+    name: Option<&'static str>,
 }
 
 impl Callers {
     pub(crate) fn new(gateway: SocketAddr) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Callers { client: Client::builder(TokioExecutor::new()).build(connector), gateway }
+        Callers { client: Client::builder(TokioExecutor::new()).build(connector), gateway, name: None }
+    }
+
+    /// The same callers, all in the name of one client.
+    pub(crate) fn named(&self, name: &'static str) -> Self {
+        Callers { name: Some(name), ..self.clone() }
     }
 
     /// Makes `calls` calls. `progress` is told of each hundred.
     pub(crate) async fn run(&self, calls: u64, pause: Duration, progress: impl Fn(u64)) -> Seen {
         let next = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
-        for _ in 0..CALLERS {
+        for caller in 0..CALLERS {
             let (own, next) = (self.clone(), Arc::clone(&next));
+            let name = own.name.map_or_else(|| format!("caller-{caller}"), str::to_owned);
             callers.spawn(async move {
                 let mut seen = Seen::default();
                 loop {
@@ -73,7 +85,7 @@ impl Callers {
                     if n >= calls {
                         return seen;
                     }
-                    own.call(n, &mut seen).await;
+                    own.call(n, &name, &mut seen).await;
                     tokio::time::sleep(pause).await;
                 }
             });
@@ -90,16 +102,15 @@ impl Callers {
                 _ = reports.tick() => progress(next.load(Relaxed).min(calls)),
             }
         }
-        all.latencies.sort_unstable();
         all
     }
 
-    async fn call(&self, n: u64, seen: &mut Seen) {
+    async fn call(&self, n: u64, name: &str, seen: &mut Seen) {
         let start = Instant::now();
         let article = n % ARTICLES;
         let uri = format!("http://{}/offers/{article}", self.gateway);
         let answer = async {
-            let request = Request::get(uri).body(Empty::new())?;
+            let request = Request::get(uri).header(CLIENT, name).body(Empty::new())?;
             let response = self.client.request(request).await?;
             let kind = (response.status(), response.headers().contains_key("x-degraded"));
             // The whole answer, or it was none.
@@ -109,6 +120,7 @@ impl Callers {
         match answer.await {
             Ok((StatusCode::OK, false)) => seen.ok += 1,
             Ok((StatusCode::OK, true)) => seen.degraded += 1,
+            Ok((StatusCode::TOO_MANY_REQUESTS, _)) => seen.limited += 1,
             _ => seen.failed += 1,
         }
         seen.latencies.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
@@ -116,10 +128,12 @@ impl Callers {
 }
 
 impl Seen {
-    fn add(&mut self, other: Seen) {
+    pub(crate) fn add(&mut self, other: Seen) {
         self.ok += other.ok;
         self.degraded += other.degraded;
+        self.limited += other.limited;
         self.failed += other.failed;
         self.latencies.extend(other.latencies);
+        self.latencies.sort_unstable();
     }
 }

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Both are real servers on loopback ports, with a real protobuf service between them. Thirty-two callers ask the gateway
-//! for the best offer for an article. The backend is healthy, fails in its trailers, is slow, hangs, is gone, and comes
-//! back. Nobody out there shall see an error, and the backend shall be left alone while it is unwell.
+//! for the best offer for an article. The backend is healthy, refuses every tenth call, fails in its trailers, is slow, hangs,
+//! is gone, and comes back. Nobody out there shall see an error, and the backend shall be left alone while it is unwell. Then
+//! one client asks for far more than its share, and the others shall not notice.
 
 mod backend;
 mod edge;
@@ -32,8 +33,8 @@ use tokio::{net::TcpListener, time::sleep};
 
 use crate::{
     backend::{Backend, Mood, Switch},
-    edge::{ATTEMPT, Edge},
-    load::{CALLERS, Callers},
+    edge::{ATTEMPT, Edge, QUOTA},
+    load::{CALLERS, Callers, Seen},
     report::{Bound, Expectation, Phase},
 };
 
@@ -132,8 +133,9 @@ enum Weather {
     Gone,
 }
 
-const PHASES: [(&str, Weather); 6] = [
+const PHASES: [(&str, Weather); 7] = [
     ("healthy", Weather::Is(Mood::Healthy)),
+    ("flaky", Weather::Is(Mood::Flaky)),
     ("failing", Weather::Is(Mood::Failing)),
     ("slow", Weather::Is(Mood::Slow)),
     ("hanging", Weather::Is(Mood::Hanging)),
@@ -159,6 +161,11 @@ async fn run(as_json: bool) -> Result<bool, Box<dyn Error>> {
         world.set(Weather::Is(Mood::Healthy)).await?;
         recover(&world, &callers).await?;
     }
+    let phase = greedy(&world, &callers).await;
+    if !as_json {
+        phase.print();
+    }
+    phases.push(phase);
     let failures: Vec<String> = phases.iter().flat_map(Phase::failures).collect();
     let all_met = failures.is_empty();
     if as_json {
@@ -174,18 +181,53 @@ async fn run(as_json: bool) -> Result<bool, Box<dyn Error>> {
 }
 
 async fn measure(world: &World, callers: &Callers, name: &'static str, weather: Weather) -> Phase {
+    let mut phase = phase(world, name, callers.run(CALLS, PAUSE, progress_of(name))).await;
+    phase.expectations = expectations(&phase, weather);
+    phase
+}
+
+/// What happens while these calls are made.
+async fn phase(world: &World, name: &'static str, calls: impl Future<Output = Seen>) -> Phase {
     world.edge.refusals.take();
-    let hits = world.switch.hits();
-    let seen = callers.run(CALLS, PAUSE, progress_of(name)).await;
-    let mut phase = Phase {
+    let (hits, attempts) = (world.switch.hits(), world.edge.retry.snapshot().attempts);
+    let seen = calls.await;
+    Phase {
         name,
         seen,
         refused: world.edge.refusals.take(),
+        attempts: world.edge.retry.snapshot().attempts - attempts,
         backend_hits: world.switch.hits() - hits,
         breaker: world.breaker().as_str(),
         expectations: Vec::new(),
-    };
-    phase.expectations = expectations(&phase, weather);
+    }
+}
+
+/// A client that asks as fast as it can, beside one that does not.
+async fn greedy(world: &World, callers: &Callers) -> Phase {
+    let (greedy, polite) = (callers.named("greedy"), callers.named("polite"));
+    let start = tokio::time::Instant::now();
+    let mut seen_by_polite = Seen::default();
+    let mut phase = phase(world, "greedy", async {
+        let (asks, share) = (5 * CALLS, u64::from(QUOTA));
+        let (mut all, polite) = tokio::join!(
+            greedy.run(asks, Duration::ZERO, progress_of("greedy")),
+            // All of it at once, which a quota allows.
+            polite.run(share, PAUSE, |_| {}),
+        );
+        seen_by_polite = polite.clone();
+        all.add(polite);
+        all
+    })
+    .await;
+    let served = phase.seen.ok - seen_by_polite.ok;
+    let most = f64::from(QUOTA) * (1.0 + start.elapsed().as_secs_f64());
+    let expect = |what, figure: u64, bound| Expectation { what, figure: figure as f64, bound };
+    phase.expectations = vec![
+        expect("calls that failed", phase.seen.failed, Bound::Is(0.0)),
+        expect("calls of the polite one that were served", seen_by_polite.ok, Bound::Is(f64::from(QUOTA))),
+        expect("calls of the greedy one that were served", served, Bound::AtMost(most.ceil())),
+        expect("calls of the greedy one that were refused", phase.seen.limited, Bound::AtLeast(4.0 * CALLS as f64)),
+    ];
     phase
 }
 
@@ -205,11 +247,20 @@ fn progress_of(name: &'static str) -> impl Fn(u64) {
 fn expectations(phase: &Phase, weather: Weather) -> Vec<Expectation> {
     let expect = |what, figure: u64, bound| Expectation { what, figure: figure as f64, bound };
     let calls = CALLS as f64;
-    let mut all = vec![expect("calls that failed", phase.seen.failed, Bound::Is(0.0))];
+    let amplification = phase.attempts as f64 / calls;
+    let mut all = vec![
+        expect("calls that failed", phase.seen.failed, Bound::Is(0.0)),
+        Expectation { what: "attempts for each call", figure: amplification, bound: Bound::AtMost(1.3) },
+    ];
     match weather {
-        Weather::Is(Mood::Healthy) => all.extend([
+        Weather::Is(mood @ (Mood::Healthy | Mood::Flaky)) => all.extend([
             expect("calls with the backend's own answer", phase.seen.ok, Bound::Is(calls)),
-            expect("calls that reached the backend", phase.backend_hits, Bound::Is(calls)),
+            match mood {
+                Mood::Flaky => {
+                    expect("calls that reached the backend", phase.backend_hits, Bound::AtLeast(1.1 * calls))
+                }
+                _ => expect("calls that reached the backend", phase.backend_hits, Bound::Is(calls)),
+            },
             expect("calls that the breaker refused", phase.refused_by_breaker(), Bound::Is(0.0)),
             expect("breaker is closed", u64::from(phase.breaker == "closed"), Bound::Is(1.0)),
         ]),
@@ -219,8 +270,8 @@ fn expectations(phase: &Phase, weather: Weather) -> Vec<Expectation> {
             expect("breaker is not closed", u64::from(phase.breaker != "closed"), Bound::Is(1.0)),
             // Half of the callers never wait for the backend at all.
             expect("p50 in ms", phase.seen.percentile(0.5) as u64, Bound::AtMost(50.0)),
-            // And nobody waits for much longer than one attempt takes.
-            expect("p99 in ms", phase.seen.percentile(0.99) as u64, Bound::AtMost(2.0 * ATTEMPT.as_millis() as f64)),
+            // And nobody waits for much longer than three attempts take.
+            expect("p99 in ms", phase.seen.percentile(0.99) as u64, Bound::AtMost(5.0 * ATTEMPT.as_millis() as f64)),
         ]),
     }
     if matches!(weather, Weather::Is(Mood::Failing | Mood::Hanging) | Weather::Gone) {
@@ -253,7 +304,7 @@ fn set_mood(
                 switch.set(*mood);
                 (StatusCode::OK, format!("the backend is {name}\n"))
             }
-            None => (StatusCode::NOT_FOUND, "healthy, failing, slow or hanging\n".to_owned()),
+            None => (StatusCode::NOT_FOUND, "healthy, flaky, failing, slow or hanging\n".to_owned()),
         })
     }
 }
@@ -263,7 +314,7 @@ async fn serve() -> Result<bool, Box<dyn Error>> {
     let gateway = world.gateway;
     println!("the gateway is up; stop it with Ctrl-C");
     println!("  curl -i http://{gateway}/offers/apple");
-    println!("  curl -X POST http://{gateway}/backend/failing     (healthy, slow, hanging)");
+    println!("  curl -X POST http://{gateway}/backend/failing     (healthy, flaky, slow, hanging)");
     let mut last = world.breaker();
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     loop {

@@ -13,6 +13,8 @@ pub(crate) struct Phase {
     pub(crate) seen: Seen,
     /// By policy and reason.
     pub(crate) refused: BTreeMap<String, u64>,
+    /// Calls of the backend that were made for them, each attempt one.
+    pub(crate) attempts: u64,
     pub(crate) backend_hits: u64,
     pub(crate) breaker: &'static str,
     pub(crate) expectations: Vec<Expectation>,
@@ -49,8 +51,13 @@ impl Expectation {
             Bound::AtLeast(n) => (">=", n),
         };
         let mark = if self.is_met() { "ok  " } else { "FAIL" };
-        format!("{mark} {}: {:.0} (expected {sign} {bound:.0})", self.what, self.figure)
+        format!("{mark} {}: {} (expected {sign} {})", self.what, short(self.figure), short(bound))
     }
+}
+
+/// Whole numbers as such.
+fn short(n: f64) -> String {
+    if n.fract() == 0.0 { format!("{n:.0}") } else { format!("{n:.2}") }
 }
 
 impl Phase {
@@ -61,20 +68,32 @@ impl Phase {
 
     pub(crate) fn print_header() {
         println!(
-            "{:<10} {:>8} {:>6} {:>8} {:>6} {:>8} {:>8} {:>8}  {:<9} refused by",
-            "phase", "requests", "ok", "degraded", "failed", "backend", "p50 ms", "p99 ms", "breaker"
+            "{:<10} {:>8} {:>6} {:>8} {:>7} {:>6} {:>8} {:>7} {:>7} {:>7}  {:<9} refused by",
+            "phase",
+            "requests",
+            "ok",
+            "degraded",
+            "limited",
+            "failed",
+            "attempts",
+            "backend",
+            "p50 ms",
+            "p99 ms",
+            "breaker"
         );
     }
 
     pub(crate) fn print(&self) {
         let refused: Vec<_> = self.refused.iter().map(|(who, n)| format!("{who} {n}")).collect();
         println!(
-            "{:<10} {:>8} {:>6} {:>8} {:>6} {:>8} {:>8.1} {:>8.1}  {:<9} {}",
+            "{:<10} {:>8} {:>6} {:>8} {:>7} {:>6} {:>8} {:>7} {:>7.1} {:>7.1}  {:<9} {}",
             self.name,
             self.seen.requests(),
             self.seen.ok,
             self.seen.degraded,
+            self.seen.limited,
             self.seen.failed,
+            self.attempts,
             self.backend_hits,
             self.seen.percentile(0.5),
             self.seen.percentile(0.99),
@@ -92,9 +111,11 @@ impl Phase {
             "requests": self.seen.requests(),
             "ok": self.seen.ok,
             "degraded": self.seen.degraded,
+            "limited": self.seen.limited,
             "failed": self.seen.failed,
             "refused": self.refused,
-            "passed_breaker": self.seen.requests() - self.refused_by_breaker(),
+            "passed_breaker": self.seen.requests() - self.seen.limited - self.refused_by_breaker(),
+            "attempts": self.attempts,
             "backend_hits": self.backend_hits,
             "p50_ms": self.seen.percentile(0.5),
             "p99_ms": self.seen.percentile(0.99),
