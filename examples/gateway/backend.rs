@@ -29,7 +29,7 @@ pub(crate) const SLOW: Duration = Duration::from_millis(150);
 #[repr(u8)]
 pub(crate) enum Mood {
     Healthy,
-    /// Every tenth call is UNAVAILABLE, at once.
+    /// The first attempt of every tenth call is UNAVAILABLE, at once.
     Flaky,
     /// The first offer comes, and then INTERNAL, in the trailers: the head says that all is well.
     Failing,
@@ -115,11 +115,12 @@ impl Prices for Handler {
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Offers>, Status> {
         let state = &self.0.0;
         let hit = state.hits.fetch_add(1, Relaxed);
+        let is_first = request.metadata().get("grpc-previous-rpc-attempts").is_none();
         let base = 100 + 7 * request.into_inner().article.len() as u32;
         let offers = [("north", base + 20), ("south", base), ("west", base + 5)]
             .map(|(seller, cents)| Ok(Offer { seller: seller.into(), cents }));
         Ok(Response::new(match Mood::from(state.mood.load(Relaxed)) {
-            Mood::Flaky if hit.is_multiple_of(10) => return Err(Status::unavailable("try again")),
+            Mood::Flaky if is_first && hit.is_multiple_of(10) => return Err(Status::unavailable("try again")),
             Mood::Healthy | Mood::Flaky => stream::iter(offers).boxed(),
             Mood::Failing => {
                 let first = offers.into_iter().take(1);

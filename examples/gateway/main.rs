@@ -257,7 +257,7 @@ fn expectations(phase: &Phase, weather: Weather) -> Vec<Expectation> {
             expect("calls with the backend's own answer", phase.seen.ok, Bound::Is(calls)),
             match mood {
                 Mood::Flaky => {
-                    expect("calls that reached the backend", phase.backend_hits, Bound::AtLeast(1.1 * calls))
+                    expect("calls that reached the backend", phase.backend_hits, Bound::AtLeast(1.05 * calls))
                 }
                 _ => expect("calls that reached the backend", phase.backend_hits, Bound::Is(calls)),
             },
