@@ -35,7 +35,7 @@ impl RetryHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> RetrySnapshot {
-        self.shared.snapshot()
+        self.shared.snapshot(self.shared.tally())
     }
 
     /// Shadow: the first answer is passed on, and the event of its attempt tells what delay there would have been.

@@ -10,7 +10,7 @@ use crate::{
     bounded::Ledger,
     budget::{Budget, Taken},
     builder::Identity,
-    deadline::Deadline,
+    deadline::{self, Deadline},
     observe::{Kind, Reporter},
     outcome::Outcome,
     rejection::{Reason, Rejection},
@@ -24,7 +24,6 @@ use crate::{
 const LATENCY_WINDOW: Duration = Duration::from_secs(30);
 /// With fewer samples nobody knows how long an attempt usually takes.
 const SAMPLES: u64 = 10;
-const STRIPES: usize = 8;
 
 /// The state of a retry layer.
 pub(crate) struct Retrier {
@@ -34,16 +33,10 @@ pub(crate) struct Retrier {
     ledger: Ledger,
     base: Instant,
     latencies: Latencies,
-    /// Each thread counts on a line of its own.
-    calls: [Line; STRIPES],
     further: AtomicU64,
     stopped_by_budget: AtomicU64,
     stopped_by_deadline: AtomicU64,
 }
-
-#[derive(Default)]
-#[repr(align(128))]
-struct Line(AtomicU64);
 
 /// What becomes of a call after an attempt.
 #[derive(Debug)]
@@ -76,7 +69,6 @@ impl Retrier {
             ledger: Ledger::new(reporter, shadow),
             base: time::now(),
             latencies: Latencies::new(LATENCY_WINDOW),
-            calls: Default::default(),
             further: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
             stopped_by_deadline: AtomicU64::new(0),
@@ -101,11 +93,10 @@ impl Retrier {
         self.ledger.shadow(on);
     }
 
-    /// A call begins.
-    #[inline(always)]
-    pub(crate) fn began(&self, stripe: usize) {
-        self.budget.began(stripe);
-        self.calls[stripe % STRIPES].0.fetch_add(1, Relaxed);
+    /// There is an ambient deadline: has it passed, so that the inner service is to be left alone?
+    #[cold]
+    pub(crate) fn would_be_late(&self) -> bool {
+        deadline::current_passed() && !self.in_shadow()
     }
 
     /// A further attempt begins.
@@ -231,9 +222,9 @@ impl Retrier {
         now.saturating_duration_since(self.base).as_nanos() as u64
     }
 
-    pub(crate) fn snapshot(&self) -> RetrySnapshot {
+    /// The calls are those that the stripes have counted: each thread on a line that it writes anyway.
+    pub(crate) fn snapshot(&self, calls: u64) -> RetrySnapshot {
         let figures = self.ledger.figures();
-        let calls = self.calls.iter().map(|line| line.0.load(Relaxed)).sum();
         RetrySnapshot {
             calls,
             attempts: calls + self.further.load(Relaxed),
@@ -251,7 +242,6 @@ impl fmt::Debug for Retrier {
             .field("ledger", &self.ledger)
             .field("settings", &self.settings)
             .field("budget", &self.budget)
-            .field("snapshot", &self.snapshot())
             .finish_non_exhaustive()
     }
 }

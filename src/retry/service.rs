@@ -9,7 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline,
+    deadline::Deadline,
     protocol::Http,
     retry::{ResponseFuture, future::Spare, retrier::Retrier, verdict::Retryable},
     stripe::Striped,
@@ -52,7 +52,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = deadline::current_passed() && !self.shared.in_shadow();
+        self.refuse = Deadline::current().is_some() && self.shared.would_be_late();
         if self.refuse {
             return Poll::Ready(Ok(()));
         }
@@ -79,7 +79,8 @@ where
             deadline => deadline,
         };
         let shared = self.shared.share();
-        shared.began(shared.stripe());
+        shared.count();
+        shared.budget.began(shared.stripe());
         let settings = &shared.settings;
         let safe = self.protocol.is_safe(&context, &request, settings.trust);
         let (spare, request) = if settings.attempts == 1 {

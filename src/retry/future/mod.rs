@@ -37,7 +37,7 @@ pin_project! {
         P: Retryable<Req, S::Response, S::Error>,
     {
         #[pin]
-        state: State<S::Future, P::Held, P::Rest>,
+        state: State<S::Future, Step<P::Held, P::Rest>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -59,9 +59,18 @@ pub(crate) struct Spare<S, O> {
 }
 
 pin_project! {
+    // Two and two: what is polled and dropped by every call has one question to ask.
     #[project = StateProj]
-    enum State<F, H, R> {
+    enum State<F, B> {
         Running { #[pin] inner: F },
+        Between { #[pin] step: B },
+    }
+}
+
+pin_project! {
+    // No attempt runs.
+    #[project = StepProj]
+    enum Step<H, R> {
         // The head has come and does not say how it went.
         Peeking { held: Option<H>, #[pin] patience: Option<Sleep> },
         Waiting { #[pin] timer: Option<Sleep>, wait: Wait, #[pin] rest: Option<R>, reservation: Option<Reservation> },
@@ -105,7 +114,7 @@ where
     #[inline(always)]
     pub(crate) fn refused(protocol: P, context: P::Context, shared: Shared<Retrier>) -> Self {
         ResponseFuture {
-            state: State::Refused,
+            state: State::Between { step: Step::Refused },
             protocol,
             context,
             shared,
@@ -149,7 +158,9 @@ where
         };
         match this.protocol.hold(this.context, result) {
             Judged::Good(held) => Poll::Ready(Ok(self.succeeded(held))),
-            ended => self.go_on(Some(ended), cx),
+            // Arms of their own, for a whole attempt that might be moved on would be asked about again.
+            Judged::Bad(end, held) => self.go_on(Some(Judged::Bad(end, held)), cx),
+            Judged::Unclear(held) => self.go_on(Some(Judged::Unclear(held)), cx),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, State, StateProj, wait,
+    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, State, StateProj, Step, StepProj, wait,
     wait::{Wait, poll_deadline, poll_patience},
 };
 use crate::{
@@ -78,7 +78,10 @@ where
             Judged::Bad(end, held) => self.ended(end, held, cx),
             Judged::Unclear(held) => {
                 // Here the future of the attempt goes.
-                self.as_mut().project().state.set(State::Peeking { held: Some(held), patience: None });
+                self.as_mut()
+                    .project()
+                    .state
+                    .set(State::Between { step: Step::Peeking { held: Some(held), patience: None } });
                 None
             }
         }
@@ -119,7 +122,7 @@ where
         let rest = held.ok().and_then(P::rest);
         if delay.is_zero() && rest.is_none() && this.deadline.is_none() {
             // The attempt that failed is dropped before the next one is begun.
-            this.state.set(State::Refused);
+            this.state.set(State::Between { step: Step::Refused });
             match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {
                     self.call_again();
@@ -133,7 +136,8 @@ where
             }
         }
         let reservation = Some(this.shared.budget.hold(taken));
-        this.state.set(State::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
+        this.state
+            .set(State::Between { step: Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation } });
         None
     }
 
@@ -141,9 +145,9 @@ where
     #[inline(always)]
     fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
         let mut this = self.as_mut().project();
-        match this.state.as_mut().project() {
-            StateProj::Running { .. } => Poll::Ready(None),
-            StateProj::Peeking { held, patience } => {
+        let StateProj::Between { step } = this.state.as_mut().project() else { return Poll::Ready(None) };
+        match step.project() {
+            StepProj::Peeking { held, patience } => {
                 let context = &*this.context;
                 let looked = match this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx) {
                     Poll::Ready(end) => end,
@@ -160,18 +164,18 @@ where
                     Some(end) => self.ended(end, Ok(held), cx),
                 })
             }
-            StateProj::Waiting { timer, wait, rest, reservation } => {
+            StepProj::Waiting { timer, wait, rest, reservation } => {
                 ready!(wait.poll::<S, P, Req>(timer, rest, cx));
                 let reservation = reservation.take();
-                this.state.set(State::Readying { timer: None, reservation });
+                this.state.set(State::Between { step: Step::Readying { timer: None, reservation } });
                 Poll::Ready(None)
             }
-            StateProj::Readying { timer, .. } => {
+            StepProj::Readying { timer, .. } => {
                 let service = &mut this.spare.as_mut().expect(POLLED).service;
                 match service.poll_ready(cx) {
                     Poll::Ready(Err(error)) => {
                         // What was taken from the budget goes back now, not when somebody drops this.
-                        this.state.set(State::Refused);
+                        this.state.set(State::Between { step: Step::Refused });
                         return Poll::Ready(Some(Err(P::error(error))));
                     }
                     Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
@@ -186,7 +190,7 @@ where
                 *this.spare = None;
                 Poll::Ready(Some(self.reject()))
             }
-            StateProj::Refused => Poll::Ready(Some(self.reject())),
+            StepProj::Refused => Poll::Ready(Some(self.reject())),
         }
     }
 
@@ -206,7 +210,8 @@ where
             header: std::marker::PhantomData,
         };
         this.protocol.mark(&mut request, &mark);
-        if let StateProj::Readying { reservation, .. } = this.state.as_mut().project()
+        if let StateProj::Between { step } = this.state.as_mut().project()
+            && let StepProj::Readying { reservation, .. } = step.project()
             && let Some(reservation) = reservation.take()
         {
             reservation.spend();
@@ -221,7 +226,7 @@ where
 
     fn reject(self: Pin<&mut Self>) -> Output<S, P, Req> {
         let mut this = self.project();
-        this.state.set(State::Refused);
+        this.state.set(State::Between { step: Step::Refused });
         let attempts = Attempts { made: *this.number, stopped: Stopped::Deadline };
         let mut rejected = this.protocol.reject(this.context, this.shared.rejection())?;
         P::note_rejection(&mut rejected, attempts);
