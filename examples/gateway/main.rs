@@ -205,6 +205,7 @@ async fn phase(world: &World, name: &'static str, calls: impl Future<Output = Se
 /// A client that asks as fast as it can, beside one that does not.
 async fn greedy(world: &World, callers: &Callers) -> Phase {
     let (greedy, polite) = (callers.named("greedy"), callers.named("polite"));
+    #[allow(clippy::disallowed_methods, reason = "a quota is so much in so long")]
     let start = tokio::time::Instant::now();
     let mut seen_by_polite = Seen::default();
     let mut phase = phase(world, "greedy", async {
