@@ -1,11 +1,15 @@
 //! What every builder takes, whatever the policy: a name, observers, shadow.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     config::Checks,
     observe::{Observer, Reporter},
     origin::Origin,
+    registry::{Registry, Seat},
     rejection::Reason,
 };
 
@@ -16,19 +20,31 @@ pub(crate) struct Identity {
     pub(crate) expose_name: bool,
     pub(crate) shadow: bool,
     pub(crate) observers: Vec<Box<dyn Observer>>,
+    pub(crate) registry: Option<Registry>,
+    /// The name is taken in the registry from the check on.
+    seat: OnceLock<Arc<Seat>>,
 }
 
 impl Identity {
-    pub(crate) fn check(&self, checks: &mut Checks) {
+    /// Of a layer of this kind.
+    pub(crate) fn check(&self, policy: &'static str, checks: &mut Checks) {
         if let Some(name) = &self.name {
             checks.name(name);
+        }
+        if let Some(registry) = &self.registry {
+            let name = self.name.clone().unwrap_or_else(|| policy.into());
+            match registry.take_name(policy, &name) {
+                Some(seat) => drop(self.seat.set(seat)),
+                None => checks.require(false, "name", &*name, "a name that no other policy in its registry has"),
+            }
         }
     }
 
     /// `reasons` are those the policy can give.
-    pub(crate) fn reporter(self, policy: &'static str, reasons: &[Reason]) -> Reporter {
+    pub(crate) fn reporter(self, policy: &'static str, reasons: &'static [Reason]) -> Reporter {
         let name = self.name.unwrap_or_else(|| policy.into());
-        Reporter::new(Origin::new(policy, name, self.expose_name, reasons), self.observers)
+        let origin = Origin::new(policy, name, self.expose_name, reasons);
+        Reporter::new(origin, reasons, self.observers, self.seat.into_inner())
     }
 }
 
@@ -39,6 +55,7 @@ impl fmt::Debug for Identity {
             .field("expose_name", &self.expose_name)
             .field("shadow", &self.shadow)
             .field("observers", &self.observers.len())
+            .field("registry", &self.registry.is_some())
             .finish()
     }
 }
@@ -62,6 +79,12 @@ macro_rules! shared_setters {
         /// Tell this observer of every event. Call it again to add another.
         pub fn observer(mut self, observer: impl crate::observe::Observer) -> Self {
             self.identity.observers.push(Box::new(observer));
+            self
+        }
+
+        /// Puts the layer into this registry, under its name. A name that is taken there is an error on `name`.
+        pub fn registry(mut self, registry: &crate::Registry) -> Self {
+            self.identity.registry = Some(registry.clone());
             self
         }
 

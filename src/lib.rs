@@ -32,8 +32,9 @@
 //! | [`RetryLayer`] | [`retry`] | makes failed calls again, within a [`Budget`] and the deadline |
 //! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
+//! | [`DrainLayer`] | [`drain`] | lets what runs end, and refuses what comes, before a program stops |
 //!
-//! How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in [`observe`].
+//! A [`Registry`] knows them by name. How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in [`observe`].
 //!
 //! # Order
 //!
@@ -69,6 +70,9 @@
 //! | `hyper` | a retry knows which errors of hyper's client mean "never sent" | hyper-util |
 //! | `axum` | [`Rejection`] as an axum response; peer and route as [`Key`]s | axum without its defaults |
 //! | `tonic` | [`Rejection`] as a `tonic::Status`; the peer as a [`Key`] | tonic with its server, without its defaults |
+//! | `metrics` | counters and gauges, see [`observe`] | metrics |
+//! | `tracing` | events, see [`observe`] | tracing |
+//! | `serde` | `Serialize` for [`RegistrySnapshot`] | serde, without its derive |
 //! | `testing` | probes and laws for tests of layers | nothing |
 //!
 //! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
@@ -84,6 +88,7 @@ pub mod bulkhead;
 pub mod circuit_breaker;
 mod config;
 pub mod deadline;
+pub mod drain;
 pub mod fallback;
 #[doc(hidden)]
 pub mod keyed;
@@ -98,6 +103,7 @@ mod priority;
 pub mod protocol;
 mod queue;
 pub mod rate_limit;
+pub mod registry;
 mod rejection;
 pub mod retry;
 mod rng;
@@ -119,6 +125,7 @@ pub use self::{
     },
     config::{ConfigError, FieldError},
     deadline::{Deadline, Scoped},
+    drain::{Drain, DrainHandle, DrainLayer, DrainSnapshot, Drained},
     fallback::{Fallback, FallbackBuilder, FallbackHandle, FallbackLayer, FallbackSnapshot},
     outcome::{Classify, End, ErrFails, Outcome},
     priority::Priority,
@@ -126,6 +133,7 @@ pub use self::{
     rate_limit::{
         Grant, Quota, RateLimit, RateLimitBuilder, RateLimitHandle, RateLimitLayer, RateLimitSnapshot, Store,
     },
+    registry::{PolicySnapshot, Registry, RegistrySnapshot},
     rejection::{Error, Reason, Rejection},
     retry::{Attempts, Backoff, Jitter, Retry, RetryBuilder, RetryHandle, RetryLayer, RetrySnapshot, Stopped},
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},

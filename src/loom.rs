@@ -1,4 +1,4 @@
-//! The machine of the circuit breaker and the waiting room, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
+//! The machine of the circuit breaker the waiting room and the drain, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
 #![allow(missing_docs, missing_debug_implementations, clippy::missing_errors_doc, reason = "not for users")]
 
 use crate::{
@@ -7,6 +7,9 @@ use crate::{
         CircuitBreakerConfig, State,
         machine::{Machine, Ticket},
     },
+    drain,
+    observe::Reporter,
+    origin::Origin,
     outcome::Outcome,
     priority::Priority,
     queue::{self, Entrant, Entry, Left, Patience},
@@ -243,4 +246,32 @@ impl Limit {
 
 fn meter(quota: Quota) -> Meter {
     Meter::new(quota).expect("a valid quota")
+}
+
+/// The door of a drain, and who is inside. Two threads come in by two stripes.
+pub struct Gate(drain::Gate);
+
+impl Gate {
+    #[allow(clippy::new_without_default, reason = "as the others here")]
+    pub fn new() -> Self {
+        let origin = Origin::new("drain", "drain".into(), false, &[]);
+        Gate(drain::Gate::new(Reporter::new(origin, &[], Vec::new(), None)))
+    }
+
+    pub fn enter(&self, stripe: usize) -> bool {
+        self.0.enter(stripe)
+    }
+
+    pub fn leave(&self, stripe: usize) {
+        self.0.leave(stripe);
+    }
+
+    pub fn shut(&self) {
+        self.0.shut();
+    }
+
+    /// Is nobody inside? If somebody is, this waker will be called.
+    pub fn is_empty(&self, waker: &std::task::Waker) -> bool {
+        self.0.poll_empty(1, &mut std::task::Context::from_waker(waker)).is_ready()
+    }
 }

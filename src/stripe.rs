@@ -26,7 +26,7 @@ pub(crate) struct Striped<T> {
 }
 
 /// More cores than this share.
-const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 
 /// The counters of an `Arc` stand right before its data: this alignment keeps those of two stripes two lines apart.
 #[repr(align(128))]

@@ -362,6 +362,47 @@ fn waiting_and_being_called_are_free_once_the_queue_has_been_as_long() {
     });
 }
 
+#[test]
+fn being_drained_is_free_until_it_drains() {
+    let registry = buttress::Registry::new();
+    let layer = registry.drain_layer();
+    let mut service = layer.clone().plain().layer(plain());
+    assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+    let mut pending = layer.clone().plain().layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+    assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+    let mut service = layer.layer(http());
+    assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+
+    drop(registry.drain());
+    let mut plain = layer.clone().plain().layer(plain());
+    assert_eq!(allocations(|| assert!(call(&mut plain, 1).unwrap().is_err())), 0);
+    // With its delay as any other refusal; `connection` finds room in the map of headers.
+    assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
+    let bare = allocations(|| drop(grpc(None)));
+    assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);
+}
+
+/// With a recorder the first call of a layer takes the handles, and a first refusal its own.
+#[cfg(feature = "metrics")]
+#[test]
+fn metrics_are_free_once_the_handles_are_there() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        in_runtime(|| {
+            let breaker = CircuitBreakerLayer::builder().build().unwrap();
+            let bulkhead = BulkheadLayer::builder().limit(1).build().unwrap();
+            let mut service = breaker.clone().plain().layer(bulkhead.clone().plain().layer(plain()));
+            assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+            let mut service = breaker.layer(bulkhead.layer(http()));
+            assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+            breaker.handle().force_open().unwrap();
+            let mut service = breaker.plain().layer(plain());
+            assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
+            assert!(recorder.handle().render().contains("buttress_rejected_total"));
+        });
+    });
+}
+
 // === refused ===
 
 /// Deadlines that have passed, on a refused path without a delay.

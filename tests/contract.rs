@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use buttress::{
-    AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error,
-    FallbackContext, FallbackLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota, RateLimitLayer,
-    RetryLayer, TimeoutLayer,
+    AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, DrainLayer,
+    Error, FallbackContext, FallbackLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota,
+    RateLimitLayer, Registry, RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
@@ -120,6 +120,13 @@ fn fill(layer: &BulkheadLayer) {
     std::mem::forget(layer.clone().plain().layer(hangs).call(()));
 }
 
+/// A program that is about to stop.
+fn draining() -> DrainLayer {
+    let registry = Registry::new();
+    drop(registry.drain());
+    registry.drain_layer()
+}
+
 fn timeout() -> TimeoutLayer {
     TimeoutLayer::builder().after(Duration::from_secs(10)).build().unwrap()
 }
@@ -169,6 +176,9 @@ contract!(rate_boxed: rate().boxed() => (), refuses: used_up().boxed());
 contract!(adaptive_http: adaptive() => Http, refuses: slowed());
 contract!(adaptive_plain: adaptive().plain() => (), refuses: slowed().plain());
 contract!(adaptive_boxed: adaptive().boxed() => (), refuses: slowed().boxed());
+contract!(drain_http: Registry::new().drain_layer() => Http, refuses: draining());
+contract!(drain_plain: Registry::new().drain_layer().plain() => (), refuses: draining().plain());
+contract!(drain_boxed: Registry::new().drain_layer().boxed() => (), refuses: draining().boxed());
 contract!(outcomes_http: OutcomesLayer::new() => Http);
 contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
 
@@ -217,6 +227,9 @@ async fn a_late_refusal_gives_readiness_back() {
         };
         laws::late_refusal(|p| bulkhead.layer(p), Http::default, fills).await;
     }
+    let registry = Registry::new();
+    let drains = || async { drop(registry.drain()) };
+    laws::late_refusal(|p| registry.drain_layer().layer(p), Http::default, drains).await;
     let deadline = Deadline::after(Duration::from_millis(10));
     let plain = laws::late_refusal(|p| bulkhead().plain().layer(p), || (), passes);
     deadline.scope(plain).await;

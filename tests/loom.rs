@@ -12,7 +12,7 @@ use std::{
 
 use buttress::{
     CircuitBreakerConfig, OpenTime, Outcome, Quota, State, Window,
-    loom::{Admitted, Breaker, Budget, Limit, Ring, Room},
+    loom::{Admitted, Breaker, Budget, Gate, Limit, Ring, Room},
 };
 use loom::{model::Builder, sync::Arc, thread};
 
@@ -513,5 +513,49 @@ fn a_place_given_up_is_the_next_ones() {
         // One third of a second, and another.
         assert!(!limit.is_its_turn(second, 333_333_333) && limit.is_its_turn(second, 333_333_334));
         assert!(!limit.is_its_turn(newcomer, 666_666_666) && limit.is_its_turn(newcomer, 666_666_667));
+    });
+}
+
+// === draining ===
+
+/// A call that comes as the door is shut is refused, or is waited for.
+#[test]
+fn who_came_in_before_the_door_was_shut_is_waited_for() {
+    check(|| {
+        let gate = Arc::new(Gate::new());
+        let other = Arc::clone(&gate);
+        let (is_in, was_empty) = both(
+            move || other.enter(0),
+            || {
+                gate.shut();
+                gate.is_empty(Waker::noop())
+            },
+        );
+        assert!(!(is_in && was_empty), "it was said to be empty, and somebody came in");
+        if is_in {
+            assert!(!gate.is_empty(Waker::noop()));
+            gate.leave(0);
+        }
+        assert!(gate.is_empty(Waker::noop()));
+    });
+}
+
+/// The last one to leave wakes who waits, whichever that is.
+#[test]
+fn the_last_to_leave_wakes_who_waits() {
+    check(|| {
+        let gate = Arc::new(Gate::new());
+        assert!(gate.enter(0) && gate.enter(1));
+        gate.shut();
+        let wakes = std::sync::Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(std::sync::Arc::clone(&wakes));
+        let (a, b) = (Arc::clone(&gate), Arc::clone(&gate));
+        let first = thread::spawn(move || a.leave(0));
+        let second = thread::spawn(move || b.leave(1));
+        let was_empty = gate.is_empty(&waker);
+        first.join().unwrap();
+        second.join().unwrap();
+        assert!(was_empty || wakes.0.load(SeqCst) > 0, "nobody was woken");
+        assert!(gate.is_empty(Waker::noop()));
     });
 }

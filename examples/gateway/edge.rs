@@ -10,8 +10,8 @@ use axum::{
 };
 use buttress::{
     BulkheadLayer, CircuitBreaker, CircuitBreakerHandle, CircuitBreakerLayer, ConfigError, DeadlineLayer, Deadlines,
-    FallbackHandle, FallbackLayer, Key, LastGood, LimitHeaders, MissingKey, OpenTime, Quota, RateLimitLayer, Retry,
-    RetryHandle, RetryLayer, Timeout, TimeoutLayer, Until,
+    FallbackHandle, FallbackLayer, Key, LastGood, LimitHeaders, MissingKey, OpenTime, Quota, RateLimitLayer, Registry,
+    Retry, RetryHandle, RetryLayer, Timeout, TimeoutLayer, Until,
     observe::{Event, Kind},
 };
 use serde_json::{Value, json};
@@ -45,11 +45,13 @@ pub(crate) struct Edge {
     pub(crate) retry: RetryHandle,
     pub(crate) fallback: FallbackHandle,
     pub(crate) refusals: Tally,
+    pub(crate) registry: Registry,
 }
 
 impl Edge {
     pub(crate) fn new(backend: SocketAddr) -> Result<Edge, Box<dyn std::error::Error>> {
         let refusals = Tally::default();
+        let registry = Registry::new();
 
         // Towards the backend.
         let breaker = CircuitBreakerLayer::builder()
@@ -60,6 +62,7 @@ impl Edge {
             .slow_calls(SLOW_CALL, 0.5)
             .open(OpenTime::Fixed(OPEN))
             .observer(refusals.observer())
+            .registry(&registry)
             .build()?;
         let retry = RetryLayer::builder().name("offers").observer(refusals.observer()).build()?;
         let attempt = TimeoutLayer::builder()
@@ -67,6 +70,7 @@ impl Edge {
             .after(ATTEMPT)
             .until(Until::End)
             .observer(refusals.observer())
+            .registry(&registry)
             .build()?;
         let channel = Endpoint::from_shared(format!("http://{backend}"))?
             .connect_timeout(ATTEMPT)
@@ -89,29 +93,33 @@ impl Edge {
             .missing_key(MissingKey::Shared)
             .headers(LimitHeaders::Draft10)
             .observer(refusals.observer())
+            .registry(&registry)
             .build()?;
-        let fallback = Self::fallback()?;
+        let fallback = Self::fallback(&registry)?;
         let bulkhead = BulkheadLayer::builder()
             .name("gateway")
             .limit(64)
             .queue(64)
             .wait(Duration::from_millis(500))
             .observer(refusals.observer())
+            .registry(&registry)
             .build()?;
         let app = Router::new().route("/offers/{article}", get(best_offer)).with_state(client).layer((
+            registry.drain_layer(),
             DeadlineLayer::server(Duration::from_secs(2)),
             quota,
             fallback.clone(),
             bulkhead,
         ));
         let (breaker, retry, fallback) = (breaker.handle(), retry.handle(), fallback.handle());
-        Ok(Edge { app, breaker, retry, fallback, refusals })
+        Ok(Edge { app, breaker, retry, fallback, refusals, registry })
     }
 
-    fn fallback() -> Result<FallbackLayer<LastGood>, ConfigError> {
+    fn fallback(registry: &Registry) -> Result<FallbackLayer<LastGood>, ConfigError> {
         FallbackLayer::builder()
             .name("last good offers")
             .header(true)
+            .registry(registry)
             .build_last_good(LastGood::new(16 << 20, Duration::from_secs(600)))
     }
 }

@@ -17,6 +17,7 @@ mod load;
 #[allow(unreachable_pub, missing_docs, clippy::all, reason = "generated")]
 mod prices;
 mod report;
+mod watch;
 
 use std::{
     env,
@@ -40,6 +41,8 @@ use crate::{
 
 /// Calls in each phase; of those in which the backend is unwell at least a thousand.
 const CALLS: u64 = 1_600;
+/// How long a gateway that is told to stop waits for the calls that run.
+const DRAIN: Duration = Duration::from_secs(5);
 /// How long a caller rests between two calls. It makes a phase last for several open times.
 const PAUSE: Duration = Duration::from_millis(40);
 
@@ -87,8 +90,9 @@ impl World {
         let edge = Edge::new(backend_addr)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let gateway = listener.local_addr()?;
+        let seen = watch::routes(&edge.registry)?;
         Ok(World { switch, backend: Some(backend), backend_addr, edge, gateway }).inspect(|world| {
-            let app = world.edge.app.clone().route("/backend/{mood}", post(set_mood(world.switch.clone())));
+            let app = world.edge.app.clone().route("/backend/{mood}", post(set_mood(world.switch.clone()))).merge(seen);
             tokio::spawn(axum::serve(listener, app).into_future());
         })
     }
@@ -316,12 +320,16 @@ async fn serve() -> Result<bool, Box<dyn Error>> {
     println!("the gateway is up; stop it with Ctrl-C");
     println!("  curl -i http://{gateway}/offers/apple");
     println!("  curl -X POST http://{gateway}/backend/failing     (healthy, flaky, slow, hanging)");
+    println!("  curl http://{gateway}/metrics                     (with --features metrics)");
+    println!("  curl http://{gateway}/policies                    (with --features serde)");
     let mut last = world.breaker();
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     loop {
         tokio::select! {
             stopped = tokio::signal::ctrl_c() => {
                 stopped?;
+                // What runs ends, what comes is sent elsewhere.
+                let _ = tokio::time::timeout(DRAIN, world.edge.registry.drain()).await;
                 let answered = world.edge.fallback.snapshot().answered;
                 println!("{} calls reached the backend, {answered} got the last good answer", world.switch.hits());
                 return Ok(true);

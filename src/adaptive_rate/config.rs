@@ -33,7 +33,7 @@ impl AdaptiveRateBuilder {
     /// Lists every bad field, with its value and its range.
     pub fn build(self) -> Result<AdaptiveRateLayer, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("adaptive_rate", &mut checks);
         if let Some(wait) = self.wait {
             checks.duration("wait", wait);
         }

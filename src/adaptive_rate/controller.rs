@@ -131,6 +131,10 @@ impl Controller {
         self.reporter.rejection(Reason::Throttled).with_retry_after(retry_after.duration())
     }
 
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
     // === after the call ===
 
     /// The server asks its callers to come back after so long.

@@ -2,7 +2,11 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use crate::{adaptive_rate::controller::Controller, stripe::Striped};
+use crate::{
+    adaptive_rate::controller::Controller,
+    observe::{Figure, Reporter, Watched},
+    stripe::Striped,
+};
 
 /// Reads and steers an [`AdaptiveRateLayer`](crate::AdaptiveRateLayer) and everything it wraps.
 #[derive(Debug, Clone)]
@@ -31,16 +35,35 @@ impl AdaptiveRateHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> AdaptiveRateSnapshot {
-        AdaptiveRateSnapshot {
-            rate: self.shared.pacer.rate(),
-            throttled: self.shared.throttled.load(Relaxed),
-            rejected: self.shared.rejected.load(Relaxed),
-            would_have_rejected: self.shared.would_have_rejected.load(Relaxed),
-        }
+        snapshot(&self.shared)
     }
 
     /// Shadow: find the rate and report, but let every call go on, at once.
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
+    }
+}
+
+fn snapshot(controller: &Controller) -> AdaptiveRateSnapshot {
+    AdaptiveRateSnapshot {
+        rate: controller.pacer.rate(),
+        throttled: controller.throttled.load(Relaxed),
+        rejected: controller.rejected.load(Relaxed),
+        would_have_rejected: controller.would_have_rejected.load(Relaxed),
+    }
+}
+
+impl Watched for Striped<Controller> {
+    fn reporter(&self) -> &Reporter {
+        Controller::reporter(self)
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let seen = snapshot(self);
+        visit("rate", seen.rate.into());
+        visit("throttled", Figure::Count(seen.throttled));
+        visit("rejected", Figure::Count(seen.rejected));
+        visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
+        visit("shadow", Figure::Flag(self.in_shadow()));
     }
 }

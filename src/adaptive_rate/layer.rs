@@ -30,7 +30,7 @@ impl AdaptiveRateLayer {
     pub(crate) fn new(identity: Identity, wait: Option<Duration>) -> Self {
         let shadow = identity.shadow;
         let controller = Controller::new(identity.reporter("adaptive_rate", &[Reason::Throttled]), shadow, wait);
-        AdaptiveRateLayer { shared: Arc::new(Striped::new(controller)), protocol: Http::default() }
+        AdaptiveRateLayer { shared: crate::observe::watched(Striped::new(controller)), protocol: Http::default() }
     }
 }
 

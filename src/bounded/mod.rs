@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     deadline::Deadline,
-    observe::{Kind, Reporter},
+    observe::{Figure, Kind, Reporter},
     rejection::{Reason, Rejection},
     time::{Instant, Span},
 };
@@ -165,6 +165,15 @@ impl Ledger {
     #[cold]
     pub(crate) fn rejection(&self, reason: Reason, had: Duration) -> Rejection {
         self.reporter.rejection(reason).with_time_it_had(had)
+    }
+
+    /// What timeouts and deadlines both have.
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let figures = self.figures();
+        visit("deadline_exceeded", Figure::Count(figures.deadline_exceeded));
+        visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
+        visit("malformed_headers", Figure::Count(figures.malformed_headers));
+        visit("shadow", Figure::Flag(self.in_shadow()));
     }
 
     pub(crate) fn figures(&self) -> Figures {

@@ -151,6 +151,15 @@ impl Budget {
         }
     }
 
+    /// How many further attempts it would give right now, or how many tokens it has; `None` where it has no end.
+    pub(crate) fn left(&self) -> Option<f64> {
+        match &*self.0 {
+            Kind::Share { base, share } => Some(share.balance(since(*base, time::now())) as f64),
+            Kind::Tokens(tokens) => Some(tokens.left() as f64 / 1_000.0),
+            Kind::Unlimited => None,
+        }
+    }
+
     /// It was not used.
     pub(crate) fn give_back(&self, taken: Taken) {
         if let (Kind::Share { share, .. }, Taken(Some(withdrawal))) = (&*self.0, taken) {

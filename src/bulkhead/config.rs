@@ -82,7 +82,7 @@ impl BulkheadBuilder {
     /// Lists every bad field: a bad name, a number out of range, a `limit` that is missing.
     pub fn build(self) -> Result<BulkheadLayer, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("bulkhead", &mut checks);
         self.config.check(&mut checks);
         checks.finish()?;
         Ok(BulkheadLayer::new(self.identity, self.config, self.priority_fn))

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     bulkhead::{BulkheadConfig, config, wall::Wall},
     config::{Checks, ConfigError},
+    observe::{Figure, Reporter, Watched},
     stripe::Striped,
 };
 
@@ -48,20 +49,7 @@ impl BulkheadHandle {
 
     /// The bulkhead as it is now. While other threads make calls the figures may be of slightly different moments.
     pub fn snapshot(&self) -> BulkheadSnapshot {
-        let wall = &self.shared;
-        let view = wall.room.view();
-        let (waiting, oldest) = wall.room.waiting();
-        BulkheadSnapshot {
-            in_flight: view.in_flight(),
-            waiting,
-            limit: view.limit(),
-            oldest_wait: oldest.map(|since| Duration::from_nanos(wall.now().saturating_sub(since))),
-            rejected: wall.rejected.load(Relaxed),
-            would_have_rejected: wall.would_have_rejected.load(Relaxed),
-            permits_expired: wall.permits_expired.load(Relaxed),
-            shadow: wall.in_shadow(),
-            config: wall.config(),
-        }
+        snapshot(&self.shared)
     }
 
     /// Sets the limit. With more room, who waits goes in at once; with less, what runs runs on, and nobody goes in
@@ -92,5 +80,46 @@ impl BulkheadHandle {
     /// Shadow: report what would be refused, and let it go on. Who waits when it is turned on goes in.
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
+    }
+}
+
+fn snapshot(wall: &Wall) -> BulkheadSnapshot {
+    let view = wall.room.view();
+    let (waiting, oldest) = wall.room.waiting();
+    BulkheadSnapshot {
+        in_flight: view.in_flight(),
+        waiting,
+        limit: view.limit(),
+        oldest_wait: oldest.map(|since| Duration::from_nanos(wall.now().saturating_sub(since))),
+        rejected: wall.rejected.load(Relaxed),
+        would_have_rejected: wall.would_have_rejected.load(Relaxed),
+        permits_expired: wall.permits_expired.load(Relaxed),
+        shadow: wall.in_shadow(),
+        config: wall.config(),
+    }
+}
+
+impl Watched for Striped<Wall> {
+    fn reporter(&self) -> &Reporter {
+        Wall::reporter(self)
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let seen = snapshot(self);
+        visit("in_flight", Figure::count(seen.in_flight));
+        visit("waiting", Figure::count(seen.waiting));
+        visit("limit", Figure::count(seen.limit));
+        visit("queue", Figure::count(seen.config.queue));
+        visit("oldest_wait", seen.oldest_wait.into());
+        visit("rejected", Figure::Count(seen.rejected));
+        visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
+        visit("permits_expired", Figure::Count(seen.permits_expired));
+        visit("shadow", Figure::Flag(seen.shadow));
+    }
+
+    /// Has it room, or a place to wait in?
+    fn admits(&self) -> bool {
+        let seen = snapshot(self);
+        seen.shadow || seen.in_flight < seen.limit || seen.waiting < seen.config.queue
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bulkhead::wall::{Waits, Wall},
+    bulkhead::{door::Waits, wall::Wall},
     protocol::{Watch, sealed::Sealed},
     queue::{Lease, Left},
     rejection::{Reason, Rejection},
@@ -48,6 +48,7 @@ impl Held {
     /// Of a call that is in.
     #[inline(always)]
     pub(crate) fn permit(wall: Shared<Wall>) -> Self {
+        wall.reporter().admitted();
         Held { wall, has: Has::Permit }
     }
 
@@ -73,7 +74,7 @@ impl Held {
     ) -> Poll<Result<(), Reason>> {
         while let Has::Place(waits) = self.has {
             if let Some(left) = self.wall.room.poll(waits.place, cx.waker()) {
-                return Poll::Ready(self.settle(left, waits.why));
+                return Poll::Ready(self.settle(left, waits));
             }
             if timer.is_none() {
                 timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.expires))));
@@ -84,21 +85,23 @@ impl Held {
             timer.set(None);
             let now = self.wall.now();
             if now >= waits.expires {
-                return Poll::Ready(self.settle(self.wall.room.give_up(waits.place), waits.why));
+                return Poll::Ready(self.settle(self.wall.room.give_up(waits.place), waits));
             }
             self.wall.put_out_stalled(now);
         }
         Poll::Ready(Ok(()))
     }
 
-    fn settle(&mut self, left: Left, why: Reason) -> Result<(), Reason> {
+    fn settle(&mut self, left: Left, waits: Waits) -> Result<(), Reason> {
         self.has = Has::Nothing;
+        self.wall.has_waited(waits);
         match left {
             Left::In => {}
-            Left::Waiting => self.wall.refuse_waiter(why)?,
+            Left::Waiting => self.wall.refuse_waiter(waits.why)?,
             Left::Refused(reason) => self.wall.refuse_waiter(reason)?,
         }
         self.has = Has::Permit;
+        self.wall.reporter().admitted();
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::{
         wall::{PriorityFn, Wall},
     },
     config::ConfigError,
+    observe::watched,
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -48,7 +49,7 @@ impl BulkheadLayer {
     pub(crate) fn new(identity: Identity, config: BulkheadConfig, priority_fn: Option<PriorityFn>) -> Self {
         let shadow = identity.shadow;
         let wall = Wall::new(identity.reporter("bulkhead", &REASONS), shadow, config, priority_fn);
-        BulkheadLayer { shared: Arc::new(Striped::new(wall)), protocol: Http::default() }
+        BulkheadLayer { shared: watched(Striped::new(wall)), protocol: Http::default() }
     }
 }
 

@@ -61,6 +61,7 @@
 //! dropping a response body.
 
 mod config;
+mod door;
 mod future;
 mod handle;
 mod held;

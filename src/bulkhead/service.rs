@@ -11,8 +11,9 @@ use tower_service::Service;
 use crate::{
     bulkhead::{
         ResponseFuture,
+        door::{Admission, Door},
         held::Held,
-        wall::{Admission, Door, Wall},
+        wall::Wall,
     },
     deadline::{self, Deadline},
     priority::Priority,

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     bulkhead::{
         BulkheadConfig,
+        door::{Admission, Door, Waits},
         settings::{self, Settings, nanos},
     },
     deadline::{self, Deadline},
@@ -38,35 +39,6 @@ pub(crate) struct Wall {
     pub(crate) permits_expired: AtomicU64,
 }
 
-/// What `poll_ready` finds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// Nobody has asked yet.
-    Unasked,
-    /// The inner service was asked.
-    Open,
-    /// The next call may have to wait; until its turn the inner service is left alone.
-    Shut,
-    /// The next call is refused.
-    Refuses(Reason),
-}
-
-/// What `call` is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    In,
-    Waits(Waits),
-    Refused(Reason),
-}
-
-/// A place in the line, and until when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Waits {
-    pub(crate) place: u32,
-    pub(crate) expires: u64,
-    pub(crate) why: Reason,
-}
-
 impl Wall {
     pub(crate) fn new(
         reporter: Reporter,
@@ -89,6 +61,10 @@ impl Wall {
 
     pub(crate) fn name(&self) -> &str {
         self.reporter.name()
+    }
+
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     #[cfg(feature = "http")]
@@ -188,7 +164,7 @@ impl Wall {
         };
         match self.room.enter(now, Entrant { priority, expires, why }, most) {
             Entry::In => Admission::In,
-            Entry::Waits(place) => Admission::Waits(Waits { place, expires, why }),
+            Entry::Waits(place) => Admission::Waits(Waits::new(place, now, expires, why)),
             Entry::Refused(reason) => Admission::Refused(reason),
         }
     }
@@ -225,6 +201,12 @@ impl Wall {
         self.would_refuse(reason);
         self.room.push_in();
         Ok(())
+    }
+
+    /// Somebody has waited, whatever has become of it.
+    #[cold]
+    pub(crate) fn has_waited(&self, waits: Waits) {
+        self.reporter.waited(waits.so_far(self.now()));
     }
 
     /// Books a refusal and tells of it.

@@ -74,6 +74,10 @@ impl Breaker {
         self.reporter.name()
     }
 
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
     /// The machine's time at this instant.
     #[inline]
     pub(crate) fn at(&self, instant: Instant) -> u64 {
@@ -196,6 +200,7 @@ impl Breaker {
     #[inline(never)]
     pub(crate) fn panicked(&self, ticket: Ticket) {
         self.settle(ticket, Outcome::Failure, false, self.now(), None);
+        self.reporter.ended(Outcome::Failure);
     }
 
     /// A call whose inner service failed before it could begin.
@@ -206,6 +211,7 @@ impl Breaker {
             None => self.admit_now().unwrap_or(Ticket::UNCOUNTED),
         };
         self.settle(ticket, Outcome::Failure, false, self.now(), None);
+        self.reporter.ended(Outcome::Failure);
     }
 
     // === changes ===

@@ -60,7 +60,10 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
     let blame_after = nanos(breaker.extras.blame_after);
     let outcome = match end {
         End::Outcome(Outcome::Cancelled) | End::Left => return was_cancelled(breaker, ticket),
-        End::Outcome(Outcome::Ignored) | End::Refused => return breaker.release(ticket),
+        End::Outcome(Outcome::Ignored) | End::Refused => {
+            breaker.release(ticket);
+            return breaker.reporter().ended(Outcome::Ignored);
+        }
         End::DeadlinePassed { had } => {
             // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
             let own = times.since_start(now.min(times.deadline));
@@ -84,6 +87,7 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
         return breaker.succeeded_at(ticket.generation(), at);
     }
     breaker.settle(ticket, outcome, slow, now, later.hint.duration());
+    breaker.reporter().ended(outcome);
 }
 
 fn was_cancelled(breaker: &Breaker, ticket: Ticket) {
@@ -91,6 +95,7 @@ fn was_cancelled(breaker: &Breaker, ticket: Ticket) {
         breaker.cancelled.fetch_add(1, Relaxed);
     }
     breaker.release(ticket);
+    breaker.reporter().ended(Outcome::Cancelled);
 }
 
 impl Keeper for Call {
@@ -160,6 +165,7 @@ impl Keeper for Call {
             if is_slow && ticket.is_probe() {
                 // A slow probe has failed, and its body, which may outlast its lease, can't make that good.
                 self.breaker.settle(ticket, Outcome::Success, true, self.breaker.now(), None);
+                self.breaker.reporter().ended(Outcome::Success);
                 return true;
             }
         }

@@ -215,7 +215,7 @@ impl CircuitBreakerBuilder {
             self.config.successes_to_close = self.config.probes.clamp(1, DEFAULT_SUCCESSES);
         }
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("circuit_breaker", &mut checks);
         self.config.check(&mut checks);
         checks.duration("deadline_blame_after", self.extras.blame_after);
         checks.finish()?;

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     circuit_breaker::{CircuitBreakerConfig, State, breaker::Breaker},
     config::ConfigError,
+    observe::{Figure, Reporter, Watched},
     stripe::Striped,
 };
 
@@ -69,27 +70,7 @@ impl CircuitBreakerHandle {
 
     /// The breaker as it is now. While other threads make calls the figures may be of slightly different moments.
     pub fn snapshot(&self) -> CircuitBreakerSnapshot {
-        let breaker = &self.shared;
-        let now = breaker.now();
-        let status = breaker.machine.status(now);
-        let sums = status.sums;
-        let share = |part: u64| (sums.calls >= status.minimum).then(|| part as f64 / sums.calls as f64);
-        CircuitBreakerSnapshot {
-            state: status.state,
-            shadow: breaker.in_shadow(),
-            in_state: Duration::from_nanos(now.saturating_sub(status.since)),
-            open_left: status.open_until.map(|until| Duration::from_nanos(until.saturating_sub(now))),
-            calls: sums.calls,
-            failures: sums.failures,
-            slow: sums.slow,
-            failure_rate: share(sums.failures),
-            slow_call_rate: share(sums.slow),
-            consecutive_failures: status.consecutive,
-            rejected: breaker.rejected(),
-            cancelled: breaker.cancelled.load(Relaxed),
-            would_have_rejected: breaker.would_have_rejected.load(Relaxed),
-            probes_out: status.probes_out,
-        }
+        snapshot(&self.shared)
     }
 
     /// Takes new numbers and keeps what the window knows, as far as the new window has room for it. The state stays; an
@@ -147,6 +128,62 @@ impl CircuitBreakerHandle {
         let change = moved.map_err(|from| IllegalMove { from, to })?;
         self.shared.changed(change, None);
         Ok(())
+    }
+}
+
+fn snapshot(breaker: &Breaker) -> CircuitBreakerSnapshot {
+    let now = breaker.now();
+    let status = breaker.machine.status(now);
+    let sums = status.sums;
+    let share = |part: u64| (sums.calls >= status.minimum).then(|| part as f64 / sums.calls as f64);
+    CircuitBreakerSnapshot {
+        state: status.state,
+        shadow: breaker.in_shadow(),
+        in_state: Duration::from_nanos(now.saturating_sub(status.since)),
+        open_left: status.open_until.map(|until| Duration::from_nanos(until.saturating_sub(now))),
+        calls: sums.calls,
+        failures: sums.failures,
+        slow: sums.slow,
+        failure_rate: share(sums.failures),
+        slow_call_rate: share(sums.slow),
+        consecutive_failures: status.consecutive,
+        rejected: breaker.rejected(),
+        cancelled: breaker.cancelled.load(Relaxed),
+        would_have_rejected: breaker.would_have_rejected.load(Relaxed),
+        probes_out: status.probes_out,
+    }
+}
+
+impl Watched for Striped<Breaker> {
+    fn reporter(&self) -> &Reporter {
+        Breaker::reporter(self)
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let seen = snapshot(self);
+        visit("state", Figure::Word(seen.state.as_str()));
+        visit("in_state", Figure::Time(seen.in_state));
+        visit("open_left", seen.open_left.into());
+        visit("calls", Figure::Count(seen.calls));
+        visit("failures", Figure::Count(seen.failures));
+        visit("slow", Figure::Count(seen.slow));
+        visit("failure_rate", seen.failure_rate.into());
+        visit("slow_call_rate", seen.slow_call_rate.into());
+        visit("consecutive_failures", Figure::Count(seen.consecutive_failures.into()));
+        visit("rejected", Figure::Count(seen.rejected));
+        visit("cancelled", Figure::Count(seen.cancelled));
+        visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
+        visit("probes_out", Figure::Count(seen.probes_out.into()));
+        visit("shadow", Figure::Flag(seen.shadow));
+    }
+
+    /// An open one admits a probe once its time is over.
+    fn admits(&self) -> bool {
+        self.is_shut().is_none()
+    }
+
+    fn state(&self) -> Option<State> {
+        Some(self.machine.state())
     }
 }
 

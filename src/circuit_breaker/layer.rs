@@ -11,6 +11,7 @@ use crate::{
         breaker::{Breaker, Extras},
     },
     config::ConfigError,
+    observe::watched,
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -45,7 +46,7 @@ impl CircuitBreakerLayer {
         let shadow = identity.shadow;
         let reporter = identity.reporter("circuit_breaker", &[Reason::CircuitOpen, Reason::ForcedOpen]);
         let breaker = Breaker::new(reporter, shadow, config, extras);
-        CircuitBreakerLayer { shared: Arc::new(Striped::new(breaker)), protocol: Http::default() }
+        CircuitBreakerLayer { shared: watched(Striped::new(breaker)), protocol: Http::default() }
     }
 }
 

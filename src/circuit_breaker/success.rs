@@ -26,7 +26,10 @@ impl Breaker {
         // Read before all else, so that nothing has to be kept while that is done.
         let now = time::now();
         match this.book_in_tick(generation, this.stripe(), now) {
-            Booked::Done => drop(this),
+            Booked::Done => {
+                this.reporter().ended(Outcome::Success);
+                drop(this);
+            }
             booked => Self::succeeded_after_all(this, generation, booked, Some(now)),
         }
     }
@@ -34,7 +37,10 @@ impl Breaker {
     #[inline(never)]
     fn succeeded_in_turn(this: Shared<Breaker>, generation: u32) {
         match this.machine.succeeded_in_turn(generation) {
-            Booked::Done => drop(this),
+            Booked::Done => {
+                this.reporter().ended(Outcome::Success);
+                drop(this);
+            }
             booked => Self::succeeded_after_all(this, generation, booked, None),
         }
     }
@@ -48,6 +54,7 @@ impl Breaker {
         if booked != Booked::Done {
             self.booked(generation, booked, Some(now));
         }
+        self.reporter().ended(Outcome::Success);
     }
 
     #[inline(always)]
@@ -58,6 +65,7 @@ impl Breaker {
     #[inline(never)]
     fn succeeded_after_all(this: Shared<Breaker>, generation: u32, booked: Booked, now: Option<Instant>) {
         this.booked(generation, booked, now);
+        this.reporter().ended(Outcome::Success);
     }
 
     #[inline(never)]

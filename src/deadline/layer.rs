@@ -10,6 +10,7 @@ use crate::{
     builder::{Identity, shared_setters},
     config::{Checks, ConfigError},
     deadline::{DeadlineHandle, service::Deadlines},
+    observe::{Figure, Reporter, Watched, watched},
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -94,7 +95,7 @@ impl DeadlineLayer {
         let shadow = identity.shadow;
         let reporter = identity.reporter("deadline", &[Reason::DeadlineExceeded]);
         DeadlineLayer {
-            shared: Arc::new(Shared { ledger: Striped::new(Ledger::new(reporter, shadow)) }),
+            shared: watched(Shared { ledger: Striped::new(Ledger::new(reporter, shadow)) }),
             route: Route { side, header },
             protocol: Http::default(),
         }
@@ -106,6 +107,16 @@ impl<S> Layer<S> for DeadlineLayer {
 
     fn layer(&self, inner: S) -> Deadlines<S> {
         Deadlines::new(inner, self.clone())
+    }
+}
+
+impl Watched for Shared {
+    fn reporter(&self) -> &Reporter {
+        self.ledger.reporter()
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        self.ledger.visit(visit);
     }
 }
 
@@ -147,7 +158,7 @@ impl DeadlineBuilder {
     /// `server`).
     pub fn build(self) -> Result<DeadlineLayer, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("deadline", &mut checks);
         checks.require(self.side.is_some(), "server", None::<Duration>, "`server(max)` or `client()`");
         if let Some(Side::Server { max }) = self.side {
             checks.duration("server", max);

@@ -104,7 +104,7 @@ impl FallbackBuilder {
 
     pub(crate) fn build<F, P>(self, substitute: F, protocol: P) -> Result<FallbackLayer<F, P>, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("fallback", &mut checks);
         checks.finish()?;
         Ok(FallbackLayer::new(self.identity, substitute, protocol).when(self.when))
     }

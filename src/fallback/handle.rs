@@ -29,7 +29,7 @@ impl FallbackHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> FallbackSnapshot {
-        let figures = self.ledger.figures();
+        let figures = Ledger::figures(&self.ledger);
         FallbackSnapshot {
             answered: figures.answered,
             passed_on: figures.passed_on,

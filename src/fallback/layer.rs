@@ -14,7 +14,7 @@ use crate::{
     Boxed, Error, Flat, Plain,
     builder::Identity,
     fallback::{Fallback, FallbackBuilder, FallbackHandle, config::When},
-    observe::{Kind, Reporter},
+    observe::{Figure, Kind, Reporter, Watched, watched},
     outcome::Outcome,
     protocol::{BoxError, Http},
     rejection::Reason,
@@ -132,7 +132,7 @@ impl<F, P> FallbackLayer<F, P> {
         let shadow = AtomicBool::new(identity.shadow);
         // It refuses nothing, so there is no text to be encoded.
         let reporter = identity.reporter("fallback", &[] as &[Reason]);
-        let ledger = Arc::new(Ledger {
+        let ledger = watched(Ledger {
             reporter,
             shadow,
             answered: AtomicU64::new(0),
@@ -201,6 +201,20 @@ impl<F, P> fmt::Debug for FallbackLayer<F, P> {
     }
 }
 
+impl Watched for Ledger {
+    fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let figures = Ledger::figures(self);
+        visit("answered", Figure::Count(figures.answered));
+        visit("passed_on", Figure::Count(figures.passed_on));
+        visit("would_have_answered", Figure::Count(figures.would_have_answered));
+        visit("shadow", Figure::Flag(self.shadow.load(Relaxed)));
+    }
+}
+
 impl Ledger {
     fn name(&self) -> &str {
         self.reporter.name()
@@ -212,10 +226,11 @@ impl Ledger {
 
     /// Is this one to be answered? In shadow it is counted instead.
     #[cold]
-    pub(crate) fn answers(&self) -> bool {
+    pub(crate) fn answers(&self, outcome: Outcome) -> bool {
         let shadow = self.shadow.load(Relaxed);
         if shadow {
             self.would_have_answered.fetch_add(1, Relaxed);
+            self.reporter.report(Kind::WouldHaveFallenBack { outcome });
         }
         !shadow
     }

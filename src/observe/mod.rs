@@ -20,21 +20,49 @@
 //!     .build()?;
 //! # drop(layer); Ok(()) }
 //! ```
+//!
+//! Where events are many or work on them is slow, take them from a stream with a bound: [`channel`], or
+//! [`Registry::subscribe`](crate::Registry::subscribe) for every policy in a registry. It says how many it dropped.
+//!
+//! # `tracing` (feature `tracing`)
+//!
+//! Each event is a `tracing` event too, with the target `buttress::<policy>` and the field `name`. A breaker that opens
+//! is a `WARN`, other changes of state and of limits are `INFO`; refusals (with `error.type`, the reason), timeouts,
+//! fallbacks and expired permits are `DEBUG`, for under overload they are many. A further attempt makes no event: it sets
+//! `http.request.resend_count` of the current span, and a refusal sets `error.type`, where that span has such a field.
+//! There is nothing, not even a disabled event, for an admitted call that ends well.
+//!
+//! # Metrics (feature `metrics`)
+//!
+//! Their table is in the docs of the module `observe::metrics`.
 
 use std::{
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use crate::{
-    circuit_breaker::State,
-    origin::Origin,
-    outcome::Outcome,
-    rejection::{Reason, Rejection},
-    stripe::Striped,
-    time::Span,
+use crate::{circuit_breaker::State, outcome::Outcome, rejection::Reason};
+
+#[cfg(feature = "metrics")]
+pub mod metrics;
+mod reporter;
+mod stream;
+#[cfg(feature = "tracing")]
+mod trace;
+mod watched;
+
+pub(crate) use self::{
+    reporter::Reporter,
+    stream::Hub,
+    watched::{Watched, watched},
+};
+pub use self::{
+    stream::{EventSender, EventStream, Streamed, channel},
+    watched::Figure,
 };
 
 /// Something a policy did that is worth telling.
@@ -88,6 +116,11 @@ pub enum Kind {
         /// What the backend's own answer meant.
         outcome: Outcome,
     },
+    /// A fallback in shadow would have been asked for an answer in the place of the backend's.
+    WouldHaveFallenBack {
+        /// What the backend's own answer meant.
+        outcome: Outcome,
+    },
     /// A limit changed.
     LimitChanged {
         /// The limit before.
@@ -111,72 +144,19 @@ impl<F: Fn(&Event) + Send + Sync + 'static> Observer for F {
     }
 }
 
-/// Speaks for one layer: makes its rejections and its events.
-pub(crate) struct Reporter {
-    origin: Striped<Origin>,
-    observers: Box<[Box<dyn Observer>]>,
+static CONTAINED: AtomicU64 = AtomicU64::new(0);
+
+/// How many panics of observers, and of other functions that users gave for reporting, were contained in this process.
+/// A registry has the figure of each policy, and so has the metric `buttress_observer_panics_total`.
+pub fn contained_panics() -> u64 {
+    CONTAINED.load(Relaxed)
 }
 
-impl Reporter {
-    pub(crate) fn new(origin: Origin, observers: Vec<Box<dyn Observer>>) -> Self {
-        Self { origin: Striped::new(origin), observers: observers.into() }
+/// Runs code that is not ours. False: it has panicked, and that must take nobody's call with it.
+pub(crate) fn contain(run: impl FnOnce()) -> bool {
+    let ok = catch_unwind(AssertUnwindSafe(run)).is_ok();
+    if !ok {
+        CONTAINED.fetch_add(1, Relaxed);
     }
-
-    pub(crate) fn name(&self) -> &str {
-        self.origin.name()
-    }
-
-    #[inline]
-    pub(crate) fn rejection(&self, reason: Reason) -> Rejection {
-        Rejection::new(&self.origin, reason)
-    }
-
-    /// Does anybody listen?
-    #[inline]
-    pub(crate) fn is_heard(&self) -> bool {
-        !self.observers.is_empty()
-    }
-
-    /// Refuses a call: counts it, tells of it, and makes what the caller is told.
-    #[inline(always)]
-    pub(crate) fn refuse(&self, reason: Reason, retry_after: impl Into<Span>) -> Rejection {
-        if !self.observers.is_empty() {
-            self.tell_of_a_refusal(reason);
-        }
-        Rejection::counted(&self.origin, reason, retry_after.into())
-    }
-
-    /// Calls [refused](Self::refuse).
-    pub(crate) fn refused(&self) -> u64 {
-        self.origin.tally()
-    }
-
-    /// Tells every observer. Call it with no lock held.
-    #[inline]
-    pub(crate) fn report(&self, kind: Kind) {
-        if !self.observers.is_empty() {
-            self.tell(kind);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn tell_of_a_refusal(&self, reason: Reason) {
-        self.tell(Kind::Rejected { reason });
-    }
-
-    #[cold]
-    fn tell(&self, kind: Kind) {
-        let event = Event { policy: self.origin.policy(), name: Arc::clone(self.origin.name()), kind };
-        for observer in &self.observers {
-            // An observer that panics must not take the call with it, nor keep the next observer from its event.
-            let _ = catch_unwind(AssertUnwindSafe(|| observer.on_event(&event)));
-        }
-    }
-}
-
-impl fmt::Debug for Reporter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reporter").field("origin", &self.origin).field("observers", &self.observers.len()).finish()
-    }
+    ok
 }

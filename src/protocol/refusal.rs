@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::{
     protocol::{classify::GRPC_STATUS, hint::PUSHBACK as GRPC_PUSHBACK, number, text::Text},
-    rejection::Rejection,
+    rejection::{Reason, Rejection},
 };
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -34,6 +34,10 @@ pub(crate) fn response(grpc: bool, rejection: Rejection) -> Response<Bytes> {
             *response.status_mut() = rejection.reason().http_status();
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+            if rejection.reason() == Reason::Draining {
+                // The next call shall go to somebody else. hyper takes it away again where HTTP/2 has no such header.
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             match rejection.retry_after() {
                 None => *response.body_mut() = text.problem.clone(),
                 Some(after) => {

@@ -95,7 +95,7 @@ impl<St: Engine> RateLimitBuilder<St> {
     /// Lists every bad field, with its value and its range.
     pub fn build(self) -> Result<RateLimitLayer<crate::Http, St>, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("rate_limit", &mut checks);
         checks.require(self.quota.is_some(), "quota", self.quota, "a quota: there is no default");
         if let Some(quota) = self.quota {
             quota.check(&mut checks);

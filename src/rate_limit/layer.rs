@@ -46,7 +46,7 @@ impl<St: Engine> RateLimitLayer<Http, St> {
             identity.reporter("rate_limit", &[Reason::RateLimited, Reason::CostAboveBurst, Reason::KeyMissing]);
         let store = St::make(seed, Setup { meter, most_keys, name: reporter.name().into() });
         let limiter = Limiter::new(reporter, shadow, quota, rules, store);
-        RateLimitLayer { shared: Arc::new(Striped::new(limiter)), protocol: Http::default() }
+        RateLimitLayer { shared: crate::observe::watched(Striped::new(limiter)), protocol: Http::default() }
     }
 }
 

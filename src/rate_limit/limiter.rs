@@ -143,6 +143,7 @@ impl<St: Engine> Limiter<St> {
         };
         if goes {
             self.admitted.add();
+            self.reporter.admitted();
         }
         let _ = request;
         goes
@@ -242,7 +243,12 @@ impl<St: Engine> Limiter<St> {
 
     pub(super) fn goes<A>(&self, after: After) -> Decision<A> {
         self.admitted.add();
+        self.reporter.admitted();
         Decision::Go(after)
+    }
+
+    pub(super) fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     /// Books a refusal and tells of it; in shadow the call goes all the same.

@@ -3,6 +3,7 @@
 use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
+    observe::{Figure, Reporter, Watched},
     rate_limit::{Engine, Quota, bucket::wake_all, gcra::Meter, limiter::Limiter, store::Local},
     stripe::Striped,
 };
@@ -68,5 +69,21 @@ impl<T: Steer> Steer for Striped<T> {
 
     fn shadow(&self, on: bool) {
         (**self).shadow(on);
+    }
+}
+
+impl<St: Engine> Watched for Striped<Limiter<St>> {
+    fn reporter(&self) -> &Reporter {
+        Limiter::reporter(self)
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let figures = Steer::figures(self);
+        visit("admitted", Figure::Count(figures.admitted));
+        visit("rejected", Figure::Count(figures.rejected));
+        visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
+        visit("waiting", Figure::count(figures.waiting));
+        visit("keys", Figure::count(figures.keys));
+        visit("shadow", Figure::Flag(self.in_shadow()));
     }
 }

@@ -130,7 +130,7 @@ impl RetryBuilder {
     /// `max_hint` or a `peek` out of range.
     pub fn build(self) -> Result<RetryLayer, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("retry", &mut checks);
         checks.require(self.settings.attempts > 0, "attempts", self.settings.attempts, "at least 1, the first one");
         if self.settings.backoff_fn.is_none() {
             self.settings.backoff.check(&mut checks);

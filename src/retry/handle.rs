@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::{retry::retrier::Retrier, stripe::Striped};
+use crate::{
+    observe::{Figure, Reporter, Watched},
+    retry::retrier::Retrier,
+    stripe::Striped,
+};
 
 /// Reads a [`RetryLayer`](crate::RetryLayer) and everything it wraps.
 #[derive(Debug, Clone)]
@@ -41,5 +45,23 @@ impl RetryHandle {
     /// Shadow: the first answer is passed on, and the event of its attempt tells what delay there would have been.
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
+    }
+}
+
+impl Watched for Striped<Retrier> {
+    fn reporter(&self) -> &Reporter {
+        Retrier::reporter(self)
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let seen = self.snapshot(self.tally());
+        visit("calls", Figure::Count(seen.calls));
+        visit("attempts", Figure::Count(seen.attempts));
+        visit("stopped_by_budget", Figure::Count(seen.stopped_by_budget));
+        visit("stopped_by_deadline", Figure::Count(seen.stopped_by_deadline));
+        visit("budget_left", self.budget.left().into());
+        visit("deadline_exceeded", Figure::Count(seen.deadline_exceeded));
+        visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
+        visit("shadow", Figure::Flag(self.in_shadow()));
     }
 }

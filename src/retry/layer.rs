@@ -27,7 +27,7 @@ impl RetryLayer {
     }
 
     pub(crate) fn new(retrier: Retrier) -> Self {
-        RetryLayer { shared: Arc::new(Striped::new(retrier)), protocol: Http::default() }
+        RetryLayer { shared: crate::observe::watched(Striped::new(retrier)), protocol: Http::default() }
     }
 }
 

@@ -80,7 +80,7 @@ impl TimeoutBuilder {
     /// `after`).
     pub fn build(self) -> Result<TimeoutLayer, ConfigError> {
         let mut checks = Checks::default();
-        self.identity.check(&mut checks);
+        self.identity.check("timeout", &mut checks);
         self.config.check(self.after_fn.is_some(), &mut checks);
         checks.finish()?;
         Ok(TimeoutLayer::new(self.identity, self.config, self.after_fn))

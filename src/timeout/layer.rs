@@ -13,6 +13,7 @@ use tower_layer::Layer;
 use crate::{
     bounded::{BodyPlan, Ledger},
     builder::{Identity, layer_forms},
+    observe::{Figure, Reporter, Watched, watched},
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -51,7 +52,7 @@ impl TimeoutLayer {
         let reporter = identity.reporter("timeout", &[Reason::Timeout, Reason::DeadlineExceeded]);
         let settings = Settings::new(config);
         let ledger = Striped::new(Ledger::new(reporter, shadow));
-        TimeoutLayer { shared: Arc::new(Shared { settings, after_fn, ledger }), protocol: Http::default() }
+        TimeoutLayer { shared: watched(Shared { settings, after_fn, ledger }), protocol: Http::default() }
     }
 }
 
@@ -82,6 +83,17 @@ impl Shared {
 
     pub(crate) fn after_fn(&self) -> Option<&AfterFn> {
         self.after_fn.as_ref()
+    }
+}
+
+impl Watched for Shared {
+    fn reporter(&self) -> &Reporter {
+        self.ledger.reporter()
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        visit("timed_out", Figure::Count(self.ledger.figures().timed_out));
+        self.ledger.visit(visit);
     }
 }
 

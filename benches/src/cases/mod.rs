@@ -5,14 +5,17 @@ use crate::case::Case;
 pub mod bare;
 mod breaker;
 mod bulkhead;
+mod drain;
 mod fallback;
 mod rate_limit;
 mod retry;
 mod timeout;
+#[cfg(feature = "watched")]
+mod watched;
 
 /// All cases, in the order in which they are printed.
 pub fn all() -> Vec<Case> {
-    [
+    let ours = [
         bare::cases(),
         timeout::cases(),
         breaker::cases(),
@@ -20,8 +23,13 @@ pub fn all() -> Vec<Case> {
         rate_limit::cases(),
         retry::cases(),
         fallback::cases(),
-    ]
-    .concat()
+        drain::cases(),
+    ];
+    #[allow(unused_mut, reason = "nothing more without the feature")]
+    let mut all = ours.concat();
+    #[cfg(feature = "watched")]
+    all.extend(watched::cases());
+    all
 }
 
 /// Those whose `group/name` contains `filter`.

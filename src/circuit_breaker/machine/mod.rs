@@ -144,6 +144,11 @@ impl Machine {
         Gate(self.gate.load(SeqCst))
     }
 
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "it has a gauge of its own"))]
+    pub(crate) fn state(&self) -> State {
+        self.gate().state()
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }

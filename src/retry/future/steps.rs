@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    observe::Kind,
     outcome::{End, Outcome},
     protocol::{Judged, Mark},
     retry::{
@@ -63,10 +62,7 @@ where
             this.shared.measure(since);
         }
         this.shared.budget.succeeded();
-        if this.shared.reporter().is_heard() {
-            let kind = Kind::Attempt { number: *this.number, outcome: Outcome::Success, delay: None };
-            this.shared.reporter().report(kind);
-        }
+        this.shared.reporter().succeeded(*this.number);
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 

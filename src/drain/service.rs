@@ -1,0 +1,86 @@
+//! The service: is the door still open?
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    drain::{Gate, Inside, ResponseFuture},
+    protocol::{Http, Protocol},
+    stripe::{Shared, Striped},
+};
+
+/// A service that can be drained. Made by [`DrainLayer`](crate::DrainLayer).
+///
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
+#[derive(Debug)]
+pub struct Drain<S, P = Http> {
+    inner: S,
+    shared: Arc<Striped<Gate>>,
+    protocol: P,
+    /// `poll_ready` found the door shut and left the inner service alone: the next call is refused.
+    refuse: bool,
+}
+
+impl<S, P> Drain<S, P> {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Gate>>, protocol: P) -> Self {
+        Drain { inner, shared, protocol, refuse: false }
+    }
+}
+
+impl<S: Clone, P: Clone> Clone for Drain<S, P> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, so it has nothing to refuse either.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, Req> Service<Req> for Drain<S, P>
+where
+    S: Service<Req> + Clone,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Response = P::Response<Inside>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S::Future, P, P::Context, Req>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.refuse = self.shared.is_draining();
+        if self.refuse {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        let gate = self.shared.share();
+        if mem::take(&mut self.refuse) {
+            return self.refused(context, gate);
+        }
+        if !gate.enter(gate.stripe()) {
+            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+            return self.refused(context, gate);
+        }
+        let inside = Inside::new(gate);
+        let inner = self.inner.call(request);
+        ResponseFuture::running(inner, self.protocol.clone(), context, inside)
+    }
+}
+
+impl<S, P: Clone> Drain<S, P> {
+    // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
+    #[inline(always)]
+    fn refused<F, C, Req>(&self, context: C, gate: Shared<Gate>) -> ResponseFuture<F, P, C, Req> {
+        gate.refuse();
+        ResponseFuture::refused(gate, self.protocol.clone(), context)
+    }
+}

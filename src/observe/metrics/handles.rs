@@ -1,0 +1,209 @@
+//! The handles of one layer.
+
+use std::sync::OnceLock;
+
+use metrics::{Histogram, Recorder, Unit};
+
+use super::{Who, series::Counters};
+use crate::{
+    circuit_breaker::State,
+    observe::{Figure, Watched},
+    rejection::Reason,
+};
+
+const OUTCOMES: [&str; 5] = ["success", "failure", "throttled", "cancelled", "ignored"];
+const STATES: [State; 5] = [State::Closed, State::Open, State::HalfOpen, State::ForcedOpen, State::ForcedClosed];
+const REASONS: [Reason; 13] = [
+    Reason::CircuitOpen,
+    Reason::ForcedOpen,
+    Reason::BulkheadFull,
+    Reason::QueueTimeout,
+    Reason::ShedByPriority,
+    Reason::RateLimited,
+    Reason::CostAboveBurst,
+    Reason::KeyMissing,
+    Reason::Overloaded,
+    Reason::Throttled,
+    Reason::Timeout,
+    Reason::DeadlineExceeded,
+    Reason::Draining,
+];
+
+const CALLS: &str = "buttress_calls_total";
+const ADMITTED: &str = "buttress_admitted_total";
+const REJECTED: &str = "buttress_rejected_total";
+const WOULD_HAVE_REJECTED: &str = "buttress_would_have_rejected_total";
+const ATTEMPTS: &str = "buttress_attempts_total";
+const FALLBACKS: &str = "buttress_fallbacks_total";
+const PERMITS_EXPIRED: &str = "buttress_permits_expired_total";
+const STATE_CHANGES: &str = "buttress_state_changes_total";
+const OBSERVER_PANICS: &str = "buttress_observer_panics_total";
+const STATE: &str = "buttress_circuit_breaker_state";
+const LIMIT: &str = "buttress_limit";
+const QUEUE_WAIT: &str = "buttress_queue_wait_seconds";
+
+/// Figures of a policy that are gauges when they are published, and their names there.
+const FLEETING: [(&str, &str); 10] = [
+    ("in_flight", "buttress_in_flight"),
+    ("waiting", "buttress_waiting"),
+    ("oldest_wait", "buttress_oldest_wait_seconds"),
+    ("failure_rate", "buttress_failure_rate"),
+    ("slow_call_rate", "buttress_slow_call_rate"),
+    ("probes_out", "buttress_probes_out"),
+    ("rate", "buttress_rate"),
+    ("budget_left", "buttress_budget_left"),
+    ("keys", "buttress_keys"),
+    ("shadow", "buttress_shadow"),
+];
+
+pub(super) struct Handles {
+    pub(super) calls: Counters<{ OUTCOMES.len() }>,
+    pub(super) admitted: Counters<1>,
+    pub(super) rejected: Counters<{ REASONS.len() }>,
+    pub(super) would_have_rejected: Counters<{ REASONS.len() }>,
+    pub(super) attempts: Counters<{ OUTCOMES.len() }>,
+    pub(super) fallbacks: Counters<{ OUTCOMES.len() }>,
+    pub(super) permits_expired: Counters<1>,
+    pub(super) state_changes: Counters<{ STATES.len() }>,
+    pub(super) observer_panics: Counters<1>,
+    queue_wait: OnceLock<Histogram>,
+}
+
+impl Handles {
+    /// The reasons that a policy can give begin at zero; what it may never have is not there before it is needed.
+    pub(super) fn new(recorder: &dyn Recorder, who: &Who) -> Self {
+        describe(recorder);
+        let by_reason = |name| Counters::new(name, Some("reason"), REASONS.map(Reason::as_str));
+        let by_outcome = |name| Counters::new(name, Some("outcome"), OUTCOMES);
+        let handles = Handles {
+            calls: by_outcome(CALLS),
+            admitted: Counters::new(ADMITTED, None, [""]),
+            rejected: by_reason(REJECTED),
+            would_have_rejected: by_reason(WOULD_HAVE_REJECTED),
+            attempts: by_outcome(ATTEMPTS),
+            fallbacks: by_outcome(FALLBACKS),
+            permits_expired: Counters::new(PERMITS_EXPIRED, None, [""]),
+            state_changes: Counters::new(STATE_CHANGES, Some("state"), STATES.map(State::as_str)),
+            observer_panics: Counters::new(OBSERVER_PANICS, None, [""]),
+            queue_wait: OnceLock::new(),
+        };
+        who.reasons.iter().for_each(|reason| handles.rejected.begin(recorder, who, *reason as usize));
+        handles
+    }
+
+    pub(super) fn queue_wait(&self, who: &Who) -> &Histogram {
+        match self.queue_wait.get() {
+            Some(histogram) => histogram,
+            None => {
+                let histogram = who.histogram(QUEUE_WAIT);
+                self.queue_wait.get_or_init(|| histogram)
+            }
+        }
+    }
+}
+
+/// The gauges that are kept right at every moment.
+pub(super) fn show_lasting(who: &Who, layer: &dyn Watched) {
+    show_state(who, layer);
+    if let Some(limit) = limit(layer) {
+        show_limit(who, limit, Some(layer));
+    }
+}
+
+/// Exactly one is 1. Threads that have something to show at once each go on until what they wrote is what is: so
+/// whatever is written last, is right.
+pub(super) fn show_state(who: &Who, layer: &dyn Watched) {
+    while let Some(state) = layer.state() {
+        for each in STATES {
+            let value = if each == state { 1.0 } else { 0.0 };
+            who.gauge(STATE, Some(("state", each.as_str()))).set(value);
+        }
+        if layer.state() == Some(state) {
+            return;
+        }
+    }
+}
+
+/// As [`show_state`]. Of a layer that is gone there is nothing to be compared with.
+pub(super) fn show_limit(who: &Who, changed_to: usize, layer: Option<&dyn Watched>) {
+    let mut shown = layer.and_then(limit).unwrap_or(changed_to);
+    loop {
+        who.gauge(LIMIT, None).set(shown as f64);
+        match layer.and_then(limit) {
+            Some(now) if now != shown => shown = now,
+            _ => return,
+        }
+    }
+}
+
+/// The gauges that move with every call.
+pub(super) fn show_fleeting(who: &Who, layer: &dyn Watched) {
+    let mut seen = Vec::new();
+    layer.figures(&mut |name, figure| seen.push((name, figure)));
+    for (name, figure) in seen {
+        if let Some((_, metric)) = FLEETING.iter().find(|(known, _)| *known == name)
+            && let Some(value) = value(figure)
+        {
+            who.gauge(metric, None).set(value);
+        }
+    }
+}
+
+fn limit(layer: &dyn Watched) -> Option<usize> {
+    let mut limit = None;
+    layer.figures(&mut |name, figure| {
+        if let ("limit", Figure::Count(n)) = (name, figure) {
+            limit = usize::try_from(n).ok();
+        }
+    });
+    limit
+}
+
+fn value(figure: Figure) -> Option<f64> {
+    match figure {
+        Figure::Count(n) => Some(n as f64),
+        Figure::Number(n) => Some(n),
+        Figure::Time(d) => Some(d.as_secs_f64()),
+        Figure::Flag(on) => Some(f64::from(u8::from(on))),
+        Figure::Unknown => Some(f64::NAN),
+        Figure::Word(_) => None,
+    }
+}
+
+/// For exporters that show what a metric is.
+fn describe(recorder: &dyn Recorder) {
+    let counters = [
+        (CALLS, "Calls of circuit breakers that have ended, by what they meant."),
+        (ADMITTED, "Calls that were let in, by bulkheads and rate limits."),
+        (REJECTED, "Calls refused or cut short, by reason."),
+        (WOULD_HAVE_REJECTED, "Calls that went on only because of shadow, by reason."),
+        (ATTEMPTS, "Attempts that ended, by what they meant."),
+        (FALLBACKS, "Answers given in the place of the backend's, by what its own meant."),
+        (PERMITS_EXPIRED, "Permits that stopped counting because their reader stalled."),
+        (STATE_CHANGES, "Changes of state, by the new one."),
+        (OBSERVER_PANICS, "Panics of observers that were contained."),
+    ];
+    for (name, text) in counters {
+        recorder.describe_counter(name.into(), Some(Unit::Count), text.into());
+    }
+    let gauges = [
+        (STATE, "1 for the state a circuit breaker is in."),
+        (LIMIT, "The limit on calls in flight."),
+        ("buttress_in_flight", "Calls in flight."),
+        ("buttress_waiting", "Calls that wait for their turn."),
+        ("buttress_failure_rate", "The share of failed calls in the window."),
+        ("buttress_slow_call_rate", "The share of slow calls in the window."),
+        ("buttress_probes_out", "Probes that are running."),
+        ("buttress_rate", "Calls a second that are allowed."),
+        ("buttress_budget_left", "What is left of the budget."),
+        ("buttress_keys", "Keys with a state of their own."),
+        ("buttress_shadow", "1 in shadow."),
+    ];
+    for (name, text) in gauges {
+        recorder.describe_gauge(name.into(), None, text.into());
+    }
+    let oldest = "For how long the one has waited who has waited longest.";
+    recorder.describe_gauge("buttress_oldest_wait_seconds".into(), Some(Unit::Seconds), oldest.into());
+    let wait = "How long calls waited for a bulkhead that had to.";
+    recorder.describe_histogram(QUEUE_WAIT.into(), Some(Unit::Seconds), wait.into());
+}

@@ -1,0 +1,211 @@
+//! Speaks for one layer: makes its rejections, its events, its counts.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+#[cfg(feature = "metrics")]
+use super::metrics::Meters;
+use super::{Event, Kind, Observer, Watched, contain};
+use crate::{
+    origin::Origin,
+    outcome::Outcome,
+    registry::Seat,
+    rejection::{Reason, Rejection},
+    stripe::Striped,
+    time::Span,
+};
+
+/// Speaks for one layer. Whatever is told here reaches observers, streams, metrics and `tracing`.
+pub(crate) struct Reporter {
+    origin: Striped<Origin>,
+    observers: Box<[Box<dyn Observer>]>,
+    /// Keeps its name in a registry.
+    seat: Option<Arc<Seat>>,
+    /// Without observers and a registry nobody can ever listen.
+    may_have_listeners: bool,
+    contained: AtomicU64,
+    /// The layer it speaks for.
+    speaks_for: OnceLock<Weak<dyn Watched>>,
+    #[cfg(feature = "metrics")]
+    meters: Meters,
+}
+
+impl Reporter {
+    /// `reasons` are those the policy can give.
+    pub(crate) fn new(
+        origin: Origin,
+        #[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "counted only by metrics"))]
+        reasons: &'static [Reason],
+        observers: Vec<Box<dyn Observer>>,
+        seat: Option<Arc<Seat>>,
+    ) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            meters: Meters::new(origin.policy(), Arc::clone(origin.name()), reasons),
+            origin: Striped::new(origin),
+            may_have_listeners: !observers.is_empty() || seat.is_some(),
+            observers: observers.into(),
+            seat,
+            contained: AtomicU64::new(0),
+            speaks_for: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn policy(&self) -> &'static str {
+        self.origin.policy()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.origin.name()
+    }
+
+    #[inline]
+    pub(crate) fn rejection(&self, reason: Reason) -> Rejection {
+        Rejection::new(&self.origin, reason)
+    }
+
+    /// Refuses a call: counts it, tells of it, and makes what the caller is told.
+    #[inline(always)]
+    pub(crate) fn refuse(&self, reason: Reason, retry_after: impl Into<Span>) -> Rejection {
+        if self.is_heard() {
+            self.tell_of_a_refusal(reason);
+        }
+        Rejection::counted(&self.origin, reason, retry_after.into())
+    }
+
+    /// Calls [refused](Self::refuse).
+    pub(crate) fn refused(&self) -> u64 {
+        self.origin.tally()
+    }
+
+    /// How many panics of its observers were contained.
+    pub(crate) fn contained(&self) -> u64 {
+        self.contained.load(Relaxed)
+    }
+
+    pub(super) fn speaks_for(&self, layer: Weak<dyn Watched>) {
+        if let Some(seat) = &self.seat {
+            seat.take(Weak::clone(&layer));
+        }
+        let _ = self.speaks_for.set(layer);
+    }
+
+    // === events ===
+
+    /// Tells whoever listens. Call it with no lock held.
+    #[inline]
+    pub(crate) fn report(&self, kind: Kind) {
+        if self.is_heard() {
+            self.tell(kind);
+        }
+    }
+
+    /// May anybody listen?
+    #[inline]
+    fn is_heard(&self) -> bool {
+        cfg!(any(feature = "metrics", feature = "tracing")) || self.may_have_listeners
+    }
+
+    /// As [`report`](Self::report), of an attempt that ended well. First ones are nearly all that there are, so they take
+    /// the short way to where they are counted.
+    #[inline(always)]
+    pub(crate) fn succeeded(&self, number: u32) {
+        if self.may_have_listeners || cfg!(feature = "tracing") && number > 1 {
+            self.tell_of_a_success(number);
+        } else {
+            #[cfg(feature = "metrics")]
+            self.meters.attempted(Outcome::Success, || self.layer());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_of_a_success(&self, number: u32) {
+        self.tell(Kind::Attempt { number, outcome: Outcome::Success, delay: None });
+    }
+
+    fn has_listeners(&self) -> bool {
+        !self.observers.is_empty() || self.seat.as_ref().is_some_and(|seat| seat.hub().has_listeners())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_of_a_refusal(&self, reason: Reason) {
+        self.tell(Kind::Rejected { reason });
+    }
+
+    #[cold]
+    fn tell(&self, kind: Kind) {
+        #[cfg(feature = "metrics")]
+        self.contain(|| self.meters.event(&kind, || self.layer()));
+        #[cfg(feature = "tracing")]
+        self.contain(|| super::trace::event(self.policy(), self.name(), &kind));
+        if !self.has_listeners() {
+            return;
+        }
+        let event = Event { policy: self.policy(), name: Arc::clone(self.origin.name()), kind };
+        for observer in &self.observers {
+            // An observer that panics must not take the call with it, nor keep the next observer from its event.
+            self.contain(|| observer.on_event(&event));
+        }
+        if let Some(seat) = &self.seat {
+            self.contain(|| seat.hub().send(&event));
+        }
+    }
+
+    fn contain(&self, run: impl FnOnce()) {
+        if !contain(run) {
+            self.contained.fetch_add(1, Relaxed);
+            #[cfg(feature = "metrics")]
+            contain(|| self.meters.observer_panicked(|| self.layer()));
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    fn layer(&self) -> Option<Arc<dyn Watched>> {
+        self.speaks_for.get()?.upgrade()
+    }
+
+    // === counts of calls, for metrics alone ===
+
+    /// A call that was let in has ended. For policies that judge.
+    #[inline(always)]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nobody counts"))]
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        #[cfg(feature = "metrics")]
+        self.meters.ended(outcome, || self.layer());
+    }
+
+    /// A call was let in. For policies that do not judge.
+    #[inline(always)]
+    #[cfg_attr(not(feature = "metrics"), allow(clippy::unused_self, reason = "nobody counts"))]
+    pub(crate) fn admitted(&self) {
+        #[cfg(feature = "metrics")]
+        self.meters.admitted(|| self.layer());
+    }
+
+    /// A call has waited for its turn, for so long, whatever became of it.
+    #[cold]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::unused_self, reason = "nobody counts"))]
+    pub(crate) fn waited(&self, time: std::time::Duration) {
+        #[cfg(feature = "metrics")]
+        self.contain(|| self.meters.waited(time, || self.layer()));
+    }
+
+    /// Shows its gauges as they are now.
+    #[cfg(feature = "metrics")]
+    pub(super) fn publish(&self, layer: &dyn Watched) {
+        self.contain(|| self.meters.publish(layer));
+    }
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reporter").field("origin", &self.origin).field("observers", &self.observers.len()).finish()
+    }
+}

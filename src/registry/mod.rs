@@ -1,0 +1,161 @@
+//! Every policy of a program under its name: to be read at once, to be watched, and to be shut before it stops.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use buttress::{CircuitBreakerLayer, Registry, TimeoutLayer};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), buttress::ConfigError> {
+//! let registry = Registry::new();
+//! let breaker = CircuitBreakerLayer::builder().name("ledger").registry(&registry).build()?;
+//! let timeout = TimeoutLayer::builder().name("api").after(Duration::from_secs(2)).registry(&registry).build()?;
+//!
+//! let ready = registry.clone();
+//! let app: Router = Router::new()
+//!     .route("/", get(|| async { "hello" }))
+//!     .layer((registry.drain_layer(), timeout))
+//!     // Outside of it, or a draining server could not say that it is.
+//!     .route("/ready", get(move || async move { ready.snapshot().is_ready_with(&["ledger"]).to_string() }));
+//!
+//! let seen = registry.snapshot();
+//! assert_eq!(seen.get("ledger").map(|p| (p.policy, p.admits)), Some(("circuit_breaker", true)));
+//! assert!(seen.is_ready() && seen.is_live());
+//!
+//! // On SIGTERM: what comes is refused, what runs ends.
+//! registry.drain().await;
+//! assert!(!registry.snapshot().is_ready());
+//! # drop((app, breaker)); Ok(()) }
+//! ```
+//!
+//! - A layer is put in by its builder's `registry(..)`. Inside one registry a name belongs to one layer; a second one is
+//!   an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone: a
+//!   registry keeps nothing alive.
+//! - [`snapshot`](Registry::snapshot) reads all of them, each at its own moment; with the feature `serde` it can be
+//!   serialized. Readiness and liveness are functions of it.
+//! - [`subscribe`](Registry::subscribe) gives the events of all of them, also of those that are put in later.
+//! - [`drain`](Registry::drain) shuts the door of every [`DrainLayer`]; see [`drain`](crate::drain).
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use crate::{
+    drain::{DrainLayer, Drained, Gate},
+    observe::{EventStream, Hub, Watched},
+    stripe::Striped,
+};
+
+mod snapshot;
+
+pub use self::snapshot::{PolicySnapshot, RegistrySnapshot};
+
+/// Names, and the live policies that have them. Clones are the same registry.
+#[derive(Clone)]
+pub struct Registry {
+    names: Arc<Mutex<Names>>,
+    hub: Arc<Hub>,
+    gate: Arc<Striped<Gate>>,
+}
+
+type Names = BTreeMap<Arc<str>, Weak<Seat>>;
+
+/// A name that is taken, for as long as this lives.
+pub(crate) struct Seat {
+    policy: &'static str,
+    name: Arc<str>,
+    hub: Arc<Hub>,
+    taken_by: OnceLock<Weak<dyn Watched>>,
+}
+
+impl Registry {
+    /// An empty one.
+    #[allow(clippy::new_without_default, reason = "two registries by mistake are worse than a word more")]
+    pub fn new() -> Self {
+        let hub = Arc::new(Hub::default());
+        let gate = Gate::of(Seat::new("drain", "drain".into(), &hub));
+        Registry { names: Arc::default(), hub, gate }
+    }
+
+    /// Everything in it, in the order of the names. Each policy is read at its own moment.
+    pub fn snapshot(&self) -> RegistrySnapshot {
+        // Read outside of the lock: the last reference to a layer may be the one that is dropped here.
+        let seats: Vec<_> = self.lock().values().filter_map(Weak::upgrade).collect();
+        let policies = seats.iter().filter_map(|seat| Some(PolicySnapshot::of(seat, &*seat.layer()?))).collect();
+        RegistrySnapshot { policies, draining: self.gate.is_draining(), in_flight: self.gate.in_flight() }
+    }
+
+    /// The events of all policies in it, from now on. The stream keeps the last `capacity` of them and says how many it
+    /// dropped; it ends when the registry and everything in it are gone.
+    pub fn subscribe(&self, capacity: usize) -> EventStream {
+        self.hub.subscribe(capacity)
+    }
+
+    /// A layer that lets everything through until [`drain`](Self::drain), and counts what is in flight. All of one
+    /// registry count together. Put it outermost.
+    pub fn drain_layer(&self) -> DrainLayer {
+        DrainLayer::new(Arc::clone(&self.gate))
+    }
+
+    /// What draining layers tell their callers to wait. Default: 1 s, for another instance is there at once. Times above
+    /// a year are a year.
+    pub fn drain_retry_after(self, after: Duration) -> Self {
+        self.gate.set_retry_after(after);
+        self
+    }
+
+    /// From now on every [`drain_layer`](Self::drain_layer) refuses new calls, for good. The future is ready when no
+    /// call is in flight behind them any more, its response body included; dropping it changes nothing.
+    pub fn drain(&self) -> Drained {
+        Gate::drain(&self.gate)
+    }
+
+    pub(crate) fn take_name(&self, policy: &'static str, name: &Arc<str>) -> Option<Arc<Seat>> {
+        let mut names = self.lock();
+        if names.get(name).is_some_and(|seat| seat.strong_count() > 0) {
+            return None;
+        }
+        // Names that are free again would stay for ever where each is used once.
+        names.retain(|_, seat| seat.strong_count() > 0);
+        let seat = Arc::new(Seat::new(policy, Arc::clone(name), &self.hub));
+        names.insert(Arc::clone(name), Arc::downgrade(&seat));
+        Some(seat)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    fn new(policy: &'static str, name: Arc<str>, hub: &Arc<Hub>) -> Self {
+        Seat { policy, name, hub: Arc::clone(hub), taken_by: OnceLock::new() }
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    pub(crate) fn take(&self, layer: Weak<dyn Watched>) {
+        let _ = self.taken_by.set(layer);
+    }
+
+    fn layer(&self) -> Option<Arc<dyn Watched>> {
+        self.taken_by.get()?.upgrade()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.lock().keys().cloned().collect();
+        f.debug_struct("Registry").field("names", &names).field("draining", &self.gate.is_draining()).finish()
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.policy, self.name)
+    }
+}

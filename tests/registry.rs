@@ -1,0 +1,432 @@
+//! The registry: names, snapshots, readiness, draining; and a scrape of everything over HTTP.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use buttress::{
+    AdaptiveRateLayer, BulkheadLayer, CircuitBreakerLayer, DeadlineLayer, Error, FallbackLayer, OpenTime, Quota,
+    RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
+    observe::{Event, Figure, metrics::publish},
+    testing::{Probe, ProbeError},
+};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::{net::TcpListener, sync::Notify};
+use tower::{Layer, Service, ServiceExt};
+
+/// How long a test waits for what must come. Reached only by a failure, so it may be long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it does not come")
+}
+
+fn is_ready(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+fn timeout(registry: &Registry) -> buttress::TimeoutBuilder {
+    TimeoutLayer::builder().after(Duration::from_secs(1)).registry(registry)
+}
+
+// === names ===
+
+#[test]
+fn a_name_belongs_to_one_layer_of_a_registry() {
+    let (registry, other) = (Registry::new(), Registry::new());
+    let first = timeout(&registry).name("ledger").build().unwrap();
+    let error = CircuitBreakerLayer::builder().name("ledger").registry(&registry).build().unwrap_err();
+    let [field] = error.fields() else { panic!("{error}") };
+    assert_eq!((field.field, &*field.value), ("name", "\"ledger\""));
+    timeout(&other).name("ledger").build().unwrap();
+    TimeoutLayer::builder().name("ledger").after(Duration::from_secs(1)).build().unwrap();
+
+    // The kind is the name of one without.
+    let _unnamed = timeout(&registry).build().unwrap();
+    assert_eq!(timeout(&registry).build().unwrap_err().fields()[0].field, "name");
+
+    // A service keeps it alive; when that is gone too the name is free.
+    let service = first.layer(Probe::new());
+    drop(first);
+    assert!(timeout(&registry).name("ledger").build().is_err());
+    assert!(registry.snapshot().get("ledger").is_some());
+    drop(service);
+    assert!(registry.snapshot().get("ledger").is_none());
+    timeout(&registry).name("ledger").build().unwrap();
+}
+
+#[test]
+fn a_builder_that_fails_takes_no_name() {
+    let registry = Registry::new();
+    let error = TimeoutLayer::builder().name("api").registry(&registry).build().unwrap_err();
+    assert_eq!(error.fields()[0].field, "after");
+    timeout(&registry).name("api").build().unwrap();
+}
+
+#[test]
+fn every_builder_has_a_registry() {
+    let registry = Registry::new();
+    let kept = (
+        timeout(&registry).build().unwrap(),
+        CircuitBreakerLayer::builder().registry(&registry).build().unwrap(),
+        BulkheadLayer::builder().limit(3).registry(&registry).build().unwrap(),
+        DeadlineLayer::builder().client().registry(&registry).build().unwrap(),
+        FallbackLayer::builder().registry(&registry).build_plain_from_fn(|_: &Error<ProbeError>| None::<()>).unwrap(),
+    );
+    let more = (
+        RetryLayer::builder().registry(&registry).build().unwrap(),
+        RateLimitLayer::builder().quota(Quota::per_second(1)).registry(&registry).build().unwrap(),
+        AdaptiveRateLayer::builder().registry(&registry).build().unwrap(),
+    );
+    let seen = registry.snapshot();
+    let kinds: Vec<_> = seen.policies.iter().map(|policy| policy.policy).collect();
+    assert_eq!(
+        kinds,
+        ["adaptive_rate", "bulkhead", "circuit_breaker", "deadline", "fallback", "rate_limit", "retry", "timeout",]
+    );
+    assert!(seen.policies.iter().all(|policy| policy.admits && *policy.name == *policy.policy));
+    drop((kept, more));
+    assert!(registry.snapshot().policies.is_empty());
+}
+
+// === snapshots ===
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_what_the_handles_say() {
+    let registry = Registry::new();
+    let open = OpenTime::Fixed(Duration::from_secs(5));
+    let breaker = CircuitBreakerLayer::builder().name("ledger").consecutive_failures(1).open(open).registry(&registry);
+    let breaker = breaker.build().unwrap();
+    let wall = BulkheadLayer::builder().name("db").limit(1).registry(&registry).build().unwrap();
+    let (fails, hangs) = (Probe::new(), Probe::new());
+    fails.fails();
+    hangs.hangs();
+    breaker.clone().plain().layer(fails).oneshot(()).await.unwrap_err();
+    let runs = wall.clone().plain().layer(hangs).call(());
+    tokio::time::advance(Duration::from_millis(1_500)).await;
+
+    let seen = registry.snapshot();
+    let figure = |name, figure| seen.get(name).unwrap().get(figure).unwrap();
+    assert_eq!(figure("ledger", "state"), Figure::Word("open"));
+    assert_eq!(figure("ledger", "in_state"), Figure::Time(Duration::from_millis(1_500)));
+    assert_eq!(figure("ledger", "open_left"), Figure::Time(Duration::from_millis(3_500)));
+    assert_eq!(figure("ledger", "failure_rate"), Figure::Unknown);
+    assert_eq!(figure("db", "in_flight"), Figure::Count(1));
+    let json = serde_json::to_value(&seen).unwrap();
+    let [db, ledger] = &json["policies"].as_array().unwrap()[..] else { panic!("{json}") };
+    assert_eq!((&db["name"], &db["limit"], &db["admits"]), (&"db".into(), &1.into(), &false.into()));
+    assert_eq!((&ledger["policy"], &ledger["state"]), (&"circuit_breaker".into(), &"open".into()));
+    assert_eq!((&ledger["open_left"], &ledger["failure_rate"]), (&3.5.into(), &serde_json::Value::Null));
+    assert_eq!(json["draining"], false);
+
+    // Backends say nothing of readiness unless somebody says so; what is not there is not ready.
+    assert!(seen.is_ready() && seen.is_live());
+    assert!(!seen.is_ready_with(&["ledger"]) && !seen.is_ready_with(&["db"]) && !seen.is_ready_with(&["what"]));
+    drop(runs);
+    breaker.handle().reset();
+    assert!(registry.snapshot().is_ready_with(&["ledger", "db"]));
+}
+
+// === draining ===
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_for_what_runs_and_refuses_what_comes() {
+    let registry = Registry::new().drain_retry_after(Duration::from_secs(7));
+    let probe = Probe::new();
+    probe.hangs();
+    let service = registry.drain_layer().plain().layer(probe.clone());
+    let runs = tokio::spawn(service.clone().oneshot(()));
+    tokio::task::yield_now().await;
+    assert_eq!((registry.snapshot().in_flight, registry.drain_layer().handle().snapshot().in_flight), (1, 1));
+
+    let mut drained = registry.drain();
+    assert!(!is_ready(&mut drained));
+    let seen = registry.snapshot();
+    assert!(!seen.is_ready() && seen.is_live());
+    let refused = service.clone().oneshot(()).await.unwrap_err();
+    let Error::Rejected(refused) = refused else { panic!("{refused}") };
+    assert_eq!((refused.policy(), refused.reason()), ("drain", Reason::Draining));
+    assert_eq!(refused.retry_after(), Some(Duration::from_secs(7)));
+    assert!(refused.is_refusal());
+    assert_eq!(probe.calls(), 1);
+
+    let waits = tokio::spawn(registry.drain());
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    runs.abort();
+    assert!(runs.await.unwrap_err().is_cancelled());
+    waits.await.unwrap();
+    assert!(is_ready(&mut drained));
+    let seen = registry.snapshot();
+    assert!(!seen.is_live() && seen.in_flight == 0);
+    assert_eq!(registry.drain_layer().handle().snapshot().rejected, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_is_in_flight_to_the_end_of_its_body() {
+    let registry = Registry::new();
+    let inner = tower::service_fn(|_: Request<()>| async {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"body"))))
+    });
+    let service = registry.drain_layer().layer(inner);
+    let response = service.clone().oneshot(Request::new(())).await.unwrap();
+    let mut drained = registry.drain();
+    assert!(!is_ready(&mut drained));
+    response.into_body().collect().await.unwrap();
+    assert!(is_ready(&mut drained));
+
+    let refused = service.clone().oneshot(Request::new(())).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let header = |name| refused.headers().get(name).map(|v| v.to_str().unwrap());
+    assert_eq!((header("connection"), header("retry-after")), (Some("close"), Some("1")));
+    let body = refused.into_body().collect().await.unwrap().to_bytes();
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&problem["policy"], &problem["reason"]), (&"drain".into(), &"draining".into()));
+
+    let mut grpc = Request::new(());
+    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let refused = service.oneshot(grpc).await.unwrap();
+    let header = |name| refused.headers().get(name).map(|v| v.to_str().unwrap());
+    assert_eq!(refused.status(), StatusCode::OK);
+    assert_eq!((header("grpc-status"), header("grpc-retry-pushback-ms")), (Some("14"), Some("1000")));
+    assert_eq!(header("connection"), None);
+}
+
+/// A panic in the inner service, in `call` or in its future, leaves nobody inside.
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_not_waited_for() {
+    let registry = Registry::new();
+    for in_call in [false, true] {
+        let probe = Probe::new();
+        if in_call {
+            probe.panics_in_call()
+        } else {
+            probe.panics()
+        }
+        let service = registry.drain_layer().plain().layer(probe);
+        assert!(tokio::spawn(service.oneshot(())).await.unwrap_err().is_panic());
+    }
+    assert_eq!(registry.snapshot().in_flight, 0);
+    registry.drain().await;
+}
+
+/// Many waiters, each woken once the last call is over, whichever it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_waits_is_woken_whatever_thread_the_last_call_is_on() {
+    for _ in 0..200 {
+        let registry = Registry::new();
+        let service = registry.drain_layer().plain().layer(tower::service_fn(|()| async {
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>(())
+        }));
+        let calls: Vec<_> = (0..8).map(|_| tokio::spawn(service.clone().oneshot(()))).collect();
+        let waits: Vec<_> = (0..3).map(|_| tokio::spawn(registry.drain())).collect();
+        for task in waits {
+            soon(task).await.unwrap();
+        }
+        assert_eq!(registry.snapshot().in_flight, 0);
+        for call in calls {
+            // Ended or refused, but never lost.
+            assert!(matches!(soon(call).await.unwrap(), Ok(()) | Err(Error::Rejected(_))));
+        }
+    }
+}
+
+async fn serve(
+    app: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = axum::serve(listener, app).with_graceful_shutdown(stop);
+    (addr, tokio::spawn(async move { server.await.unwrap() }))
+}
+
+fn client() -> Client<HttpConnector, Empty<Bytes>> {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+async fn fetch(client: &Client<HttpConnector, Empty<Bytes>>, uri: String) -> Option<(StatusCode, Bytes)> {
+    let response = client.get(uri.parse().unwrap()).await.ok()?;
+    let status = response.status();
+    Some((status, response.into_body().collect().await.ok()?.to_bytes()))
+}
+
+/// A real server under load is drained and stopped: each call has an answer, whole, or a refusal; and each that the
+/// handler began was answered. Only who comes once the port is closed gets nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_under_load_loses_no_call() {
+    const CALLERS: usize = 16;
+    let registry = Registry::new();
+    let (begun, held) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    let handler = {
+        let (begun, held) = (Arc::clone(&begun), Arc::clone(&held));
+        move || async move {
+            // The first of each caller hangs until it drains, the rest is quick.
+            if begun.fetch_add(1, SeqCst) >= 200 {
+                held.notified().await;
+            }
+            "whole".to_owned()
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(registry.drain_layer());
+    let stop = Arc::new(Notify::new());
+    let stopped = Arc::clone(&stop);
+    let (addr, server) = serve(app, async move { stopped.notified().await }).await;
+    let stopping = Arc::new(AtomicBool::new(false));
+
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let stopping = Arc::clone(&stopping);
+            tokio::spawn(async move {
+                let (mut ok, mut refused, client) = (0_u64, 0_u64, client());
+                while refused < 3 {
+                    match fetch(&client, format!("http://{addr}/")).await {
+                        Some((StatusCode::OK, body)) if body == "whole" => ok += 1,
+                        Some((StatusCode::SERVICE_UNAVAILABLE, _)) => refused += 1,
+                        None if stopping.load(SeqCst) => break,
+                        other => panic!("a call was lost: {other:?}"),
+                    }
+                }
+                (ok, refused)
+            })
+        })
+        .collect();
+
+    // Once every caller has a call that hangs in the handler, draining begins.
+    soon(async {
+        while registry.snapshot().in_flight < CALLERS as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let drained = registry.drain();
+    held.notify_waiters();
+    // Permits for those that had not begun to wait when the others were told.
+    let tells = tokio::spawn(async move {
+        loop {
+            held.notify_one();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    soon(drained).await;
+    tells.abort();
+    let (mut ok, mut refused) = (0, 0);
+    for caller in callers {
+        let (o, r) = soon(caller).await.unwrap();
+        (ok, refused) = (ok + o, refused + r);
+    }
+    stopping.store(true, SeqCst);
+    stop.notify_one();
+    soon(server).await.unwrap();
+    assert_eq!(ok, begun.load(SeqCst));
+    assert_eq!(refused, 3 * CALLERS as u64);
+    assert_eq!(registry.drain_layer().handle().snapshot().rejected, refused);
+}
+
+/// HTTP/1.1 is told to close, and is closed; HTTP/2, which has no such header, gets none.
+#[tokio::test]
+async fn a_refusal_closes_its_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let registry = Registry::new();
+    let app = Router::new().route("/", get(|| async { "hello" })).layer(registry.drain_layer());
+    let (addr, server) = serve(app, std::future::pending()).await;
+    drop(registry.drain());
+    let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
+    socket.write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    // To its end, which comes only because the server closes.
+    soon(socket.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+
+    let h2 = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Empty<Bytes>>();
+    let response = soon(h2.get(format!("http://{addr}/").parse().unwrap())).await.unwrap();
+    assert_eq!((response.status(), response.version()), (StatusCode::SERVICE_UNAVAILABLE, http::Version::HTTP_2));
+    assert_eq!(response.headers().get("connection"), None);
+    assert_eq!(response.headers().get("retry-after").unwrap(), "1");
+    server.abort();
+}
+
+// === a scrape ===
+
+/// The one recorder of this process, installed after the layers were made and used; a server with a route for it.
+#[tokio::test]
+async fn a_scrape_over_http_has_the_figures() {
+    let registry = Registry::new();
+    let open = OpenTime::Fixed(Duration::from_secs(3_600));
+    let breaker = CircuitBreakerLayer::builder().name("scraped").consecutive_failures(2).open(open);
+    let breaker = breaker.observer(|_: &Event| {}).registry(&registry).build().unwrap();
+    let wall = BulkheadLayer::builder().name("scraped wall").limit(9).registry(&registry).build().unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let handler = {
+        let fails = Arc::clone(&fails);
+        move || async move { if fails.load(SeqCst) { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK } }
+    };
+    let work = Router::new().route("/", get(handler)).layer((breaker, wall));
+    work.clone().oneshot(Request::new(axum::body::Body::empty())).await.unwrap();
+
+    let handle = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().unwrap();
+    let scrape = move || async move {
+        publish();
+        handle.render()
+    };
+    let (addr, server) = serve(work.route("/metrics", get(scrape)), std::future::pending()).await;
+    let client = client();
+    for _ in 0..5 {
+        assert_eq!(fetch(&client, format!("http://{addr}/")).await.unwrap().0, StatusCode::OK);
+    }
+    fails.store(true, SeqCst);
+    for expected in [500, 500, 503, 503, 503] {
+        assert_eq!(fetch(&client, format!("http://{addr}/")).await.unwrap().0, expected);
+    }
+    let (_, text) = fetch(&client, format!("http://{addr}/metrics")).await.unwrap();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    for line in [
+        "buttress_calls_total{policy=\"circuit_breaker\",name=\"scraped\",outcome=\"success\"} 5",
+        "buttress_calls_total{policy=\"circuit_breaker\",name=\"scraped\",outcome=\"failure\"} 2",
+        "buttress_rejected_total{policy=\"circuit_breaker\",name=\"scraped\",reason=\"circuit_open\"} 3",
+        "buttress_circuit_breaker_state{policy=\"circuit_breaker\",name=\"scraped\",state=\"open\"} 1",
+        "buttress_circuit_breaker_state{policy=\"circuit_breaker\",name=\"scraped\",state=\"closed\"} 0",
+        "buttress_admitted_total{policy=\"bulkhead\",name=\"scraped wall\"} 7",
+        "buttress_in_flight{policy=\"bulkhead\",name=\"scraped wall\"} 0",
+        "buttress_limit{policy=\"bulkhead\",name=\"scraped wall\"} 9",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+    server.abort();
+}
+
+/// Polled by hand: who waits for the drain and goes leaves no waker behind.
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_nobody_waits_for_goes_on() {
+    let registry = Registry::new();
+    let probe = Probe::new();
+    probe.hangs();
+    let mut service = registry.drain_layer().plain().layer(probe);
+    std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut service, cx)).await.unwrap();
+    let call = service.call(());
+    let mut first = registry.drain();
+    let mut second = registry.drain();
+    assert!(!is_ready(&mut first) && !is_ready(&mut second));
+    drop(first);
+    drop(call);
+    assert!(matches!(pin!(second).poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(())));
+    assert!(registry.snapshot().draining);
+}
