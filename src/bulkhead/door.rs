@@ -29,23 +29,31 @@ pub(crate) enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waits {
     pub(crate) place: u32,
-    /// In milliseconds of the wall's time; it wraps, for there is no more room in a future that nearly never has one.
+    /// Since when, in milliseconds of the wall's time, and in the highest bit whether it is a deadline that ends it. The time
+    /// wraps after 24 days, for there is no more room in a future that nearly never has one.
     since: u32,
     pub(crate) expires: u64,
-    pub(crate) why: Reason,
 }
+
+const DEADLINE: u32 = 1 << 31;
 
 impl Waits {
     pub(crate) fn new(place: u32, now: u64, expires: u64, why: Reason) -> Self {
-        Waits { place, since: millis(now), expires, why }
+        let deadline = if why == Reason::DeadlineExceeded { DEADLINE } else { 0 };
+        Waits { place, since: millis(now) | deadline, expires }
+    }
+
+    /// Why it is refused if it waits in vain.
+    pub(crate) fn why(self) -> Reason {
+        if self.since & DEADLINE != 0 { Reason::DeadlineExceeded } else { Reason::QueueTimeout }
     }
 
     /// How long, to the millisecond.
     pub(crate) fn so_far(self, now: u64) -> Duration {
-        Duration::from_millis(millis(now).wrapping_sub(self.since).into())
+        Duration::from_millis((millis(now).wrapping_sub(self.since) & !DEADLINE).into())
     }
 }
 
 fn millis(nanos: u64) -> u32 {
-    (nanos / 1_000_000) as u32
+    (nanos / 1_000_000) as u32 & !DEADLINE
 }

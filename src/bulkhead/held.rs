@@ -97,7 +97,7 @@ impl Held {
         self.wall.has_waited(waits);
         match left {
             Left::In => {}
-            Left::Waiting => self.wall.refuse_waiter(waits.why)?,
+            Left::Waiting => self.wall.refuse_waiter(waits.why())?,
             Left::Refused(reason) => self.wall.refuse_waiter(reason)?,
         }
         self.has = Has::Permit;
