@@ -90,6 +90,7 @@ mod config;
 pub mod deadline;
 pub mod drain;
 pub mod fallback;
+mod key;
 #[doc(hidden)]
 pub mod keyed;
 #[cfg(loom)]
@@ -142,8 +143,9 @@ pub use self::{
 pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
     fallback::{Answer, Backup, FallbackContext, LastGood},
+    key::{Key, MissingKey},
     protocol::{Degraded, HttpClassify, Replay, ResponseBody, default_end, default_head},
-    rate_limit::{Key, LimitHeaders, MissingKey},
+    rate_limit::LimitHeaders,
     retry::{PreviousAttempts, PreviousAttemptsLayer},
 };
 

@@ -61,6 +61,18 @@ impl<T> Striped<T> {
 }
 
 impl<T> Shared<T> {
+    /// Of a state that has no stripes: all references are counted in one place.
+    #[cfg(feature = "http")]
+    pub(crate) fn alone(state: T) -> Self {
+        Shared(Arc::new(Stripe { state: Arc::new(state), number: 0, tally: AtomicU64::new(0) }))
+    }
+
+    /// Is this the only reference to a state [without stripes](Shared::alone)?
+    #[cfg(feature = "http")]
+    pub(crate) fn is_the_only_one(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// The number of the stripe: the same for all that one thread shares.
     #[inline(always)]
     pub(crate) fn stripe(&self) -> usize {

@@ -344,6 +344,29 @@ fn a_bulkhead_with_room_is_free_also_for_streams() {
 }
 
 #[test]
+fn a_bulkhead_is_free_also_with_a_known_key() {
+    in_runtime(|| {
+        let layer = BulkheadLayer::builder().limit(4).per_key(Key::GrpcMethod).build().unwrap();
+        let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+        assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+        assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        let mut streaming = layer.layer(streaming());
+        assert_eq!(allocations(|| assert!(call_and_read(&mut streaming, Request::new(())).is_none())), 0);
+        // A new one: its state, twice counted, its bytes; now and then its shard's table.
+        let keys: Vec<http::Uri> = (0..1_000).map(|n| format!("/{n}").parse().unwrap()).collect();
+        let used = measure(|| {
+            for key in &keys {
+                let mut request = Request::new(());
+                *request.uri_mut() = key.clone();
+                assert!(call_and_read(&mut service, request).is_some());
+            }
+        });
+        assert_eq!(layer.handle().snapshot().keys, 1_001);
+        assert!(used.bytes_current <= 2_000 * 1_000, "{} bytes a key", used.bytes_current / 1_000);
+    });
+}
+
+#[test]
 fn waiting_and_being_called_are_free_once_the_queue_has_been_as_long() {
     in_runtime(|| {
         let layer = BulkheadLayer::builder().limit(1).queue(2).build().unwrap();

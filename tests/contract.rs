@@ -107,6 +107,18 @@ fn bulkhead() -> BulkheadLayer {
     BulkheadLayer::builder().limit(1).queue(1).build().unwrap()
 }
 
+/// As [`bulkhead`], for each key.
+fn bulkhead_per_key() -> BulkheadLayer {
+    BulkheadLayer::builder().limit(1).queue(1).key_fn(|_| Some("k".into())).build().unwrap()
+}
+
+/// Full for services without heads.
+fn full_per_key() -> BulkheadLayer {
+    let layer = BulkheadLayer::builder().limit(1).key_fn(|_| None).build().unwrap();
+    fill(&layer);
+    layer
+}
+
 /// A bulkhead that is full for as long as a test lasts.
 fn full() -> BulkheadLayer {
     let layer = BulkheadLayer::builder().limit(1).build().unwrap();
@@ -167,6 +179,8 @@ contract!(fallback_last_good: FallbackLayer::last_good(LastGood::new(1_000, Dura
 contract!(bulkhead_http: bulkhead() => Http, refuses: full());
 contract!(bulkhead_plain: bulkhead().plain() => (), refuses: full().plain());
 contract!(bulkhead_boxed: bulkhead().boxed() => (), refuses: full().boxed());
+contract!(bulkhead_per_key: bulkhead_per_key() => Http, refuses: too_late);
+contract!(bulkhead_per_key_plain: bulkhead_per_key().plain() => (), refuses: full_per_key().plain());
 contract!(bulkhead_deadline: bulkhead() => Http, refuses: too_late);
 contract!(rate_http: rate() => Http, refuses: used_up());
 contract!(rate_http_headers: rate_with_headers(1_000) => Http, refuses: used_up_with_headers());

@@ -137,6 +137,20 @@ fn a_state_that_is_held_stays() {
 }
 
 #[test]
+fn each_state_is_seen_once_and_those_of_the_overflow_too() {
+    let keyed = keyed(200);
+    for n in 0..300_u64 {
+        use_it(&keyed, &n.to_le_bytes(), 0, SECOND + n);
+    }
+    let (mut seen, mut all) = (0, 0);
+    keyed.for_each(|state| {
+        seen += usize::from((SECOND..SECOND + 200).contains(&state.0.load(Relaxed)));
+        all += 1;
+    });
+    assert_eq!((seen, all), (200, 200 + keyed.overflow_states()));
+}
+
+#[test]
 fn many_threads_never_exceed_the_bound() {
     let keyed = keyed(200);
     thread::scope(|scope| {

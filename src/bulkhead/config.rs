@@ -4,10 +4,13 @@ use std::{fmt, time::Duration};
 
 use crate::{
     builder::{Identity, shared_setters},
-    bulkhead::{BulkheadLayer, wall::PriorityFn},
+    bulkhead::{BulkheadLayer, hull::PriorityFn},
     config::{Checks, ConfigError},
     queue::MOST,
 };
+
+#[cfg(feature = "http")]
+use crate::key::{Keys, key_setters};
 
 /// The numbers of a bulkhead, as plain data: what [`BulkheadHandle::update`](crate::BulkheadHandle::update) takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,15 @@ impl Default for BulkheadConfig {
 pub struct BulkheadBuilder {
     identity: Identity,
     config: BulkheadConfig,
-    priority_fn: Option<PriorityFn>,
+    told: Told,
+}
+
+/// What a layer was told beside its numbers.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) priority_fn: Option<PriorityFn>,
+    #[cfg(feature = "http")]
+    pub(crate) keys: Keys,
 }
 
 impl BulkheadBuilder {
@@ -71,9 +82,12 @@ impl BulkheadBuilder {
     /// Mind whom it believes: a header that any caller can set makes every caller critical.
     #[cfg(feature = "http")]
     pub fn priority_fn(mut self, f: impl Fn(&http::request::Parts) -> crate::Priority + Send + Sync + 'static) -> Self {
-        self.priority_fn = Some(Box::new(f));
+        self.told.priority_fn = Some(Box::new(f));
         self
     }
+
+    #[cfg(feature = "http")]
+    key_setters!("limit and a queue", told.keys);
 
     /// The layer, in its HTTP and gRPC form.
     ///
@@ -84,8 +98,10 @@ impl BulkheadBuilder {
         let mut checks = Checks::default();
         self.identity.check("bulkhead", &mut checks);
         self.config.check(&mut checks);
+        #[cfg(feature = "http")]
+        self.told.keys.check(&mut checks);
         checks.finish()?;
-        Ok(BulkheadLayer::new(self.identity, self.config, self.priority_fn))
+        Ok(BulkheadLayer::new(self.identity, self.config, self.told))
     }
 }
 
@@ -110,10 +126,13 @@ pub(crate) fn limit(limit: usize, checks: &mut Checks) {
 
 impl fmt::Debug for BulkheadBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BulkheadBuilder")
+        let mut builder = f.debug_struct("BulkheadBuilder");
+        builder
             .field("identity", &self.identity)
             .field("config", &self.config)
-            .field("priority_fn", &self.priority_fn.is_some())
-            .finish()
+            .field("priority_fn", &self.told.priority_fn.is_some());
+        #[cfg(feature = "http")]
+        builder.field("keys", &self.told.keys);
+        builder.finish()
     }
 }

@@ -118,7 +118,7 @@ where
                     this.state.set(State::Running { inner });
                 }
                 StateProj::Refused { reason } => {
-                    let rejection = this.held.as_ref().expect(AGAIN).wall().rejection(*reason);
+                    let rejection = this.held.as_ref().expect(AGAIN).wall().hull.rejection(*reason);
                     return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
             }

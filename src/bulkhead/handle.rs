@@ -22,11 +22,13 @@ pub struct BulkheadHandle {
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct BulkheadSnapshot {
-    /// Calls that are in flight now. Above the limit after it was lowered, and in shadow.
+    /// Calls that are in flight now, of all keys. Above the limit after it was lowered, and in shadow.
     pub in_flight: usize,
-    /// Calls that wait now.
+    /// Calls that wait now, of all keys.
     pub waiting: usize,
-    /// The limit.
+    /// Keys that have a state of their own now.
+    pub keys: usize,
+    /// The limit, of each key where there are keys.
     pub limit: usize,
     /// For how long the one has waited who has waited longest.
     pub oldest_wait: Option<Duration>,
@@ -53,7 +55,7 @@ impl BulkheadHandle {
     }
 
     /// Sets the limit. With more room, who waits goes in at once; with less, what runs runs on, and nobody goes in
-    /// before there are fewer than the new limit.
+    /// before there are fewer than the new limit. It holds for all keys, and for those to come.
     ///
     /// # Errors
     ///
@@ -83,19 +85,26 @@ impl BulkheadHandle {
     }
 }
 
-fn snapshot(wall: &Wall) -> BulkheadSnapshot {
-    let view = wall.room.view();
-    let (waiting, oldest) = wall.room.waiting();
+fn snapshot(shared: &Wall) -> BulkheadSnapshot {
+    let hull = &shared.hull;
+    let (mut in_flight, mut waiting, mut oldest) = (0, 0, None::<u64>);
+    shared.look_at_all(|wall| {
+        let (wait, since) = wall.room.waiting();
+        in_flight += wall.room.view().in_flight();
+        waiting += wait;
+        oldest = oldest.into_iter().chain(since).min();
+    });
     BulkheadSnapshot {
-        in_flight: view.in_flight(),
+        in_flight,
         waiting,
-        limit: view.limit(),
-        oldest_wait: oldest.map(|since| Duration::from_nanos(wall.now().saturating_sub(since))),
-        rejected: wall.rejected.load(Relaxed),
-        would_have_rejected: wall.would_have_rejected.load(Relaxed),
-        permits_expired: wall.permits_expired.load(Relaxed),
-        shadow: wall.in_shadow(),
-        config: wall.config(),
+        keys: shared.keys(),
+        limit: hull.settings.limit(),
+        oldest_wait: oldest.map(|since| Duration::from_nanos(hull.now().saturating_sub(since))),
+        rejected: hull.rejected.load(Relaxed),
+        would_have_rejected: hull.would_have_rejected.load(Relaxed),
+        permits_expired: hull.permits_expired.load(Relaxed),
+        shadow: hull.in_shadow(),
+        config: hull.settings.load(),
     }
 }
 
@@ -108,6 +117,7 @@ impl Watched for Striped<Wall> {
         let seen = snapshot(self);
         visit("in_flight", Figure::count(seen.in_flight));
         visit("waiting", Figure::count(seen.waiting));
+        visit("keys", Figure::count(seen.keys));
         visit("limit", Figure::count(seen.limit));
         visit("queue", Figure::count(seen.config.queue));
         visit("oldest_wait", seen.oldest_wait.into());
@@ -117,9 +127,9 @@ impl Watched for Striped<Wall> {
         visit("shadow", Figure::Flag(seen.shadow));
     }
 
-    /// Has it room, or a place to wait in?
+    /// Has it room, or a place to wait in? With keys some key always has.
     fn admits(&self) -> bool {
         let seen = snapshot(self);
-        seen.shadow || seen.in_flight < seen.limit || seen.waiting < seen.config.queue
+        seen.shadow || self.is_per_key() || seen.in_flight < seen.limit || seen.waiting < seen.config.queue
     }
 }

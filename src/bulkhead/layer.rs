@@ -6,10 +6,7 @@ use tower_layer::Layer;
 
 use crate::{
     builder::{Identity, layer_forms},
-    bulkhead::{
-        Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle,
-        wall::{PriorityFn, Wall},
-    },
+    bulkhead::{Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, config::Told, hull::Hull, wall::Wall},
     config::ConfigError,
     observe::watched,
     protocol::Http,
@@ -27,8 +24,8 @@ pub struct BulkheadLayer<P = Http> {
 }
 
 /// All that it can refuse with.
-const REASONS: [Reason; 4] =
-    [Reason::BulkheadFull, Reason::QueueTimeout, Reason::ShedByPriority, Reason::DeadlineExceeded];
+const REASONS: [Reason; 5] =
+    [Reason::BulkheadFull, Reason::QueueTimeout, Reason::ShedByPriority, Reason::DeadlineExceeded, Reason::KeyMissing];
 
 impl BulkheadLayer {
     /// Starts a builder; `limit` has to be set.
@@ -43,12 +40,17 @@ impl BulkheadLayer {
     /// As [`BulkheadBuilder::build`].
     pub fn from_config(config: BulkheadConfig) -> Result<Self, ConfigError> {
         config.checked()?;
-        Ok(Self::new(Identity::default(), config, None))
+        Ok(Self::new(Identity::default(), config, Told::default()))
     }
 
-    pub(crate) fn new(identity: Identity, config: BulkheadConfig, priority_fn: Option<PriorityFn>) -> Self {
+    pub(crate) fn new(identity: Identity, config: BulkheadConfig, told: Told) -> Self {
         let shadow = identity.shadow;
-        let wall = Wall::new(identity.reporter("bulkhead", &REASONS), shadow, config, priority_fn);
+        let reporter = identity.reporter("bulkhead", &REASONS);
+        let hull = Arc::new(Hull::new(reporter, shadow, config, told.priority_fn));
+        #[cfg(feature = "http")]
+        let wall = if told.keys.are_asked() { Wall::in_front(hull, told.keys) } else { Wall::new(hull) };
+        #[cfg(not(feature = "http"))]
+        let wall = Wall::new(hull);
         BulkheadLayer { shared: watched(Striped::new(wall)), protocol: Http::default() }
     }
 }

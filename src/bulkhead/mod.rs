@@ -49,11 +49,44 @@
 //! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines), errors elsewhere; they
 //! say no time to come back, for nobody knows one.
 //!
+//! # A limit for each key
+//!
+//! With [`per_key`](BulkheadBuilder::per_key) every tenant, client or route has a limit and a queue of its own, and one
+//! that is slow takes nothing of what the others have. All keys have the same numbers, also when those are changed
+//! through the handle; what the process takes in as a whole is bounded by a second bulkhead around this one.
+//!
+//! ```
+//! use buttress::{BulkheadLayer, Key};
+//! use http::HeaderName;
+//!
+//! # fn main() -> Result<(), buttress::ConfigError> {
+//! // Four at once for each tenant, eight more may wait. Whoever names no tenant is refused with 429.
+//! let tenants = BulkheadLayer::builder()
+//!     .limit(4)
+//!     .queue(8)
+//!     .per_key(Key::Header(HeaderName::from_static("x-tenant")))
+//!     .build()?;
+//! assert_eq!(tenants.handle().snapshot().keys, 0);
+//! # Ok(()) }
+//! ```
+//!
+//! - [`max_keys`](BulkheadBuilder::max_keys) of them have a state of their own, some 1.6 KB each, and a kilobyte more once
+//!   a response was streamed. The state of a key goes only when nobody is in, waits, or still reads: then it says the same
+//!   as none. Keys beyond the bound share a fixed number of overflow states, each with the limit of one key, until there is
+//!   room: that is found out at the next call of such a key, after a second at most. Calls that it has in the overflow then
+//!   end there, so for that time it may have as many again.
+//! - A request without a key is refused with [`KeyMissing`](Reason::KeyMissing), a 429, or what
+//!   [`missing_key`](BulkheadBuilder::missing_key) says. One that is not limited is counted in the snapshot all the same.
+//! - The key is seen in `call`, so the inner service was polled ready before. A call that is refused or has to wait gives
+//!   that readiness back.
+//! - Plain services have no heads to see: all their calls share one state, and a full one is known before readiness.
+//!
 //! # Cost
 //!
 //! Admitted: one atomic word, changed twice; no lock, no clock, no allocation. A response whose body goes on after its
 //! head costs a clock read there and one for each further frame, and slots are allocated when more of them run than ever
-//! did. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the longest queue was.
+//! did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
+//! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the longest queue was.
 //!
 //! # Cancel safety
 //!
@@ -65,7 +98,10 @@ mod door;
 mod future;
 mod handle;
 mod held;
+mod hull;
 mod layer;
+#[cfg(feature = "http")]
+mod rooms;
 mod service;
 mod settings;
 mod wall;

@@ -21,6 +21,12 @@ use crate::{
     stripe::Striped,
 };
 
+#[cfg(feature = "http")]
+use crate::{
+    bulkhead::rooms::{Goes, Rooms},
+    stripe::Shared,
+};
+
 /// A service behind a bulkhead. Made by [`BulkheadLayer`](crate::BulkheadLayer).
 ///
 /// `S` has to be `Clone`: a call that waits takes an instance along, and one that is refused after readiness gives the
@@ -58,7 +64,7 @@ where
 
     #[inline(always)]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        if !self.shared.is_open() && self.is_shut() {
+        if !self.shared.is_open() && self.is_shut(P::HAS_BODY) {
             return Poll::Ready(Ok(()));
         }
         self.door = Door::Open;
@@ -71,13 +77,22 @@ where
         // By itself, from the door to the future: where paths met again, each would carry what the others need.
         let has_deadline = Deadline::current().is_some() || P::deadline(&request).is_some();
         if self.door == Door::Open && !has_deadline && self.shared.room.pass() {
-            let inner = self.call_inner(request);
+            let inner = call_inner(&self.shared, &mut self.inner, request);
             return self.running(inner, context);
         }
         let door = mem::replace(&mut self.door, Door::Unasked);
+        // By itself too, and not even there for services without heads: with two ways to come to a wall, calls without keys
+        // would be slower.
+        #[cfg(feature = "http")]
+        if P::HAS_BODY
+            && let Some(rooms) = &self.shared.rooms
+        {
+            let (admission, wall) = self.admit_by_key(rooms, door, &mut request);
+            return self.go_on(admission, wall, door, request, context);
+        }
         match self.admit(door, &mut request) {
             Admission::In if door == Door::Open => {
-                let inner = self.call_inner(request);
+                let inner = call_inner(&self.shared, &mut self.inner, request);
                 self.running(inner, context)
             }
             Admission::In => {
@@ -91,7 +106,7 @@ where
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Refused(reason) => {
-                self.shared.refuse(reason);
+                self.shared.hull.refuse(reason);
                 self.drop_readiness(door);
                 let held = Held::nothing(self.shared.share());
                 ResponseFuture::refused(reason, self.protocol.clone(), context, held)
@@ -101,18 +116,6 @@ where
 }
 
 impl<S, P: Clone> Bulkhead<S, P> {
-    /// A call that is in.
-    #[inline(always)]
-    fn call_inner<Req>(&mut self, request: Req) -> S::Future
-    where
-        S: Service<Req>,
-    {
-        let panic = PanicInCall(&self.shared);
-        let inner = self.inner.call(request);
-        mem::forget(panic);
-        inner
-    }
-
     /// Made after the inner call, which would otherwise have to be able to drop it.
     #[inline(always)]
     fn running<C, Req>(&self, inner: S::Future, context: C) -> ResponseFuture<S, P, C, Req>
@@ -123,10 +126,53 @@ impl<S, P: Clone> Bulkhead<S, P> {
     }
 }
 
+#[cfg(feature = "http")]
+impl<S: Clone, P: Clone> Bulkhead<S, P> {
+    /// Does with a call of a key what was found. Out of line: what it needs is not on the way of calls without keys.
+    #[cold]
+    #[inline(never)]
+    fn go_on<C, Req>(
+        &mut self,
+        admission: Admission,
+        wall: Shared<Wall>,
+        door: Door,
+        request: Req,
+        context: C,
+    ) -> ResponseFuture<S, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        match admission {
+            Admission::In if door == Door::Open => {
+                let inner = call_inner(&wall, &mut self.inner, request);
+                ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(wall))
+            }
+            Admission::In => {
+                let held = Held::permit(wall);
+                let unready = self.take_unready(door);
+                ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
+            }
+            Admission::Waits(waits) => {
+                let held = Held::place(wall, waits);
+                let unready = self.take_unready(door);
+                ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
+            }
+            Admission::Refused(reason) => {
+                wall.hull.refuse(reason);
+                self.drop_readiness(door);
+                ResponseFuture::refused(reason, self.protocol.clone(), context, Held::nothing(wall))
+            }
+        }
+    }
+}
+
 impl<S: Clone, P> Bulkhead<S, P> {
     /// Looks closer than [`Wall::is_open`]. Behind a shut door nothing is held.
     #[cold]
-    fn is_shut(&mut self) -> bool {
+    fn is_shut(&mut self, has_head: bool) -> bool {
+        if !has_head {
+            self.settle();
+        }
         let found = self.shared.look();
         if found != Door::Open {
             let door = mem::replace(&mut self.door, found);
@@ -153,15 +199,43 @@ impl<S: Clone, P> Bulkhead<S, P> {
     }
 
     #[cold]
-    fn admit<Req, Res, Err>(&self, door: Door, request: &mut Req) -> Admission
+    fn admit<Req, Res, Err>(&mut self, door: Door, request: &mut Req) -> Admission
     where
         P: Protocol<Req, Res, Err>,
     {
         if let Door::Refuses(reason) = door {
             return Admission::Refused(reason);
         }
+        self.settle();
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
         self.shared.admit(deadline, || self.priority::<Req, Res, Err>(request))
+    }
+
+    /// As [`admit`](Self::admit), behind the wall of the request's key.
+    #[cfg(feature = "http")]
+    fn admit_by_key<Req, Res, Err>(&self, rooms: &Rooms, door: Door, request: &mut Req) -> (Admission, Shared<Wall>)
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        if let Door::Refuses(reason) = door {
+            return (Admission::Refused(reason), self.shared.share());
+        }
+        match rooms.find::<P, Req, Res, Err>(request, self.shared.now()) {
+            Goes::To(wall) => {
+                let deadline = deadline::earliest(P::deadline(request), Deadline::current());
+                let admission = wall.admit(deadline, || self.priority::<Req, Res, Err>(request));
+                (admission, wall)
+            }
+            Goes::Nowhere { refuse } => (self.shared.admit_nobody(refuse), self.shared.share()),
+        }
+    }
+
+    /// A service without heads has no keys: it goes to the common wall, and stays there.
+    fn settle(&mut self) {
+        #[cfg(feature = "http")]
+        if let Some(rooms) = &self.shared.rooms {
+            self.shared = Arc::clone(&rooms.common);
+        }
     }
 
     #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "nothing to choose by"))]
@@ -170,13 +244,22 @@ impl<S: Clone, P> Bulkhead<S, P> {
         P: Protocol<Req, Res, Err>,
     {
         #[cfg(feature = "http")]
-        if let Some(f) = self.shared.priority_fn()
+        if let Some(f) = self.shared.hull.priority_fn()
             && let Some(own) = P::with_parts(request, f)
         {
             return own;
         }
         P::priority(request).unwrap_or_default()
     }
+}
+
+/// A call that is in behind this wall.
+#[inline(always)]
+fn call_inner<S: Service<Req>, Req>(wall: &Wall, inner: &mut S, request: Req) -> S::Future {
+    let panic = PanicInCall(wall);
+    let inner = inner.call(request);
+    mem::forget(panic);
+    inner
 }
 
 /// Dropped only by a panic in the inner service's `call`.

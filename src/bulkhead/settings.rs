@@ -1,16 +1,20 @@
 //! The numbers of a bulkhead, as they are read while it runs.
 
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64, AtomicUsize,
+        Ordering::{Relaxed, SeqCst},
+    },
     time::Duration,
 };
 
 use crate::{bulkhead::BulkheadConfig, queue::Patience};
 
-/// A [`BulkheadConfig`] that can be read without a lock, but for the limit, which is the room's. Each value changes by
-/// itself.
+/// A [`BulkheadConfig`] that can be read without a lock. Each value changes by itself. The limit in force is the room's:
+/// here is the one that every room is to have.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    limit: AtomicUsize,
     queue: AtomicUsize,
     // In nanoseconds.
     wait: AtomicU64,
@@ -19,20 +23,37 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(config: BulkheadConfig) -> Self {
-        let settings = Settings { queue: AtomicUsize::new(0), wait: AtomicU64::new(0), lease: AtomicU64::new(0) };
+        let settings = Settings {
+            limit: AtomicUsize::new(config.limit),
+            queue: AtomicUsize::new(0),
+            wait: AtomicU64::new(0),
+            lease: AtomicU64::new(0),
+        };
         settings.store(config);
         settings
     }
 
+    /// All but the limit, which goes by [`set_limit`](Self::set_limit).
     pub(crate) fn store(&self, config: BulkheadConfig) {
         self.queue.store(config.queue, Relaxed);
         self.wait.store(nanos(config.wait), Relaxed);
         self.lease.store(nanos(config.permit_lease), Relaxed);
     }
 
-    pub(crate) fn load(&self, limit: usize) -> BulkheadConfig {
+    pub(crate) fn load(&self) -> BulkheadConfig {
         let wait = Duration::from_nanos(self.wait());
-        BulkheadConfig { limit, queue: self.queue(), wait, permit_lease: Duration::from_nanos(self.lease()) }
+        let permit_lease = Duration::from_nanos(self.lease());
+        BulkheadConfig { limit: self.limit(), queue: self.queue(), wait, permit_lease }
+    }
+
+    // In one order for all threads, so that of two limits set at once every room ends with the same.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.load(SeqCst)
+    }
+
+    /// Gives back what it was.
+    pub(crate) fn set_limit(&self, limit: usize) -> usize {
+        self.limit.swap(limit, SeqCst)
     }
 
     pub(crate) fn queue(&self) -> usize {
@@ -50,8 +71,9 @@ impl Settings {
 
 /// Overload is when for as long as somebody may wait, the oldest has always waited for more than half of that. A burst
 /// can't do that: all of it has been served or refused by then.
-pub(crate) fn patience(wait: Duration) -> Patience {
-    Patience { fifo: nanos(wait) / 2, newest_after: nanos(wait), tight: None }
+pub(crate) fn patience(settings: &Settings) -> Patience {
+    let wait = settings.wait();
+    Patience { fifo: wait / 2, newest_after: wait, tight: None }
 }
 
 pub(crate) fn nanos(d: Duration) -> u64 {

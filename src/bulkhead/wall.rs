@@ -1,100 +1,63 @@
-//! The shell around the waiting room: the clock, the settings, the events, the counters. One per layer, shared by all
-//! it makes.
+//! The shell around a waiting room. One per layer, shared by all it makes, or one per key.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{fmt, sync::Arc};
 
 use crate::{
     bulkhead::{
         BulkheadConfig,
         door::{Admission, Door, Waits},
-        settings::{self, Settings, nanos},
+        hull::Hull,
+        settings,
     },
     deadline::{self, Deadline},
-    observe::{Kind, Reporter},
+    observe::Reporter,
     priority::Priority,
     queue::{Entrant, Entry, Room},
-    rejection::{Reason, Rejection},
-    time::{self, Instant},
+    rejection::Reason,
+    time::Instant,
 };
 
 #[cfg(feature = "http")]
-pub(crate) type PriorityFn = Box<dyn Fn(&http::request::Parts) -> Priority + Send + Sync>;
-#[cfg(not(feature = "http"))]
-pub(crate) type PriorityFn = std::convert::Infallible;
+use crate::bulkhead::rooms::Rooms;
 
 pub(crate) struct Wall {
     pub(crate) room: Room,
-    /// The room's time counts from here.
-    base: Instant,
-    settings: Settings,
-    priority_fn: Option<PriorityFn>,
-    reporter: Reporter,
-    shadow: AtomicBool,
-    pub(crate) rejected: AtomicU64,
-    pub(crate) would_have_rejected: AtomicU64,
-    pub(crate) permits_expired: AtomicU64,
+    pub(crate) hull: Arc<Hull>,
+    /// Of a layer with keys. Then nobody passes here, so that calls of other layers need not look for it.
+    #[cfg(feature = "http")]
+    pub(crate) rooms: Option<Box<Rooms>>,
 }
 
 impl Wall {
-    pub(crate) fn new(
-        reporter: Reporter,
-        shadow: bool,
-        config: BulkheadConfig,
-        priority_fn: Option<PriorityFn>,
-    ) -> Self {
+    pub(crate) fn new(hull: Arc<Hull>) -> Self {
+        Wall::of(hull.settings.limit(), hull)
+    }
+
+    pub(crate) fn of(limit: usize, hull: Arc<Hull>) -> Self {
         Wall {
-            room: Room::new(config.limit, settings::patience(config.wait)),
-            base: time::now(),
-            settings: Settings::new(config),
-            priority_fn,
-            reporter,
-            shadow: AtomicBool::new(shadow),
-            rejected: AtomicU64::new(0),
-            would_have_rejected: AtomicU64::new(0),
-            permits_expired: AtomicU64::new(0),
+            room: Room::new(limit, settings::patience(&hull.settings)),
+            hull,
+            #[cfg(feature = "http")]
+            rooms: None,
         }
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.reporter.name()
+        self.hull.name()
     }
 
     pub(crate) fn reporter(&self) -> &Reporter {
-        &self.reporter
+        self.hull.reporter()
     }
-
-    #[cfg(feature = "http")]
-    pub(crate) fn priority_fn(&self) -> Option<&PriorityFn> {
-        self.priority_fn.as_ref()
-    }
-
-    pub(crate) fn in_shadow(&self) -> bool {
-        self.shadow.load(Relaxed)
-    }
-
-    // === time ===
 
     pub(crate) fn now(&self) -> u64 {
-        self.at(time::now())
-    }
-
-    fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
-    }
-
-    /// A year from now, if it is beyond the clock's range.
-    pub(crate) fn instant(&self, at: u64) -> Instant {
-        self.base.checked_add(Duration::from_nanos(at)).unwrap_or_else(|| time::now() + time::LONGEST)
+        self.hull.now()
     }
 
     /// When somebody who waits has to look again by itself: at its own end, or when a stalled reader may lose its permit.
     pub(crate) fn next_look(&self, now: u64, expires: u64) -> Instant {
-        let lease = self.room.next_look(now, self.settings.lease());
-        self.instant(expires.min(lease))
+        let lease = self.room.next_look(now, self.hull.settings.lease());
+        self.hull.instant(expires.min(lease))
     }
 
     // === calls ===
@@ -108,11 +71,16 @@ impl Wall {
     /// What a call would find that has a deadline or finds no room.
     #[cold]
     pub(crate) fn look(&self) -> Door {
-        if self.in_shadow() {
+        if self.hull.in_shadow() {
             return Door::Open;
         }
         if deadline::current_passed() {
             return Door::Refuses(Reason::DeadlineExceeded);
+        }
+        #[cfg(feature = "http")]
+        if self.rooms.is_some() {
+            // What it finds behind a wall the call finds out for itself.
+            return Door::Open;
         }
         if self.room.view().lets_pass() {
             return Door::Open;
@@ -120,7 +88,7 @@ impl Wall {
         if self.room.has_streams() {
             self.put_out_stalled(self.now());
         }
-        match self.settings.queue() {
+        match self.hull.settings.queue() {
             _ if self.room.view().lets_pass() => Door::Open,
             0 => Door::Refuses(Reason::BulkheadFull),
             _ => Door::Shut,
@@ -131,13 +99,13 @@ impl Wall {
     #[cold]
     pub(crate) fn admit(&self, deadline: Option<Deadline>, priority: impl FnOnce() -> Priority) -> Admission {
         let now = self.now();
-        let deadline = deadline.map(|d| self.at(d.instant()));
-        let shadow = self.in_shadow();
+        let deadline = deadline.map(|d| self.hull.at(d.instant()));
+        let shadow = self.hull.in_shadow();
         if deadline.is_some_and(|d| d <= now) {
             if !shadow {
                 return Admission::Refused(Reason::DeadlineExceeded);
             }
-            self.would_refuse(Reason::DeadlineExceeded);
+            self.hull.would_refuse(Reason::DeadlineExceeded);
             self.room.push_in();
             return Admission::In;
         }
@@ -149,7 +117,7 @@ impl Wall {
             self.push_in();
             return Admission::In;
         }
-        match self.settings.queue() {
+        match self.hull.settings.queue() {
             0 if self.room.pass() => Admission::In,
             0 => Admission::Refused(Reason::BulkheadFull),
             most => self.enter(now, deadline, priority(), most),
@@ -157,7 +125,7 @@ impl Wall {
     }
 
     fn enter(&self, now: u64, deadline: Option<u64>, priority: Priority, most: usize) -> Admission {
-        let own = now.saturating_add(self.settings.wait());
+        let own = now.saturating_add(self.hull.settings.wait());
         let (expires, why) = match deadline {
             Some(deadline) if deadline < own => (deadline, Reason::DeadlineExceeded),
             _ => (own, Reason::QueueTimeout),
@@ -173,8 +141,8 @@ impl Wall {
     /// refused where that were full.
     fn push_in(&self) {
         let before = self.room.push_in();
-        if before >= self.room.view().limit().saturating_add(self.settings.queue()) {
-            self.would_refuse(Reason::BulkheadFull);
+        if before >= self.room.view().limit().saturating_add(self.hull.settings.queue()) {
+            self.hull.would_refuse(Reason::BulkheadFull);
         }
     }
 
@@ -194,11 +162,11 @@ impl Wall {
     /// Somebody has waited in vain. In shadow it goes in all the same, and is reported.
     #[cold]
     pub(crate) fn refuse_waiter(&self, reason: Reason) -> Result<(), Reason> {
-        if !self.in_shadow() {
-            self.refuse(reason);
+        if !self.hull.in_shadow() {
+            self.hull.refuse(reason);
             return Err(reason);
         }
-        self.would_refuse(reason);
+        self.hull.would_refuse(reason);
         self.room.push_in();
         Ok(())
     }
@@ -206,70 +174,93 @@ impl Wall {
     /// Somebody has waited, whatever has become of it.
     #[cold]
     pub(crate) fn has_waited(&self, waits: Waits) {
-        self.reporter.waited(waits.so_far(self.now()));
-    }
-
-    /// Books a refusal and tells of it.
-    #[cold]
-    pub(crate) fn refuse(&self, reason: Reason) {
-        self.rejected.fetch_add(1, Relaxed);
-        self.reporter.report(Kind::Rejected { reason });
-    }
-
-    fn would_refuse(&self, reason: Reason) {
-        self.would_have_rejected.fetch_add(1, Relaxed);
-        self.reporter.report(Kind::WouldHaveRejected { reason });
-    }
-
-    pub(crate) fn rejection(&self, reason: Reason) -> Rejection {
-        let rejection = self.reporter.rejection(reason);
-        // The backend was given no time at all, whatever the policies outside of us think that the call has had.
-        if reason == Reason::DeadlineExceeded { rejection.with_time_it_had(Duration::ZERO) } else { rejection }
+        self.reporter().waited(waits.so_far(self.now()));
     }
 
     /// Takes their permits from readers that have stalled.
     pub(crate) fn put_out_stalled(&self, now: u64) {
-        for _ in 0..self.room.put_out_stalled(now, self.settings.lease()) {
-            self.permits_expired.fetch_add(1, Relaxed);
-            self.reporter.report(Kind::PermitExpired);
+        for _ in 0..self.room.put_out_stalled(now, self.hull.settings.lease()) {
+            self.hull.permit_expired();
         }
     }
 
     // === by hand ===
 
     pub(crate) fn shadow(&self, on: bool) {
-        self.shadow.store(on, Relaxed);
+        self.hull.set_shadow(on);
         if on {
-            self.room.let_all_in();
+            self.for_all(|wall| wall.room.let_all_in());
         }
     }
 
     pub(crate) fn resize(&self, limit: usize) {
-        let from = self.room.set_limit(limit, self.now());
+        let from = self.hull.settings.set_limit(limit);
+        self.for_all(Wall::fit);
         if from != limit {
-            self.reporter.report(Kind::LimitChanged { from, to: limit });
+            self.hull.limit_changed(from, limit);
         }
     }
 
     pub(crate) fn update(&self, config: BulkheadConfig) {
-        self.settings.store(config);
-        self.room.set_patience(settings::patience(config.wait));
-        self.room.look_anew();
+        self.hull.settings.store(config);
+        self.for_all(|wall| {
+            wall.room.set_patience(settings::patience(&self.hull.settings));
+            wall.room.look_anew();
+        });
         self.resize(config.limit);
     }
 
-    pub(crate) fn config(&self) -> BulkheadConfig {
-        self.settings.load(self.room.view().limit())
+    /// Gives the room the limit of the settings.
+    fn fit(&self) {
+        loop {
+            let limit = self.hull.settings.limit();
+            self.room.set_limit(limit, self.now());
+            // Somebody else may have set it meanwhile, and have been here before us.
+            if self.hull.settings.limit() == limit {
+                break;
+            }
+        }
+    }
+
+    /// Does something with every room in which calls are, which may wake those who wait: no lock is held.
+    fn for_all(&self, act: impl Fn(&Wall)) {
+        #[cfg(feature = "http")]
+        if let Some(rooms) = &self.rooms {
+            return rooms.all().iter().for_each(|wall| act(wall));
+        }
+        act(self);
+    }
+
+    /// Looks at every room, with locks held.
+    pub(crate) fn look_at_all(&self, mut look: impl FnMut(&Wall)) {
+        look(self);
+        #[cfg(feature = "http")]
+        if let Some(rooms) = &self.rooms {
+            rooms.look_at_each(look);
+        }
+    }
+
+    pub(crate) fn is_per_key(&self) -> bool {
+        #[cfg(feature = "http")]
+        return self.rooms.is_some();
+        #[cfg(not(feature = "http"))]
+        false
+    }
+
+    pub(crate) fn keys(&self) -> usize {
+        #[cfg(feature = "http")]
+        return self.rooms.as_ref().map_or(0, |rooms| rooms.keys());
+        #[cfg(not(feature = "http"))]
+        0
     }
 }
 
 impl fmt::Debug for Wall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wall")
-            .field("reporter", &self.reporter)
-            .field("config", &self.config())
-            .field("shadow", &self.in_shadow())
-            .field("priority_fn", &self.priority_fn.is_some())
-            .finish_non_exhaustive()
+        let mut wall = f.debug_struct("Wall");
+        wall.field("hull", &self.hull);
+        #[cfg(feature = "http")]
+        wall.field("rooms", &self.rooms);
+        wall.finish_non_exhaustive()
     }
 }

@@ -153,6 +153,14 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         self.nothing_idle_before.store(0, SeqCst);
     }
 
+    /// Looks at all states, those of the overflow too, shard by shard. As in [`with`](Self::with) a shared lock is held.
+    pub fn for_each(&self, mut look: impl FnMut(&S)) {
+        for shard in &self.shards {
+            let table = shard.read();
+            table.entries.iter().map(|e| &e.state).chain([&table.overflow]).for_each(&mut look);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn with_new<R>(&self, hash: u64, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {

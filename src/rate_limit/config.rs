@@ -9,24 +9,14 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::rate_limit::{Key, LimitHeaders, MissingKey, rules::Keys};
-#[cfg(feature = "http")]
-use std::net::IpAddr;
-
-/// Keys with a state of their own, if nothing else is said.
-const DEFAULT_KEYS: usize = 10_000;
-/// Above it a process has no memory for them.
-const MOST_KEYS: usize = 1 << 28;
+use crate::{key::key_setters, rate_limit::LimitHeaders};
 
 /// Builds a [`RateLimitLayer`].
 #[must_use = "a builder does nothing until `build()`"]
 pub struct RateLimitBuilder<St: Engine = Local> {
     identity: Identity,
     quota: Option<Quota>,
-    max_keys: usize,
     rules: Rules,
-    #[cfg(feature = "http")]
-    ways_to_a_key: usize,
     seed: St::Seed,
     has_store: bool,
 }
@@ -36,10 +26,7 @@ impl Default for RateLimitBuilder {
         RateLimitBuilder {
             identity: Identity::default(),
             quota: None,
-            max_keys: DEFAULT_KEYS,
             rules: Rules::default(),
-            #[cfg(feature = "http")]
-            ways_to_a_key: 0,
             seed: (),
             has_store: false,
         }
@@ -52,16 +39,7 @@ impl RateLimitBuilder {
     ///
     /// Without a key (and on plain services) the store is asked for the layer's name.
     pub fn store<T: Store<Arc<str>>>(self, store: T) -> RateLimitBuilder<Remote<T>> {
-        RateLimitBuilder {
-            identity: self.identity,
-            quota: self.quota,
-            max_keys: self.max_keys,
-            rules: self.rules,
-            #[cfg(feature = "http")]
-            ways_to_a_key: self.ways_to_a_key,
-            seed: store,
-            has_store: true,
-        }
+        RateLimitBuilder { identity: self.identity, quota: self.quota, rules: self.rules, seed: store, has_store: true }
     }
 }
 
@@ -81,13 +59,6 @@ impl<St: Engine> RateLimitBuilder<St> {
         self
     }
 
-    /// So many keys have a state of their own, from 1 to 268,435,456. Default: 10,000. More share overflow states, one for
-    /// some 64 to 128 keys of this bound, 1 to 1,024 in all.
-    pub fn max_keys(mut self, n: usize) -> Self {
-        self.max_keys = n;
-        self
-    }
-
     /// The layer, in its HTTP and gRPC form.
     ///
     /// # Errors
@@ -103,9 +74,8 @@ impl<St: Engine> RateLimitBuilder<St> {
         if let Some(wait) = self.rules.wait {
             checks.duration("wait", wait);
         }
-        checks.require((1..=MOST_KEYS).contains(&self.max_keys), "max_keys", self.max_keys, "1 to 268435456");
         #[cfg(feature = "http")]
-        self.check_keys(&mut checks);
+        self.check_http(&mut checks);
         checks.finish()?;
         let (quota, meter) = match self.quota.and_then(|q| Some((q, Meter::new(q)?))) {
             Some(both) => both,
@@ -113,47 +83,20 @@ impl<St: Engine> RateLimitBuilder<St> {
             None => (Quota::per_second(1), Meter { mul: 1, div: 1, unit: 1_000_000_000, burst: 1_000_000_000 }),
         };
         // States for keys take memory, if only for their overflow.
-        let most_keys = if self.rules.have_keys() { self.max_keys } else { 1 };
+        let most_keys = self.rules.most_keys();
         Ok(RateLimitLayer::new(self.identity, quota, meter, most_keys, self.rules, self.seed))
     }
 }
 
 #[cfg(feature = "http")]
 impl<St: Engine> RateLimitBuilder<St> {
-    /// A quota for each key. [`Key::MatchedPath`] without the feature `axum` is an error. Plain services have no heads, so there all calls share one.
-    pub fn per_key(mut self, key: Key) -> Self {
-        self.rules.http.key = Keys::Key(key);
-        self.ways_to_a_key += 1;
-        self
-    }
-
-    /// A quota for each key that the function finds; `None`: the request has none. It runs on the path of every call,
-    /// outside of every lock.
-    pub fn key_fn(mut self, f: impl Fn(&http::request::Parts) -> Option<String> + Send + Sync + 'static) -> Self {
-        self.rules.http.key = Keys::Fn(Box::new(f));
-        self.ways_to_a_key += 1;
-        self
-    }
+    key_setters!("quota", rules.http.keys);
 
     /// The quota of a key, where it is not the common one; `None`: the common one. Asked for every call, so that it may
     /// change; what was used stays used. What is no valid quota, and a key that is no UTF-8, has the common one. So have
     /// keys in the overflow.
     pub fn quota_fn(mut self, f: impl Fn(&str) -> Option<Quota> + Send + Sync + 'static) -> Self {
         self.rules.http.quota_fn = Some(Box::new(f));
-        self
-    }
-
-    /// What happens to a request without a key. Default: [`MissingKey::Reject`].
-    pub fn missing_key(mut self, missing: MissingKey) -> Self {
-        self.rules.http.missing = missing;
-        self
-    }
-
-    /// Whose word about the client counts, for [`Key::ForwardedFor`] and [`Key::Forwarded`]: peers within these ranges, each
-    /// an address and how many of its bits count. The key of a request from any other peer, or from one whose address is not
-    /// known (see [`Key::ConnectInfo`]), is missing. Default: everybody's.
-    pub fn trusted(mut self, ranges: impl IntoIterator<Item = (IpAddr, u8)>) -> Self {
-        self.rules.http.trusted = Some(ranges.into_iter().collect());
         self
     }
 
@@ -178,19 +121,9 @@ impl<St: Engine> RateLimitBuilder<St> {
         self
     }
 
-    fn check_keys(&self, checks: &mut Checks) {
+    fn check_http(&self, checks: &mut Checks) {
         let rules = &self.rules.http;
-        checks.require(self.ways_to_a_key <= 1, "per_key", &rules.key, "one of `per_key` and `key_fn`, once");
-        if let Keys::Key(Key::ForwardedFor { proxies } | Key::Forwarded { proxies }) = &rules.key {
-            checks.require(*proxies > 0, "per_key", &rules.key, "1 to 255 proxies");
-        }
-        let knows_routes = cfg!(feature = "axum") || !matches!(rules.key, Keys::Key(Key::MatchedPath));
-        checks.require(knows_routes, "per_key", &rules.key, "another key, or the feature `axum`: it knows routes");
-        for (ip, length) in rules.trusted.iter().flatten() {
-            let most = if ip.is_ipv4() { 32 } else { 128 };
-            let expected = "addresses with prefix lengths of up to 32 (IPv4) or 128 (IPv6)";
-            checks.require(*length <= most, "trusted", (ip, length), expected);
-        }
+        rules.keys.check(checks);
         let none = "none: an own store decides on quotas";
         checks.require(!(self.has_store && rules.quota_fn.is_some()), "quota_fn", "set", none);
         checks.require(!(self.has_store && rules.charge_fn.is_some()), "charge_fn", "set", none);
@@ -202,7 +135,6 @@ impl<St: Engine> fmt::Debug for RateLimitBuilder<St> {
         f.debug_struct("RateLimitBuilder")
             .field("identity", &self.identity)
             .field("quota", &self.quota)
-            .field("max_keys", &self.max_keys)
             .field("rules", &self.rules)
             .field("has_store", &self.has_store)
             .finish()

@@ -1,7 +1,7 @@
 //! The short way, for the calls of a layer that was told little.
 
 #[cfg(feature = "http")]
-use crate::rate_limit::Key;
+use crate::key::Key;
 use crate::rate_limit::rules::Rules;
 
 /// What a call takes if nothing else has to be asked.

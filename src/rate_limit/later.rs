@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     deadline::Deadline,
+    key::Whose,
     protocol::Protocol,
     rate_limit::{
         Engine,
@@ -16,7 +17,6 @@ use crate::{
         decision::{After, Decision, Refusal, Turn, Until},
         limiter::{Limiter, nanos},
         local::Ask,
-        rules::Whose,
         store::{Grant, Local},
     },
     rejection::Reason,

@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     deadline::Deadline,
+    key::Whose,
     observe::{Kind, Reporter},
     protocol::Protocol,
     rate_limit::{
@@ -21,7 +22,7 @@ use crate::{
         gcra::Left,
         lane::Lane,
         local::Ask,
-        rules::{Rules, Whose},
+        rules::Rules,
         store::Local,
     },
     rejection::{Reason, Rejection},
@@ -31,9 +32,9 @@ use crate::{
 
 #[cfg(feature = "http")]
 use crate::{
+    key::Key,
     protocol::Head,
     rate_limit::{
-        Key,
         headers::{Policy, Shown},
         local::Buckets,
     },

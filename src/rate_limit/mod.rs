@@ -67,16 +67,12 @@ pub(crate) mod bucket;
 mod config;
 mod decision;
 mod engine;
-#[cfg(feature = "http")]
-mod forwarded;
 mod future;
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 pub(crate) mod gcra;
 mod handle;
 #[cfg(feature = "http")]
 mod headers;
-#[cfg(feature = "http")]
-mod key;
 mod lane;
 mod later;
 mod layer;
@@ -92,6 +88,8 @@ mod steer;
 mod store;
 mod waiting;
 
+#[cfg(feature = "http")]
+pub use self::headers::LimitHeaders;
 pub use self::{
     config::RateLimitBuilder,
     engine::Engine,
@@ -103,7 +101,4 @@ pub use self::{
     store::{Grant, Local, Remote, Store},
 };
 #[cfg(feature = "http")]
-pub use self::{
-    headers::LimitHeaders,
-    key::{Key, MissingKey},
-};
+pub use crate::key::{Key, MissingKey};

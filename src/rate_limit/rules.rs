@@ -4,13 +4,14 @@ use std::{fmt, time::Duration};
 
 use crate::{
     deadline::{self, Deadline},
+    key::Whose,
     protocol::Protocol,
 };
 
 #[cfg(feature = "http")]
-use crate::rate_limit::{
-    Key, LimitHeaders, MissingKey, Quota,
-    key::{KeyBytes, Range},
+use crate::{
+    key::{Key, Keys, Way},
+    rate_limit::{LimitHeaders, Quota},
 };
 
 /// The rules of one layer.
@@ -25,9 +26,7 @@ pub(crate) struct Rules {
 #[cfg(feature = "http")]
 #[derive(Default)]
 pub(crate) struct HttpRules {
-    pub(crate) key: Keys,
-    pub(crate) missing: MissingKey,
-    pub(crate) trusted: Option<Box<[Range]>>,
+    pub(crate) keys: Keys,
     pub(crate) cost_fn: Option<OfRequest<u32>>,
     pub(crate) charge_fn: Option<OfResponse>,
     pub(crate) quota_fn: Option<OfKey>,
@@ -41,27 +40,6 @@ pub(crate) type OfResponse = Box<dyn Fn(&http::response::Parts) -> u32 + Send + 
 #[cfg(feature = "http")]
 pub(crate) type OfKey = Box<dyn Fn(&str) -> Option<Quota> + Send + Sync>;
 
-/// What tells one client from another.
-#[cfg(feature = "http")]
-#[derive(Default)]
-pub(crate) enum Keys {
-    #[default]
-    None,
-    Key(Key),
-    Fn(OfRequest<Option<String>>),
-}
-
-/// Whose quota a call uses.
-pub(crate) enum Whose<'a> {
-    /// The one that is not of a key.
-    Common,
-    Key(&'a [u8]),
-    /// It has no key, and the layer was told what to do then.
-    Nobodys {
-        refuse: bool,
-    },
-}
-
 impl Rules {
     /// One unit for every call and nothing to be done afterwards: of this key's quota, or of the common one. `None`: more
     /// has to be asked.
@@ -71,11 +49,11 @@ impl Rules {
         let more = http.cost_fn.is_some()
             || http.charge_fn.is_some()
             || http.quota_fn.is_some()
-            || http.trusted.is_some()
+            || http.keys.trusted.is_some()
             || http.headers != LimitHeaders::Off;
-        match &http.key {
-            Keys::None if !more => Some(None),
-            Keys::Key(key) if !more => Some(Some(key)),
+        match &http.keys.way {
+            Way::None if !more => Some(None),
+            Way::Key(key) if !more => Some(Some(key)),
             _ => None,
         }
     }
@@ -85,18 +63,19 @@ impl Rules {
         Some(None)
     }
 
-    /// Is there a quota for each key?
-    pub(crate) fn have_keys(&self) -> bool {
+    /// For so many keys there are states: they take memory, if only for their overflow.
+    pub(crate) fn most_keys(&self) -> usize {
         #[cfg(feature = "http")]
-        return !matches!(self.http.key, Keys::None);
-        #[cfg(not(feature = "http"))]
-        false
+        if self.http.keys.are_asked() {
+            return self.http.keys.most;
+        }
+        1
     }
 
     /// Whatever the call is, it takes one unit of the common quota.
     pub(crate) fn are_keyless(&self) -> bool {
         #[cfg(feature = "http")]
-        return matches!(self.http.key, Keys::None) && self.http.cost_fn.is_none();
+        return !self.http.keys.are_asked() && self.http.cost_fn.is_none();
         #[cfg(not(feature = "http"))]
         true
     }
@@ -136,28 +115,15 @@ impl HttpRules {
         P: Protocol<Req, Res, Err>,
     {
         let (mut own, mut units) = (None, 1);
-        if matches!(self.key, Keys::Fn(_)) || self.cost_fn.is_some() {
+        if self.keys.have_a_function() || self.cost_fn.is_some() {
             P::with_parts(request, |parts| {
-                if let Keys::Fn(key_fn) = &self.key {
-                    own = key_fn(parts).map(KeyBytes::Owned);
-                }
+                own = self.keys.ask(parts);
                 if let Some(cost_fn) = &self.cost_fn {
                     units = cost_fn(parts);
                 }
             });
         }
-        let Some(head) = P::head(request).filter(|_| !matches!(self.key, Keys::None)) else {
-            return decide(Whose::Common, units);
-        };
-        let key = match &self.key {
-            Keys::Key(key) => key.of(head, self.trusted.as_deref()),
-            Keys::Fn(_) | Keys::None => own,
-        };
-        match (&key, self.missing) {
-            (Some(key), _) => decide(Whose::Key(key.as_bytes()), units),
-            (None, MissingKey::Shared) => decide(Whose::Common, units),
-            (None, missing) => decide(Whose::Nobodys { refuse: missing == MissingKey::Reject }, units),
-        }
+        self.keys.look(P::head(request), own, |whose| decide(whose, units))
     }
 
     pub(crate) fn shows(&self) -> bool {
@@ -180,24 +146,11 @@ impl fmt::Debug for Rules {
         rules.field("wait", &self.wait);
         #[cfg(feature = "http")]
         rules
-            .field("key", &self.http.key)
-            .field("missing", &self.http.missing)
-            .field("trusted", &self.http.trusted)
+            .field("keys", &self.http.keys)
             .field("cost_fn", &self.http.cost_fn.is_some())
             .field("charge_fn", &self.http.charge_fn.is_some())
             .field("quota_fn", &self.http.quota_fn.is_some())
             .field("headers", &self.http.headers);
         rules.finish()
-    }
-}
-
-#[cfg(feature = "http")]
-impl fmt::Debug for Keys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Keys::None => f.write_str("None"),
-            Keys::Key(key) => key.fmt(f),
-            Keys::Fn(_) => f.write_str("Fn"),
-        }
     }
 }

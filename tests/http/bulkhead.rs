@@ -9,13 +9,16 @@ use std::{
 };
 
 use axum::{Router, body::Body, routing::get};
-use buttress::{BulkheadLayer, Priority, Rejection};
+use buttress::{BulkheadLayer, Key, Priority, Rejection};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::sleep,
+};
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tower::Layer;
@@ -73,6 +76,47 @@ async fn s112_a_hundred_idle_connections_hold_no_permit() {
         assert_eq!(status(&clients[0], &server, "/").await, 200);
         drop(clients);
         server.stop().await;
+    }
+}
+
+/// A tenant that hangs with all that it may have, over as many connections as it likes, is not noticed by the others.
+#[tokio::test]
+async fn a_tenant_that_is_full_leaves_the_others_alone() {
+    for version in BOTH {
+        let tenant = Key::Header(http::HeaderName::from_static("tenant"));
+        let layer = BulkheadLayer::builder().limit(3).per_key(tenant).build().unwrap();
+        let leave = Arc::new(Semaphore::new(0));
+        let leaves = Arc::clone(&leave);
+        let app = hello().route("/hangs", get(move || async move { drop(leaves.acquire().await) }));
+        let server = Server::axum(app.layer(layer.clone())).await;
+        let ask = async |tenant: &str, path: &str| {
+            let request = Request::get(server.uri(path)).header("tenant", tenant).body(nothing()).unwrap();
+            let response = soon(hyper(version).request(request)).await.unwrap();
+            let status = response.status().as_u16();
+            response.into_body().collect().await.unwrap();
+            status
+        };
+        let greedy = futures_util::future::join_all((0..20).map(|_| ask("greedy", "/hangs")));
+        let others = async {
+            in_flight(&layer, 3).await;
+            for n in 0..20 {
+                assert_eq!(ask(&format!("polite {n}"), "/").await, 200, "{version:?}");
+            }
+            // Each of the greedy one's calls has come: three run, the rest was refused.
+            soon(async {
+                while layer.handle().snapshot().rejected < 17 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+            leave.add_permits(3);
+        };
+        let (statuses, ()) = tokio::join!(greedy, others);
+        assert_eq!(statuses.iter().filter(|s| **s == 200).count(), 3, "{version:?}");
+        assert_eq!(statuses.iter().filter(|s| **s == 503).count(), 17, "{version:?}");
+        assert_eq!(status(&hyper(version), &server, "/").await, 429, "it names no tenant");
+        in_flight(&layer, 0).await;
+        assert_eq!(layer.handle().snapshot().keys, 21);
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use buttress::BulkheadLayer;
+use buttress::{BulkheadLayer, Key};
 use tower::{
     Layer, Service,
     limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
@@ -25,6 +25,8 @@ use crate::{
 
 const PLAIN: &str = "bulkhead/room buttress";
 const HTTP: &str = "bulkhead/room buttress http";
+/// As many as have a state of their own by default.
+const KEYS: usize = 10_000;
 /// Far above what two threads have in flight.
 const LIMIT: usize = 100;
 
@@ -35,6 +37,12 @@ pub fn cases() -> Vec<Case> {
             .judged(Judge::AtMost(120.0))
             .on_threads(),
         Case::new(HTTP, || http(layer().layer(Bare), bare::http_request)).over(bare::HTTP),
+        Case::new("bulkhead/room buttress per key", || http(per_key(1).layer(Bare), bare::http_request))
+            .over(bare::HTTP)
+            .judged(Judge::RatioTo(HTTP)),
+        Case::new("bulkhead/room buttress per key 10,000", || http(per_key(KEYS).layer(Bare), bare::http_request))
+            .over(bare::HTTP)
+            .judged(Judge::RatioTo(HTTP)),
         Case::new("bulkhead/room tower", || plain(ConcurrencyLimitLayer::new(LIMIT).layer(Bare)))
             .judged(Judge::RatioTo(PLAIN))
             .on_threads(),
@@ -60,6 +68,18 @@ pub fn cases() -> Vec<Case> {
 
 fn layer() -> BulkheadLayer {
     BulkheadLayer::builder().limit(LIMIT).build().expect("a valid configuration")
+}
+
+/// One key in use beside so many that are known.
+fn per_key(keys: usize) -> BulkheadLayer {
+    let layer = BulkheadLayer::builder().limit(LIMIT).per_key(Key::GrpcMethod).build().expect("a valid configuration");
+    let mut service = layer.layer(Bare);
+    for n in 1..keys {
+        let mut request = bare::http_request();
+        *request.uri_mut() = format!("/{n}").parse().expect("a path");
+        drop(service.call(request));
+    }
+    layer
 }
 
 fn queue() -> BulkheadLayer {

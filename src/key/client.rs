@@ -1,4 +1,4 @@
-//! Whose quota a request uses.
+//! Whom a request comes from.
 
 use std::{
     fmt::{self, Write},
@@ -7,7 +7,7 @@ use std::{
 
 use http::HeaderName;
 
-use crate::{protocol::Head, rate_limit::forwarded};
+use crate::{key::forwarded, protocol::Head};
 
 /// What tells one client from another.
 ///
@@ -33,7 +33,7 @@ pub enum Key {
     },
     /// The first value of a header, an API key for one. Whoever may choose its value freely has no limit: check it first.
     Header(HeaderName),
-    /// The route that axum matched (feature `axum`): one quota for each route, whoever calls.
+    /// The route that axum matched (feature `axum`): one state for each route, whoever calls.
     MatchedPath,
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,
@@ -45,7 +45,7 @@ pub enum MissingKey {
     /// It is refused with [`Reason::KeyMissing`](crate::Reason). The default.
     #[default]
     Reject,
-    /// All such requests share one quota of their own.
+    /// All such requests share one state of their own.
     Shared,
     /// It is not limited.
     Unlimited,
