@@ -5,7 +5,7 @@ use crate::{
     budget::share::{self, Share},
     circuit_breaker::{
         CircuitBreakerConfig, State,
-        machine::{Machine, Ticket},
+        machine::{Machine, Pass, Ticket},
     },
     drain,
     observe::Reporter,
@@ -28,7 +28,7 @@ use crate::{
 pub struct Breaker(Machine);
 
 #[derive(Clone, Copy)]
-pub struct Admitted(Ticket);
+pub struct Admitted(Ticket, Option<Pass>);
 
 impl Breaker {
     pub fn new(config: &CircuitBreakerConfig) -> Self {
@@ -36,13 +36,17 @@ impl Breaker {
     }
 
     pub fn admit(&self, now: u64) -> Option<Admitted> {
-        self.0.admit_closed().or_else(|| self.0.admit(now, 0.5).0.ok()).map(Admitted)
+        if let Some(pass) = self.0.admit_plain() {
+            return Some(Admitted(Ticket::plain(pass.generation()), Some(pass)));
+        }
+        let ticket = self.0.admit_closed().or_else(|| self.0.admit(now, 0.5).0.ok())?;
+        Some(Admitted(ticket, None))
     }
 
     /// Gives back whether this result changed the state.
     pub fn settle(&self, call: Admitted, outcome: Outcome, now: u64, stripe: usize) -> bool {
-        let change = match outcome {
-            Outcome::Success => self.0.succeed(call.0, now, stripe),
+        let change = match (outcome, call.1) {
+            (Outcome::Success, Some(pass)) => self.0.succeed(pass, now, stripe),
             _ => self.0.settle(call.0, outcome, false, now, stripe),
         };
         if let Some(change) = change.filter(|c| c.to == State::Open) {
@@ -72,6 +76,7 @@ impl Breaker {
     }
 
     pub fn calls(&self, now: u64) -> (u64, u64) {
+        self.0.check_gate();
         let sums = self.0.status(now).sums;
         (sums.calls, sums.failures)
     }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use self::told::Told;
+pub(crate) use self::told::Told;
 use crate::{
     origin::Origin,
     stripe::{Shared, Striped},
@@ -153,10 +153,10 @@ impl Rejection {
 
     /// A refusal that is counted where its origin counts, see [`Striped::tally`].
     #[inline(always)]
-    pub(crate) fn counted(origin: &Striped<Origin>, reason: Reason, retry_after: Span) -> Self {
+    pub(crate) fn counted(origin: &Striped<Origin>, told: Told) -> Self {
         let origin = origin.share();
         origin.count();
-        Self { origin, told: Told::new(reason, retry_after) }
+        Self { origin, told }
     }
 
     /// The policy's kind: `timeout`, `circuit_breaker`, ...

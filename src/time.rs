@@ -33,19 +33,20 @@ pub(crate) fn now() -> Instant {
 ///
 /// To make a number of an instant costs twice as much as the instant itself. But most callers want less than a number: in
 /// which tick it lies, or that some end has not come yet. Such an answer stays right for a while, so each thread
-/// remembers the last one, with the instant that ends it: then a look costs one comparison.
+/// remembers the last one, with the instant that ends it: then a look costs one comparison. What was asked goes by a number
+/// of the caller's, which no other question to this clock has.
 #[derive(Debug)]
 pub(crate) struct Clock {
     base: Instant,
-    /// Which clock this is; even.
+    /// Which clock this is, in steps of one memory's size.
     id: u64,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        // From two: zero is the number of no clock.
+        // From one step: zero is the number of no clock.
         static LAST: AtomicU64 = AtomicU64::new(0);
-        Clock { base: now(), id: LAST.fetch_add(2, Relaxed) + 2 }
+        Clock { base: now(), id: LAST.fetch_add(STEP, Relaxed) + STEP }
     }
 
     /// This instant as a number.
@@ -59,91 +60,99 @@ impl Clock {
         self.at(now())
     }
 
-    /// The number of the tick that runs, if it is at hand; else [`work_out_tick`](Self::work_out_tick).
+    /// What was [worked out](Self::work_out_tick) of the tick that runs, if it is at hand.
     #[inline(always)]
-    pub(crate) fn tick(&self, length: u64, now: Instant) -> Option<u64> {
-        self.known(self.ticks(), length, now)
+    pub(crate) fn tick(&self, about: u64, now: Instant) -> Option<u64> {
+        self.known(about, now)
     }
 
-    /// The number of the tick that runs, where all ticks have this length.
+    /// The number of the tick that runs, where all ticks have this length, and what is worked out of it. `about` stands for
+    /// the length and for all else that the answer depends on.
     #[inline(never)]
-    pub(crate) fn work_out_tick(&self, length: u64, now: Instant) -> u64 {
+    pub(crate) fn work_out_tick(&self, about: u64, length: u64, now: Instant, answer: impl FnOnce(u64) -> u64) -> u64 {
         let number = self.at(now) / length;
-        self.remember(self.ticks(), length, number.saturating_add(1).saturating_mul(length), number);
-        number
+        let answer = answer(number);
+        self.remember(about, number.saturating_add(1).saturating_mul(length), answer);
+        answer
     }
 
-    /// How long it still is until then, at least and up to [`FINE`] more, if that is at hand; else
+    /// How long it still is until the end that `about` stands for, at least and up to [`FINE`] more, if that is at hand; else
     /// [`work_out_left`](Self::work_out_left).
     #[inline(always)]
-    pub(crate) fn left(&self, until: u64, now: Instant) -> Option<u64> {
-        self.known(self.ends(), until, now)
+    pub(crate) fn left(&self, about: u64, now: Instant) -> Option<u64> {
+        self.known(about, now)
     }
 
-    /// How long it still is until then; `None` if that has passed.
+    /// How long it still is until then; `None` if that has passed. `about` stands for the end.
     #[inline(never)]
-    pub(crate) fn work_out_left(&self, until: u64, now: Instant) -> Option<u64> {
+    pub(crate) fn work_out_left(&self, about: u64, until: u64, now: Instant) -> Option<u64> {
         let now = self.at(now);
         let left = until.checked_sub(now)?;
-        self.remember(self.ends(), until, now.saturating_add(FINE).min(until.saturating_add(1)), left);
+        self.remember(about, now.saturating_add(FINE).min(until.saturating_add(1)), left);
         Some(left)
     }
 
-    fn ticks(&self) -> u64 {
-        self.id
-    }
-
-    fn ends(&self) -> u64 {
-        self.id + 1
-    }
-
     #[inline(always)]
-    fn known(&self, asked: u64, about: u64, now: Instant) -> Option<u64> {
+    fn known(&self, about: u64, now: Instant) -> Option<u64> {
         // All of it inside: what comes out of `with` is first looked at by `with`.
         KNOWN.with(|known| {
-            let known = known[self.place()].get();
-            if known.asked == asked
-                && known.about == about
-                && let Some(until) = known.until
+            let known = &known[self.place()];
+            if known.asked.get() == self.id
+                && known.about.get() == about
+                && let Some(until) = known.until.get()
                 && now < until
             {
-                return Some(known.answer);
+                return Some(known.answer.get());
             }
             None
         })
     }
 
-    fn remember(&self, asked: u64, about: u64, until: u64, answer: u64) {
+    fn remember(&self, about: u64, until: u64, answer: u64) {
         let until = self.base.checked_add(Duration::from_nanos(until));
-        KNOWN.with(|known| known[self.place()].set(Known { asked, about, answer, until }));
+        KNOWN.with(|known| {
+            let known = &known[self.place()];
+            known.asked.set(self.id);
+            known.about.set(about);
+            known.answer.set(answer);
+            known.until.set(until);
+        });
     }
 
     #[inline(always)]
     fn place(&self) -> usize {
-        (self.id / 2) as usize % REMEMBERED
+        (self.id / STEP) as usize % REMEMBERED
     }
 }
+
+/// So that the place of a memory is a number without a shift.
+const STEP: u64 = size_of::<Known>() as u64;
 
 /// To which [`Clock::left`] is precise. tokio's timers are no finer.
 pub(crate) const FINE: u64 = 1_000_000;
 
-/// What was asked of which clock, and about which length or end; with the answer, which is right until then. Not from when
+/// What was asked of which clock; with the answer, which is right until then. Not from when
 /// on: time does not go back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 #[repr(align(64))]
 struct Known {
-    asked: u64,
-    about: u64,
-    answer: u64,
-    until: Option<Instant>,
+    asked: Cell<u64>,
+    about: Cell<u64>,
+    answer: Cell<u64>,
+    until: Cell<Option<Instant>>,
+}
+
+impl Known {
+    const fn nothing() -> Self {
+        Known { asked: Cell::new(0), about: Cell::new(0), answer: Cell::new(0), until: Cell::new(None) }
+    }
 }
 
 /// A thread remembers for so many clocks; of those that meet in one place, for the one that was asked last.
 const REMEMBERED: usize = 8;
 
 thread_local! {
-    static KNOWN: [Cell<Known>; REMEMBERED] =
-        const { [const { Cell::new(Known { asked: 0, about: 0, answer: 0, until: None }) }; REMEMBERED] };
+    static KNOWN: [Known; REMEMBERED] = const { [const { Known::nothing() }; REMEMBERED] };
 }
 
 /// Saturates after 584 years. By halves, because a division of 128 bits is no work for every call.
@@ -186,12 +195,12 @@ mod tests {
 
     fn left(clock: &Clock, until: u64) -> Option<u64> {
         let now = now();
-        clock.left(until, now).or_else(|| clock.work_out_left(until, now))
+        clock.left(until, now).or_else(|| clock.work_out_left(until, until, now))
     }
 
     fn tick(clock: &Clock, length: u64) -> u64 {
         let now = now();
-        clock.tick(length, now).unwrap_or_else(|| clock.work_out_tick(length, now))
+        clock.tick(length, now).unwrap_or_else(|| clock.work_out_tick(length, length, now, |number| number))
     }
 
     #[tokio::test(start_paused = true)]

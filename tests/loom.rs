@@ -34,6 +34,8 @@ fn config() -> CircuitBreakerConfig {
 fn check(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(3);
+    // A window of ticks is added up over all of its rows.
+    builder.max_branches = 10_000;
     builder.check(test);
 }
 
@@ -242,6 +244,48 @@ fn an_update_beside_a_success_is_not_overlooked() {
         both(move || other.settle(calls[2], Outcome::Success, 1, 0), || breaker.update(&strict, 1));
         breaker.settle(calls[3], Outcome::Success, 1, 0);
         assert_eq!(breaker.state(1), State::Open);
+    });
+}
+
+/// A success that clears the way while a failure comes: what stands in the gate is never less than there is.
+#[test]
+fn others_that_come_while_a_success_clears_the_way_are_told_of() {
+    for window in [Window::Count(2), Window::Time(Duration::from_nanos(100))] {
+        let three = CircuitBreakerConfig { consecutive_failures: Some(3), window, ..config() };
+        check(move || {
+            let breaker = Arc::new(Breaker::new(&three));
+            let calls: [Admitted; 5] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+            breaker.settle(calls[0], Outcome::Failure, 1, 0);
+            breaker.settle(calls[1], Outcome::Success, 1, 0);
+            let other = Arc::clone(&breaker);
+            // In a window of two this one pushes the failure out.
+            both(
+                move || other.settle(calls[2], Outcome::Success, 1, 0),
+                || breaker.settle(calls[3], Outcome::Failure, 1, 0),
+            );
+            breaker.calls(1);
+            breaker.settle(calls[4], Outcome::Success, 1, 0);
+            let count = window == Window::Count(2);
+            assert_eq!(breaker.calls(1).0, if count { 2 } else { 5 });
+            assert!(!count || breaker.calls(1).1 <= 1);
+        });
+    }
+}
+
+/// A success in the turn of a window that another thread makes longer: it is in one of both.
+#[test]
+fn a_success_while_the_window_becomes_another_is_counted_once_at_most() {
+    let long = CircuitBreakerConfig { window: Window::Count(8), ..config() };
+    check(move || {
+        let breaker = Arc::new(Breaker::new(&config()));
+        let calls: [Admitted; 3] = std::array::from_fn(|_| breaker.admit(0).unwrap());
+        breaker.settle(calls[0], Outcome::Success, 1, 0);
+        let (other, long) = (Arc::clone(&breaker), long.clone());
+        both(move || other.settle(calls[1], Outcome::Success, 1, 0), || breaker.update(&long, 1));
+        let (counted, failed) = breaker.calls(1);
+        assert!((1..=2).contains(&counted) && failed == 0, "{counted}");
+        breaker.settle(calls[2], Outcome::Success, 1, 0);
+        assert_eq!(breaker.calls(1), (counted + 1, 0));
     });
 }
 

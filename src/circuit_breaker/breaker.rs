@@ -20,7 +20,7 @@ use crate::{
     deadline::Deadline,
     observe::{Kind, Reporter},
     outcome::Outcome,
-    rejection::{Reason, Rejection},
+    rejection::{Reason, Rejection, Told},
     rng,
     stripe::thread_number,
     time::{self, Clock, Instant, Span, nanos},
@@ -96,6 +96,8 @@ impl Breaker {
 
     pub(crate) fn shadow(&self, on: bool) {
         self.shadow.store(on, Relaxed);
+        // Nobody goes by what it remembers.
+        self.machine.renumber();
     }
 
     // === calls ===
@@ -108,41 +110,37 @@ impl Breaker {
 
     /// Is every call refused now? Asked before the inner service is, so that a closed door does not touch the house.
     #[inline(always)]
-    pub(crate) fn is_shut(&self) -> Option<Refusal> {
-        if self.machine.is_closed() { None } else { self.is_shut_now() }
-    }
-
-    #[inline(never)]
-    fn is_shut_now(&self) -> Option<Refusal> {
-        if let Some(until) = self.machine.open_until()
-            && !self.in_shadow()
-        {
-            let now = time::now();
-            return match self.clock.left(until, now) {
-                Some(left) => Some(Refusal { reason: Reason::CircuitOpen, retry_after: Span(left) }),
-                None => self.is_shut_at(until, now),
-            };
+    pub(crate) fn is_shut(&self) -> Option<Told> {
+        let shut = self.machine.not_closed()?;
+        let now = time::now();
+        match self.clock.left(shut, now) {
+            Some(left) => Some(Told::new(Reason::CircuitOpen, Span(left))),
+            None => self.is_shut_at(now),
         }
-        self.is_shut_otherwise()
     }
 
-    // Apart, and called last, so that what is above needs no room on the stack.
+    #[cold]
     #[inline(never)]
-    fn is_shut_at(&self, until: u64, now: Instant) -> Option<Refusal> {
-        self.clock.work_out_left(until, now);
-        self.machine.is_shut(self.at(now))
-    }
-
-    #[inline(never)]
-    fn is_shut_otherwise(&self) -> Option<Refusal> {
-        if self.in_shadow() { None } else { self.machine.is_shut(self.now()) }
+    fn is_shut_at(&self, now: Instant) -> Option<Told> {
+        let open = self.machine.open_until();
+        // Asked after the number of this stay, which is another one when a shadow has fallen.
+        if self.in_shadow() {
+            return None;
+        }
+        if let Some((shut, until)) = open {
+            // So that the next one finds it at hand.
+            self.clock.work_out_left(shut, until, now);
+        }
+        self.machine.is_shut(self.at(now)).map(Refusal::told)
     }
 
     /// Admits a call as nearly all are: it is closed, and nobody asks how long it takes.
     #[inline(always)]
     pub(crate) fn admit_plain(&self, deadline: Option<Deadline>) -> Option<Facts> {
-        let ticket = self.machine.admit_closed()?;
-        if deadline.is_none() && self.slow_call().is_none() { Some(Facts::plain(ticket)) } else { None }
+        if deadline.is_some() {
+            return None;
+        }
+        self.machine.admit_plain().map(Facts::plain)
     }
 
     /// Admits any other call, or says why not.
@@ -174,8 +172,8 @@ impl Breaker {
 
     /// Refuses a call: counts it, tells of it, and makes what the caller is told.
     #[inline(always)]
-    pub(crate) fn refuse(&self, refusal: Refusal) -> Rejection {
-        self.reporter.refuse(refusal.reason, refusal.retry_after)
+    pub(crate) fn refuse(&self, told: Told) -> Rejection {
+        self.reporter.refuse(told)
     }
 
     /// Calls refused.

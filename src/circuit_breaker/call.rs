@@ -7,7 +7,7 @@ use crate::{
     circuit_breaker::{
         breaker::Breaker,
         facts::{Facts, Full, Later, NEVER, Times, early},
-        machine::Ticket,
+        machine::{Pass, Ticket},
     },
     outcome::{End, Outcome},
     permit::Keeper,
@@ -37,8 +37,8 @@ fn succeeded_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later:
 
 #[cold]
 #[inline(never)]
-fn judge_plain(breaker: Shared<Breaker>, generation: u32, end: End) {
-    judge(&breaker, Ticket::plain(generation), Times::NONE, Later::NOTHING, end);
+fn judge_plain(breaker: Shared<Breaker>, pass: Pass, end: End) {
+    judge(&breaker, Ticket::plain(pass.generation()), Times::NONE, Later::NOTHING, end);
 }
 
 #[cold]
@@ -102,8 +102,8 @@ impl Keeper for Call {
     #[inline(always)]
     fn settle(&mut self, end: End) {
         match (end, self.facts) {
-            (End::Outcome(Outcome::Success), Facts::Plain { generation }) => {
-                Breaker::succeeded(self.breaker.clone(), generation);
+            (End::Outcome(Outcome::Success), Facts::Plain { pass }) => {
+                Breaker::succeeded(self.breaker.clone(), pass);
             }
             (end, facts) => {
                 let Full { ticket, times, later } = facts.all();
@@ -117,9 +117,9 @@ impl Keeper for Call {
     fn finish(self, end: End) {
         let Call { breaker, facts } = self;
         match (end, facts) {
-            (End::Outcome(Outcome::Success), Facts::Plain { generation }) => Breaker::succeeded(breaker, generation),
+            (End::Outcome(Outcome::Success), Facts::Plain { pass }) => Breaker::succeeded(breaker, pass),
             (End::Outcome(Outcome::Success), Facts::Full(f)) => succeeded_full(breaker, f.ticket, f.times, f.later),
-            (end, Facts::Plain { generation }) => judge_plain(breaker, generation, end),
+            (end, Facts::Plain { pass }) => judge_plain(breaker, pass, end),
             (end, Facts::Full(f)) => judge_full(breaker, f.ticket, f.times, f.later, end),
         }
     }
@@ -135,7 +135,7 @@ impl Keeper for Call {
             }
         }
         let (ticket, times) = match self.facts {
-            Facts::Plain { generation } => (Ticket::plain(generation), Times::NONE),
+            Facts::Plain { pass } => (Ticket::plain(pass.generation()), Times::NONE),
             Facts::Full(full) => (full.ticket, full.times),
         };
         let bomb = Bomb(&self.breaker, ticket, times);

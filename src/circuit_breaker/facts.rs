@@ -1,7 +1,10 @@
 //! What is known of one admitted call.
 
 use crate::{
-    circuit_breaker::{breaker::Breaker, machine::Ticket},
+    circuit_breaker::{
+        breaker::Breaker,
+        machine::{Pass, Ticket},
+    },
     time::Span,
 };
 
@@ -10,7 +13,7 @@ use crate::{
 pub(crate) enum Facts {
     /// It was admitted while closed, and nobody asks how long it takes: so are nearly all, and they write no more.
     Plain {
-        generation: u32,
+        pass: Pass,
     },
     Full(Full),
 }
@@ -49,8 +52,8 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 impl Facts {
     #[inline]
-    pub(crate) fn plain(ticket: Ticket) -> Self {
-        Facts::Plain { generation: ticket.generation() }
+    pub(crate) fn plain(pass: Pass) -> Self {
+        Facts::Plain { pass }
     }
 
     pub(crate) fn full(ticket: Ticket, started: Option<u64>, deadline: Option<u64>) -> Self {
@@ -61,15 +64,15 @@ impl Facts {
     #[inline]
     pub(crate) fn ticket(self) -> Ticket {
         match self {
-            Facts::Plain { generation } => Ticket::plain(generation),
+            Facts::Plain { pass } => Ticket::plain(pass.generation()),
             Facts::Full(full) => full.ticket,
         }
     }
 
     pub(super) fn all(self) -> Full {
         match self {
-            Facts::Plain { generation } => {
-                Full { ticket: Ticket::plain(generation), times: Times::NONE, later: Later::NOTHING }
+            Facts::Plain { pass } => {
+                Full { ticket: Ticket::plain(pass.generation()), times: Times::NONE, later: Later::NOTHING }
             }
             Facts::Full(full) => full,
         }

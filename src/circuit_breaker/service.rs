@@ -9,16 +9,11 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    circuit_breaker::{
-        ResponseFuture,
-        breaker::Breaker,
-        call::Call,
-        facts::Facts,
-        machine::{Refusal, Ticket},
-    },
+    circuit_breaker::{ResponseFuture, breaker::Breaker, call::Call, facts::Facts, machine::Ticket},
     deadline::{self, Deadline},
     permit::Permit,
     protocol::{Http, Protocol},
+    rejection::Told,
     stripe::Striped,
 };
 
@@ -31,7 +26,7 @@ pub struct CircuitBreaker<S, P = Http> {
     shared: Arc<Striped<Breaker>>,
     protocol: P,
     /// `poll_ready` found the breaker open and left the inner service alone: the next call is refused.
-    refuse: Option<Refusal>,
+    refuse: Option<Told>,
 }
 
 impl<S, P> CircuitBreaker<S, P> {
@@ -58,11 +53,11 @@ where
 
     #[inline(always)]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = None;
         if let Some(refusal) = self.shared.is_shut() {
             self.refuse = Some(refusal);
             return Poll::Ready(Ok(()));
         }
+        self.refuse = None;
         match self.inner.poll_ready(cx) {
             Poll::Ready(Err(e)) => {
                 self.shared.failed_readiness();
@@ -76,8 +71,8 @@ where
     #[inline(always)]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
+        // It stays so until the next readiness: the inner service has not been asked.
         if let Some(refusal) = self.refuse {
-            self.refuse = None;
             return ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context);
         }
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
@@ -91,7 +86,7 @@ where
                 // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
                 let unready = self.inner.clone();
                 drop(mem::replace(&mut self.inner, unready));
-                ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context)
+                ResponseFuture::refused(self.shared.refuse(refusal.told()), self.protocol.clone(), context)
             }
         }
     }

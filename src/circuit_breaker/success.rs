@@ -3,7 +3,7 @@
 use crate::{
     circuit_breaker::{
         breaker::Breaker,
-        machine::{Ticket, results::Booked},
+        machine::{Pass, Ticket, results::Booked},
     },
     outcome::Outcome,
     stripe::{Shared, thread_number},
@@ -13,79 +13,83 @@ use crate::{
 impl Breaker {
     /// A success of a plain call. It takes the breaker, so that whoever calls it has nothing to drop.
     #[inline(always)]
-    pub(crate) fn succeeded(this: Shared<Breaker>, generation: u32) {
-        if this.machine.has_ticks() {
-            Self::succeeded_in_tick(this, generation);
+    pub(crate) fn succeeded(this: Shared<Breaker>, pass: Pass) {
+        if pass.has_ticks() {
+            let now = time::now();
+            match this.book_in_tick(pass, this.stripe(), now) {
+                Booked::Done => {
+                    this.reporter().ended(Outcome::Success);
+                    drop(this);
+                }
+                booked => Self::succeeded_after_all(this, pass, booked, Some(now)),
+            }
         } else {
-            Self::succeeded_in_turn(this, generation);
-        }
-    }
-
-    #[inline(never)]
-    fn succeeded_in_tick(this: Shared<Breaker>, generation: u32) {
-        // Read before all else, so that nothing has to be kept while that is done.
-        let now = time::now();
-        match this.book_in_tick(generation, this.stripe(), now) {
-            Booked::Done => {
-                this.reporter().ended(Outcome::Success);
-                drop(this);
+            match this.machine.succeeded_in_turn(pass) {
+                Booked::Done => {
+                    this.reporter().ended(Outcome::Success);
+                    drop(this);
+                }
+                booked => Self::succeeded_after_all(this, pass, booked, None),
             }
-            booked => Self::succeeded_after_all(this, generation, booked, Some(now)),
         }
     }
 
-    #[inline(never)]
-    fn succeeded_in_turn(this: Shared<Breaker>, generation: u32) {
-        match this.machine.succeeded_in_turn(generation) {
-            Booked::Done => {
-                this.reporter().ended(Outcome::Success);
-                drop(this);
-            }
-            booked => Self::succeeded_after_all(this, generation, booked, None),
-        }
-    }
-
-    /// The same, where the time is at hand.
+    /// A success of a call of this generation, at a time that is at hand.
     pub(crate) fn succeeded_at(&self, generation: u32, now: Instant) {
-        let booked = match self.machine.has_ticks() {
-            true => self.book_in_tick(generation, thread_number(), now),
-            false => self.machine.succeeded_in_turn(generation),
+        let Some(pass) = self.machine.pass_of(generation) else {
+            self.reporter().ended(Outcome::Success);
+            return self.settle(Ticket::plain(generation), Outcome::Success, false, self.at(now), None);
+        };
+        let booked = match pass.has_ticks() {
+            true => self.book_in_tick(pass, thread_number(), now),
+            false => self.machine.succeeded_in_turn(pass),
         };
         if booked != Booked::Done {
-            self.booked(generation, booked, Some(now));
+            self.booked(pass, booked, Some(now));
         }
         self.reporter().ended(Outcome::Success);
     }
 
     #[inline(always)]
-    fn book_in_tick(&self, generation: u32, stripe: usize, now: Instant) -> Booked {
-        self.machine.succeeded_in_tick(generation, stripe, |length| self.clock.tick(length, now))
+    fn book_in_tick(&self, pass: Pass, stripe: usize, now: Instant) -> Booked {
+        self.machine.succeeded_in_tick(pass, stripe, || self.clock.tick(pass.number(), now))
     }
 
+    #[cold]
     #[inline(never)]
-    fn succeeded_after_all(this: Shared<Breaker>, generation: u32, booked: Booked, now: Option<Instant>) {
-        this.booked(generation, booked, now);
+    fn succeeded_after_all(this: Shared<Breaker>, pass: Pass, booked: Booked, now: Option<Instant>) {
+        this.booked(pass, booked, now);
         this.reporter().ended(Outcome::Success);
     }
 
     #[inline(never)]
-    fn booked(&self, generation: u32, booked: Booked, now: Option<Instant>) {
-        let now = || now.unwrap_or_else(time::now);
+    fn booked(&self, pass: Pass, booked: Booked, now: Option<Instant>) {
+        let (now, generation) = (|| now.unwrap_or_else(time::now), pass.generation());
         let trips = match booked {
             Booked::Done => false,
-            Booked::AmongOthers { epoch, n, head } => self.machine.among_others(generation, epoch, n, head),
+            Booked::AmongOthers(turn) => self.machine.among_others(generation, turn),
             Booked::ToBeJudged => self.machine.judge(generation, self.at(now())),
-            Booked::NotYet => {
-                let now = now();
-                if let Some(length) = self.machine.tick_length() {
-                    // So that the next one finds it at hand.
-                    self.clock.work_out_tick(length, now);
+            Booked::NotYet => match self.machine.succeeded_among_others(pass) {
+                Some(trips) => trips,
+                None => {
+                    let now = now();
+                    self.remember_tick(generation, now);
+                    return self.settle(Ticket::plain(generation), Outcome::Success, false, self.at(now), None);
                 }
-                return self.settle(Ticket::plain(generation), Outcome::Success, false, self.at(now), None);
-            }
+            },
         };
         if trips {
             self.changed(self.machine.trip(Ticket::plain(generation), self.at(now())), None);
+        }
+    }
+
+    /// So that the next one finds it at hand.
+    fn remember_tick(&self, generation: u32, now: Instant) {
+        if let Some((pass, shape)) = self.machine.shape_of(generation)
+            && let Some(length) = shape.tick_length()
+            && self.clock.tick(pass.number(), now).is_none()
+        {
+            self.clock.work_out_tick(pass.number(), length, now, |number| shape.tick(number).stamp());
         }
     }
 }

@@ -15,9 +15,8 @@ use crate::{
     origin::Origin,
     outcome::Outcome,
     registry::Seat,
-    rejection::{Reason, Rejection},
+    rejection::{Reason, Rejection, Told},
     stripe::Striped,
-    time::Span,
 };
 
 /// Speaks for one layer. Whatever is told here reaches observers, streams, metrics and `tracing`.
@@ -71,11 +70,11 @@ impl Reporter {
 
     /// Refuses a call: counts it, tells of it, and makes what the caller is told.
     #[inline(always)]
-    pub(crate) fn refuse(&self, reason: Reason, retry_after: impl Into<Span>) -> Rejection {
+    pub(crate) fn refuse(&self, told: Told) -> Rejection {
         if self.is_heard() {
-            self.tell_of_a_refusal(reason);
+            self.tell_of_a_refusal(told.reason());
         }
-        Rejection::counted(&self.origin, reason, retry_after.into())
+        Rejection::counted(&self.origin, told)
     }
 
     /// Calls [refused](Self::refuse).

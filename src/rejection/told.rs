@@ -6,15 +6,15 @@ use crate::{rejection::Reason, time::Span};
 
 /// The reason and a time. The time of a refusal is when it is worth coming back. That of a call that was cut short is how
 /// long it had, for policies further out, which may not have looked at the clock.
-#[derive(Clone, Copy)]
-pub(super) struct Told {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
     reason: Wide,
     time: Span,
 }
 
 impl Told {
     #[inline]
-    pub(super) fn new(reason: Reason, time: Span) -> Self {
+    pub(crate) fn new(reason: Reason, time: Span) -> Self {
         Told { reason: Wide::from(reason), time }
     }
 
@@ -24,7 +24,7 @@ impl Told {
         Told { time, ..self }
     }
 
-    pub(super) fn reason(self) -> Reason {
+    pub(crate) fn reason(self) -> Reason {
         Reason::from(self.reason)
     }
 
@@ -38,7 +38,7 @@ macro_rules! wide {
     ($($reason:ident)*) => {
         /// A reason that takes a whole word. Every result of a plain service has room for a rejection, and says in this
         /// place that it is none: so it is told apart and moved by words, and not by the bytes of one.
-        #[derive(Clone, Copy)]
+        #[derive(Debug, Clone, Copy)]
         #[repr(u64)]
         enum Wide {
             $($reason,)*

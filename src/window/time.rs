@@ -88,6 +88,11 @@ impl Tick {
         Tick { number: u64::from(tag), tag }
     }
 
+    /// This tick as [`record_good`](TimeRing::record_good) wants it.
+    pub(crate) fn stamp(self) -> u64 {
+        word::pack(self.tag, 0)
+    }
+
     fn bucket(self) -> usize {
         self.tag as usize % BUCKETS
     }
@@ -134,12 +139,16 @@ impl TimeRing {
         Some(self.add_up(tick, minimum))
     }
 
-    /// Records a success in a tick that has begun on its stripe. Says whether it could cross a threshold, and has to be
-    /// [added up](Self::add_up); `None` if it was not recorded.
+    /// Records a success in the tick of this [stamp](Tick::stamp), if it has begun on its stripe. Says whether it could
+    /// cross a threshold, and has to be [added up](Self::add_up); `None` if it was not recorded.
     #[inline(always)]
-    pub(crate) fn record_good(&self, tick: Tick, stripe: usize) -> Option<bool> {
-        let row = &self.good[stripe % STRIPES];
-        if word::increment(&row.0[tick.bucket()], tick.tag) { Some(self.may_matter(tick)) } else { None }
+    pub(crate) fn record_good(&self, stamp: u64, stripe: usize) -> Option<bool> {
+        let bucket = &self.good[stripe % STRIPES].0[(stamp >> 32) as usize % BUCKETS];
+        if word::increment(bucket, stamp) {
+            Some(self.added_up.load(ORDER) != stamp | u64::from(SETTLED))
+        } else {
+            None
+        }
     }
 
     /// A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the latter shows

@@ -49,13 +49,14 @@ pub(crate) fn update(word: &AtomicU64, tag: u32, change: impl Fn(u32) -> Option<
     }
 }
 
-/// Adds one to what is there under exactly this tag. `false`: it has another one, and nothing was done.
+/// Adds one to what is there under exactly the tag of `zero`, which is zero under it. `false`: it has another one, or it
+/// is full, and nothing was done.
 #[inline(always)]
-pub(crate) fn increment(word: &AtomicU64, tag: u32) -> bool {
+pub(crate) fn increment(word: &AtomicU64, zero: u64) -> bool {
     let mut seen = word.load(ORDER);
     loop {
-        let (its, value) = unpack(seen);
-        if its != tag || value == u32::MAX {
+        // Under another tag there is a bit above the value, so one comparison tells both.
+        if seen ^ zero >= u64::from(u32::MAX) {
             return false;
         }
         match word.compare_exchange_weak(seen, seen + 1, ORDER, ORDER) {
@@ -99,9 +100,9 @@ mod tests {
     #[test]
     fn incremented_under_its_own_tag_alone() {
         let word = AtomicU64::new(pack(8, u32::MAX - 1));
-        assert!(!increment(&word, 7) && !increment(&word, 9));
-        assert!(increment(&word, 8));
-        assert!(!increment(&word, 8), "it is full");
+        assert!(!increment(&word, pack(7, 0)) && !increment(&word, pack(9, 0)));
+        assert!(increment(&word, pack(8, 0)));
+        assert!(!increment(&word, pack(8, 0)), "it is full");
         assert_eq!(unpack(word.load(ORDER)), (8, u32::MAX));
     }
 

@@ -1,22 +1,35 @@
 //! May this call go?
 
-use super::{Change, Machine, NOT_YET, Refusal, Ticket, gate::Gate, probes::Claim};
+use super::{
+    Change, Machine, NOT_YET, Refusal, Ticket,
+    gate::{Gate, Pass},
+    probes::Claim,
+};
 use crate::{
     circuit_breaker::State,
     rejection::Reason,
-    sync::Ordering::{Relaxed, SeqCst},
+    sync::{
+        Ordering::{Relaxed, SeqCst},
+        step_aside,
+    },
     time::Span,
 };
 
 impl Machine {
-    /// Is it closed, so that no call is refused before it is made?
+    /// Nothing while it is closed and no call is refused before it is made. Else a number for this stay in this state.
     #[inline(always)]
-    pub(crate) fn is_closed(&self) -> bool {
-        self.gate().is_closed()
+    pub(crate) fn not_closed(&self) -> Option<u64> {
+        let gate = self.gate();
+        if gate.is_closed() { None } else { Some(gate.0) }
     }
 
-    /// The way of nearly all calls: closed and not ramping. Needs no clock.
+    /// The way of nearly all calls: closed, not ramping, and nobody asks how long they take. One look at one word.
     #[inline(always)]
+    pub(crate) fn admit_plain(&self) -> Option<Pass> {
+        self.gate().plain_pass()
+    }
+
+    /// Closed and not ramping. Needs no clock.
     pub(crate) fn admit_closed(&self) -> Option<Ticket> {
         let gate = self.gate();
         if gate.is_closed() && self.ramp_until.load(SeqCst) == 0 {
@@ -37,13 +50,12 @@ impl Machine {
         }
     }
 
-    /// If it is open: until when, and that is known.
-    #[inline(always)]
-    pub(crate) fn open_until(&self) -> Option<u64> {
-        if self.gate().state() != State::Open {
-            return None;
-        }
-        Some(self.open_until.load(SeqCst)).filter(|until| *until != NOT_YET)
+    /// If it is open: the number of this stay, and until when that is, if it is known.
+    pub(crate) fn open_until(&self) -> Option<(u64, u64)> {
+        let gate = self.gate();
+        let until = self.open_until.load(SeqCst);
+        let known = gate.state() == State::Open && until != NOT_YET && self.gate() == gate;
+        known.then_some((gate.0, until))
     }
 
     /// Admits a call or refuses it. `random` is in `0.0..1.0`, and used during a ramp.
@@ -100,12 +112,30 @@ impl Machine {
         }
         if now >= until {
             // Lost to a newer ramp at worst, and then that one is kept.
-            let _ = self.ramp_until.compare_exchange(until, 0, SeqCst, SeqCst);
+            if self.ramp_until.compare_exchange(until, 0, SeqCst, SeqCst).is_ok() {
+                self.ask_no_more();
+            }
             return Ok(());
         }
         let ramp = self.limits.ramp.load(Relaxed).max(1);
         let share = 1.0 - (until - now) as f64 / ramp as f64;
         if random < share { Ok(()) } else { Err(Refusal::OPEN) }
+    }
+
+    /// A ramp is over: if nothing else is asked for either, that stands in the gate.
+    fn ask_no_more(&self) {
+        loop {
+            let gate = self.gate();
+            // Asked after the gate is read: what changes them changes the gate too, and then this begins again.
+            if !gate.is_asking() || self.is_asked() {
+                return;
+            }
+            if gate.is_busy() {
+                step_aside();
+            } else if self.gate.compare_exchange(gate.0, gate.asking(false).0, SeqCst, SeqCst).is_ok() {
+                return;
+            }
+        }
     }
 
     fn half_open_with_probe(&self, gate: Gate, now: u64) -> Option<(Ticket, Change)> {

@@ -20,7 +20,7 @@ pub(crate) struct Calls {
     /// The length of a tick, and what is added to its number. They change only together with the epoch.
     tick: AtomicU64,
     offset: AtomicU32,
-    count: OnceLock<CountRing>,
+    count: CountRing,
     time: OnceLock<TimeRing>,
     /// Failures since the last success, tagged with the epoch.
     consecutive: AtomicU64,
@@ -39,6 +39,16 @@ impl Shape {
     pub(crate) fn has_ticks(self) -> bool {
         matches!(self.layout, Layout::Time(_))
     }
+
+    /// The length of the ticks. A window of calls has none.
+    pub(crate) fn tick_length(self) -> Option<u64> {
+        if let Layout::Time(length) = self.layout { Some(length) } else { None }
+    }
+
+    /// The tick of this number.
+    pub(crate) fn tick(self, number: u64) -> Tick {
+        Tick::numbered(self.offset, number)
+    }
 }
 
 /// What a result does to the run of failures.
@@ -55,7 +65,7 @@ impl Calls {
             shape: AtomicU64::new(0),
             tick: AtomicU64::new(1),
             offset: AtomicU32::new(0),
-            count: OnceLock::new(),
+            count: CountRing::new(),
             time: OnceLock::new(),
             consecutive: AtomicU64::new(0),
         };
@@ -72,7 +82,7 @@ impl Calls {
     fn set(&self, shape: Shape) {
         let n = match shape.layout {
             Layout::Count(n) => {
-                self.count.get_or_init(CountRing::new);
+                self.count.begin(shape.epoch, n);
                 n
             }
             Layout::Time(tick) => {
@@ -85,40 +95,28 @@ impl Calls {
         self.shape.store(word::pack(shape.epoch, n), SeqCst);
     }
 
-    #[inline(always)]
     pub(crate) fn has_ticks(&self) -> bool {
         self.shape.load(SeqCst) as u32 == 0
     }
 
     #[inline(always)]
-    pub(crate) fn tick_length(&self) -> Option<u64> {
-        if self.has_ticks() { Some(self.tick.load(SeqCst)) } else { None }
+    pub(crate) fn count(&self) -> &CountRing {
+        &self.count
     }
 
-    /// The window as one of time: its ring, and offset and length of its ticks. To be trusted as a [`Shape`] is.
     #[inline(always)]
-    pub(crate) fn ticks(&self) -> Option<(&TimeRing, u32, u64)> {
-        let length = self.tick_length()?;
-        Some((self.time.get()?, self.offset.load(SeqCst), length))
+    pub(crate) fn time(&self) -> Option<&TimeRing> {
+        self.time.get()
     }
 
-    /// The window as one of calls: its ring, its epoch and its length. To be trusted as a [`Shape`] is.
-    #[inline(always)]
-    pub(crate) fn turns(&self) -> Option<(&CountRing, u32, u32)> {
-        let (epoch, n) = word::unpack(self.shape.load(SeqCst));
-        if n == 0 { None } else { Some((self.count.get()?, epoch, n)) }
+    /// Is there something that a success must not pass by?
+    pub(crate) fn has_others(&self, shape: Shape) -> bool {
+        self.consecutive(shape) != 0 || !shape.has_ticks() && !self.count.is_all_good(shape.epoch)
     }
 
-    /// Is there a run of failures that a success would end? Zero is zero under every tag.
-    #[inline(always)]
     pub(crate) fn has_run(&self) -> bool {
+        // Zero is zero under every tag.
         self.consecutive.load(SeqCst) as u32 != 0
-    }
-
-    pub(crate) fn replace_by_good(&self, epoch: u32, n: u32, head: u32) {
-        if let Some(ring) = self.count.get() {
-            ring.replace(epoch, n, head, Sample::default());
-        }
     }
 
     /// The figures, now that they are to be judged.
@@ -149,7 +147,7 @@ impl Calls {
             Run::Keeps => None,
         };
         let sums = match shape.layout {
-            Layout::Count(n) => self.count.get().and_then(|ring| ring.record(shape.epoch, n, sample)),
+            Layout::Count(_) => self.count.record(shape.epoch, sample),
             Layout::Time(tick) => {
                 let tick = Tick::new(shape.offset, tick, now);
                 self.time.get().and_then(|ring| ring.record(tick, stripe, sample, minimum))
@@ -159,11 +157,13 @@ impl Calls {
     }
 
     pub(crate) fn sums(&self, shape: Shape, now: u64) -> Sums {
-        let sums = match shape.layout {
-            Layout::Count(n) => self.count.get().map(|ring| ring.sums(shape.epoch, n)),
-            Layout::Time(tick) => self.time.get().map(|ring| ring.sums(Tick::new(shape.offset, tick, now))),
-        };
-        sums.unwrap_or_default()
+        match shape.layout {
+            Layout::Count(_) => self.count.sums(shape.epoch),
+            Layout::Time(tick) => {
+                let tick = Tick::new(shape.offset, tick, now);
+                self.time.get().map(|ring| ring.sums(tick)).unwrap_or_default()
+            }
+        }
     }
 
     pub(crate) fn consecutive(&self, shape: Shape) -> u32 {
@@ -210,13 +210,12 @@ impl Calls {
 
     /// The newest `n` of what was kept.
     fn refill_count(&self, shape: Shape, n: u32, kept: &[Kept]) {
-        let Some(ring) = self.count.get() else { return };
         let mut surplus = kept.iter().map(|k| k.sums.calls).sum::<u64>().saturating_sub(u64::from(n));
         for k in kept {
             let skip = surplus.min(k.sums.calls);
             surplus -= skip;
             k.samples(skip).for_each(|s| {
-                ring.record(shape.epoch, n, s);
+                self.count.record(shape.epoch, s);
             });
         }
     }
@@ -229,10 +228,9 @@ impl Calls {
     /// All that the window holds, oldest first. Calls of a count window count as of now.
     fn all(&self, shape: Shape, now: u64) -> Vec<Kept> {
         match shape.layout {
-            Layout::Count(n) => {
+            Layout::Count(_) => {
                 let one = |s: Sample| Sums { calls: 1, failures: s.failed.into(), slow: s.slow.into() };
-                let samples = self.count.get().map(|ring| ring.samples(shape.epoch, n));
-                samples.into_iter().flatten().map(|s| Kept { at: now, sums: one(s) }).collect()
+                self.count.samples(shape.epoch).map(|s| Kept { at: now, sums: one(s) }).collect()
             }
             Layout::Time(length) => {
                 let ticks = self.time.get().map(|ring| ring.ticks(Tick::new(shape.offset, length, now)));

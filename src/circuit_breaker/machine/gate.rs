@@ -2,8 +2,8 @@
 //! is one compare-and-swap.
 //!
 //! ```text
-//!  63        32 31   24 23   16 15       4   3 2   0
-//! | generation | failed |  good  | updates  |busy|state|
+//!  63        32 31   24 23   16 15      7    6      5      4     3  2   0
+//! | generation | failed |  good  | updates |others|ticks|asking|busy|state|
 //! ```
 //!
 //! A *generation* is one stay in one state. A call remembers the generation in which it was admitted, and its result
@@ -14,6 +14,13 @@
 //!
 //! `updates` counts changes of the window within a generation, so that whoever reads the gate before and after the window
 //! knows that both reads are of one piece.
+//!
+//! `asking` says that more is asked of a call than how it ends: slow calls are looked for, or a ramp runs. `ticks` is the
+//! kind of the window. `others` says that a success has to look further: a run of failures is to be ended, or a window of
+//! calls has something else than successes in it. It may be set where that is not so; it is never clear for long where it
+//! is, and whoever sets it judges once more, for those who passed meanwhile (see
+//! [`tell_of_others`](super::Machine::tell_of_others)). So a plain call remembers the gate as its [`Pass`], and if it
+//! finds the same word at its end there is nothing to know but its own place in the window.
 
 use crate::circuit_breaker::State;
 
@@ -21,10 +28,35 @@ use crate::circuit_breaker::State;
 pub(crate) struct Gate(pub(crate) u64);
 
 const BUSY: u64 = 1 << 3;
-const UPDATE: u64 = 1 << 4;
-const UPDATES: u64 = 0xfff << 4;
+const ASKING: u64 = 1 << 4;
+const TICKS: u64 = 1 << 5;
+const OTHERS: u64 = 1 << 6;
+const UPDATE: u64 = 1 << 7;
+const UPDATES: u64 = 0x1ff << 7;
 const GOOD: u32 = 16;
 const FAILED: u32 = 24;
+
+/// What a plain call remembers of its admission: the gate, without `others`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pass(u64);
+
+impl Pass {
+    #[inline(always)]
+    pub(crate) fn generation(self) -> u32 {
+        Gate(self.0).generation()
+    }
+
+    #[inline(always)]
+    pub(crate) fn has_ticks(self) -> bool {
+        self.0 & TICKS != 0
+    }
+
+    /// The same in every call that meets the same window, and in hardly any other.
+    #[inline(always)]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
 
 impl Gate {
     #[inline]
@@ -56,9 +88,52 @@ impl Gate {
         self.0 & (BUSY | 0b111) == 0
     }
 
+    /// The pass of a call that is admitted now as nearly all are: it is closed, nobody is changing that, and nobody asks more.
+    #[inline(always)]
+    pub(crate) fn plain_pass(self) -> Option<Pass> {
+        if self.0 & (ASKING | BUSY | 0b111) == 0 { Some(self.pass()) } else { None }
+    }
+
+    #[inline(always)]
+    pub(crate) fn pass(self) -> Pass {
+        Pass(self.0 & !OTHERS)
+    }
+
+    /// Is it what it was for this call, with nothing in its way?
+    #[inline(always)]
+    pub(crate) fn is(self, pass: Pass) -> bool {
+        self.0 == pass.0
+    }
+
     #[inline]
     pub(crate) fn generation(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    #[inline]
+    pub(crate) fn has_others(self) -> bool {
+        self.0 & OTHERS != 0
+    }
+
+    pub(crate) fn with_others(self, others: bool) -> Self {
+        Gate(self.0 & !OTHERS | if others { OTHERS } else { 0 })
+    }
+
+    #[cfg(any(test, loom))]
+    pub(crate) fn has_ticks(self) -> bool {
+        self.pass().has_ticks()
+    }
+
+    pub(crate) fn is_asking(self) -> bool {
+        self.0 & ASKING != 0
+    }
+
+    pub(crate) fn asking(self, asking: bool) -> Self {
+        Gate(self.0 & !ASKING | if asking { ASKING } else { 0 })
+    }
+
+    pub(crate) fn ticks(self, ticks: bool) -> Self {
+        Gate(self.0 & !TICKS | if ticks { TICKS } else { 0 })
     }
 
     #[inline]
@@ -74,7 +149,7 @@ impl Gate {
     /// Is this `generation`, closed and not busy, however often its window has changed?
     #[inline]
     pub(crate) fn is_closed_in(self, generation: u32) -> bool {
-        self.0 & !UPDATES == Gate::new(generation, State::Closed).0
+        self.is_closed() && self.generation() == generation
     }
 
     pub(crate) fn busy(self) -> Self {
@@ -117,7 +192,7 @@ mod tests {
                 for i in 0..5_000 {
                     assert!(!updated.is_closed_in(generation), "it is busy");
                     updated = updated.updated();
-                    assert_eq!(updated == gate, i % 4_096 == 4_095);
+                    assert_eq!(updated == gate, i % 512 == 511);
                     assert_eq!((updated.generation(), updated.good(), updated.is_busy()), (generation, 2, true));
                 }
                 assert_eq!(gate.next(State::Closed), Gate::new(generation.wrapping_add(1), State::Closed));

@@ -6,6 +6,7 @@
 
 use std::num::NonZeroU64;
 
+pub(crate) use self::gate::Pass;
 use self::{
     calls::Calls,
     gate::Gate,
@@ -14,7 +15,7 @@ use self::{
 };
 use crate::{
     circuit_breaker::{CircuitBreakerConfig, State},
-    rejection::Reason,
+    rejection::{Reason, Told},
     sync::{AtomicU32, AtomicU64, Ordering::SeqCst, step_aside},
     time::Span,
     window::Sums,
@@ -126,8 +127,8 @@ pub(crate) struct Status {
 
 impl Machine {
     pub(crate) fn new(config: &CircuitBreakerConfig, now: u64) -> Self {
-        Machine {
-            gate: AtomicU64::new(Gate::new(0, State::Closed).0),
+        let mut machine = Machine {
+            gate: AtomicU64::new(0),
             ramp_until: AtomicU64::new(0),
             limits: Limits::new(config),
             calls: Calls::new(Layout::from(config.window)),
@@ -136,7 +137,11 @@ impl Machine {
             open_until: AtomicU64::new(0),
             openings: AtomicU32::new(0),
             opened_by: Figures::default(),
-        }
+        };
+        // There is nothing in it yet.
+        let gate = machine.marked(Gate::new(0, State::Closed)).with_others(false);
+        machine.gate = AtomicU64::new(gate.0);
+        machine
     }
 
     #[inline(always)]
@@ -183,6 +188,10 @@ impl Machine {
 
 impl Refusal {
     pub(crate) const OPEN: Refusal = Refusal { reason: Reason::CircuitOpen, retry_after: Span::NONE };
+
+    pub(crate) fn told(self) -> Told {
+        Told::new(self.reason, self.retry_after)
+    }
 }
 
 /// The figures that opened it. Written only by whoever holds the gate.

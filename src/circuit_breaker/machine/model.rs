@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     circuit_breaker::{
         CircuitBreakerConfig, State, Window,
-        machine::{Change, Machine, Refusal, Ticket},
+        machine::{Change, Machine, Pass, Refusal, Ticket},
     },
     outcome::Outcome,
     rejection::Reason,
@@ -323,7 +323,7 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
     let (machine, mut model) = (Machine::new(&config, start), Model::new(config));
     model.since = start;
     let (mut now, mut number) = (start, 0);
-    let mut running: Vec<(usize, Ticket, u32)> = Vec::new();
+    let mut running: Vec<(usize, Ticket, Option<Pass>, u32)> = Vec::new();
     for step in steps {
         match step {
             Step::Wait(ms) => now += ms * MS,
@@ -331,7 +331,9 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
                 number += 1;
                 let mut expected = model.admit(number, now, random);
                 let shut = machine.is_shut(now);
-                let (answer, change) = match machine.admit_closed() {
+                let pass = machine.admit_plain();
+                let plain = pass.map(|pass| Ticket::plain(pass.generation())).or_else(|| machine.admit_closed());
+                let (answer, change) = match plain {
                     Some(ticket) => (Ok(ticket), None),
                     None => machine.admit(now, random),
                 };
@@ -342,20 +344,20 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
                 }
                 prop_assert_eq!(answer.map(drop), expected);
                 prop_assert!(shut.is_none() || shut == expected.err());
-                running.extend(answer.map(|ticket| (number, ticket, model.generation)));
+                running.extend(answer.map(|ticket| (number, ticket, pass, model.generation)));
             }
             Step::End(i, outcome, slow) if i < running.len() => {
-                let (call, ticket, generation) = running.swap_remove(i);
+                let (call, ticket, pass, generation) = running.swap_remove(i);
                 model.settle(call, generation, outcome, slow, now);
-                let change = match outcome {
-                    Some(Outcome::Success) if !slow && call % 2 == 0 => machine.succeed(ticket, now, i),
-                    Some(outcome) => machine.settle(ticket, outcome, slow, now, i),
-                    None => machine.release(ticket, now),
+                let change = match (outcome, pass) {
+                    (Some(Outcome::Success), Some(pass)) if !slow && call % 4 > 0 => machine.succeed(pass, now, i),
+                    (Some(outcome), _) => machine.settle(ticket, outcome, slow, now, i),
+                    (None, _) => machine.release(ticket, now),
                 };
                 shell(&machine, change, now);
             }
             Step::Head(i) if i < running.len() => {
-                let (call, ticket, generation) = running[i];
+                let (call, ticket, _, generation) = running[i];
                 machine.good_head(ticket);
                 let here = generation == model.generation;
                 for lease in model.slots.iter_mut().flatten().filter(|l| here && l.call == call) {
@@ -392,6 +394,7 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
             }
             Step::End(..) | Step::Head(_) => {}
         }
+        machine.check_gate();
         let status = machine.status(now);
         let (sums, run) = if model.state == State::Open { model.opened_by } else { (model.sums(now), model.run) };
         let out = model.slots.iter().flatten().filter(|l| now <= l.until && model.state == State::HalfOpen).count();
@@ -514,18 +517,56 @@ fn a_success_and_a_failure_open_it_whoever_is_last() {
         let config = CircuitBreakerConfig { window, minimum_calls: 2, ..CircuitBreakerConfig::default() };
         for _ in 0..2_000 {
             let (machine, start) = (Machine::new(&config, 0), std::sync::Barrier::new(2));
-            let ticket = machine.admit_closed().unwrap();
+            let (ticket, pass) = (machine.admit_closed().unwrap(), machine.admit_plain().unwrap());
             let (a, b) = std::thread::scope(|s| {
                 let failure = s.spawn(|| {
                     start.wait();
                     machine.settle(ticket, Outcome::Failure, false, 1, 0)
                 });
                 start.wait();
-                let success = machine.succeed(ticket, 1, 1);
+                let success = machine.succeed(pass, 1, 1);
                 (failure.join().unwrap(), success)
             });
             assert!(a.is_some() ^ b.is_some(), "{a:?} {b:?}");
             assert_eq!(machine.status(1).sums, Sums { calls: 2, failures: 1, slow: 0 });
+        }
+    }
+}
+
+/// Successes that look at one word, beside failures that have to tell of themselves there, and hands. Whatever they did to
+/// each other, it is told of, and a window full of successes clears the way again.
+#[test]
+fn threads_leave_a_gate_that_tells_of_others() {
+    for window in [Window::Count(16), Window::Time(Duration::from_secs(1))] {
+        let config = CircuitBreakerConfig { window, failure_rate: None, ..CircuitBreakerConfig::default() };
+        let machine = Machine::new(&config, 0);
+        std::thread::scope(|s| {
+            for thread in 0..4 {
+                let (machine, config) = (&machine, &config);
+                s.spawn(move || {
+                    for i in 0..5_000 {
+                        let pass = machine.admit_plain();
+                        let ticket = pass.map_or(Ticket::UNCOUNTED, |pass| Ticket::plain(pass.generation()));
+                        match pass {
+                            Some(pass) if i % 7 != thread => machine.succeed(pass, 1, thread),
+                            _ => machine.settle(ticket, Outcome::Failure, false, 1, thread),
+                        };
+                        if thread == 0 && i % 100 == 0 {
+                            machine.update(config, 1);
+                        }
+                    }
+                });
+            }
+        });
+        machine.check_gate();
+        for _ in 0..16 {
+            machine.succeed(machine.admit_plain().unwrap(), 1, 0);
+        }
+        let sums = machine.status(1).sums;
+        assert!(!machine.gate().has_others(), "{window:?}");
+        match window {
+            Window::Count(n) => assert_eq!(sums, Sums { calls: n.into(), failures: 0, slow: 0 }),
+            Window::Time(_) => assert!(sums.calls >= 16),
         }
     }
 }

@@ -83,7 +83,32 @@ impl Machine {
             self.ramp_until.store(if left == 0 { 0 } else { now.saturating_add(left) }, SeqCst);
         }
         self.calls.judge_again();
-        self.let_go(gate.updated());
+        self.let_go(self.marked(gate.updated()));
+    }
+
+    /// From now on no thread knows this stay in this state by the number that it remembers, though nothing has changed.
+    pub(crate) fn renumber(&self) {
+        let gate = self.seize();
+        self.let_go(self.marked(gate.updated()));
+    }
+
+    /// What a call has to know of the rest. Only by whoever holds the gate. There may be others; the next success looks.
+    pub(super) fn marked(&self, gate: Gate) -> Gate {
+        gate.asking(self.is_asked()).ticks(self.calls.has_ticks()).with_others(true)
+    }
+
+    /// What stands in the gate, while nobody is at it: never less than there is.
+    #[cfg(any(test, loom))]
+    pub(crate) fn check_gate(&self) {
+        let (gate, shape) = (self.gate(), self.calls.shape());
+        assert!(!gate.is_busy());
+        assert_eq!((gate.is_asking(), gate.has_ticks()), (self.is_asked(), shape.has_ticks()));
+        assert!(gate.has_others() || gate.state() != State::Closed || !self.calls.has_others(shape));
+    }
+
+    /// Is more asked of a call than how it ends?
+    pub(super) fn is_asked(&self) -> bool {
+        self.ramp_until.load(SeqCst) != 0 || self.limits.slow_call().is_some()
     }
 
     /// Takes the gate if it still reads `gate`.
@@ -112,7 +137,7 @@ impl Machine {
     /// Lets go of the gate into the next generation.
     pub(super) fn publish(&self, gate: Gate, to: State, now: u64) -> Change {
         self.since.store(now, SeqCst);
-        let next = gate.next(to);
+        let next = self.marked(gate.next(to));
         self.gate.store(next.0, SeqCst);
         Change { from: gate.state(), to, generation: next.generation(), opening: 0 }
     }

@@ -3,7 +3,7 @@
 use super::{
     Change, Machine, Ticket,
     calls::{Run, Shape},
-    gate::Gate,
+    gate::{Gate, Pass},
     probes::{Returned, Slot},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
         step_aside,
     },
-    window::{Sample, Sums, time::Tick},
+    window::{Sample, Sums, count::Turn},
 };
 
 /// What became of a success on the short way.
@@ -24,46 +24,27 @@ pub(crate) enum Booked {
     NotYet,
     /// It was booked, and could have crossed a threshold: [`judge`](Machine::judge).
     ToBeJudged,
-    /// It has its turn, and there are failures or slow calls: [`among_others`](Machine::among_others).
-    AmongOthers {
-        epoch: u32,
-        n: u32,
-        head: u32,
-    },
+    /// It has its turn, and something has changed meanwhile: [`among_others`](Machine::among_others).
+    AmongOthers(Turn),
 }
 
 impl Machine {
-    /// Has the window ticks?
-    #[inline(always)]
-    pub(crate) fn has_ticks(&self) -> bool {
-        self.calls.has_ticks()
+    /// The pass that a call of this generation would get now, whatever is asked of it.
+    pub(crate) fn pass_of(&self, generation: u32) -> Option<Pass> {
+        let gate = self.gate();
+        gate.is_closed_in(generation).then(|| gate.pass())
     }
 
-    /// The length of the ticks of the window. One of calls has none, and needs no clock.
+    /// The way of nearly all results where the window has ticks: a success that finds the gate as it was. `stamp` is that of
+    /// the tick that runs, if it is at hand, under the number of the pass.
     #[inline(always)]
-    pub(crate) fn tick_length(&self) -> Option<u64> {
-        self.calls.tick_length()
-    }
-
-    /// The way of nearly all results where the window has ticks: a success of a plain call of this generation, which still
-    /// is, and is closed. `tick` turns their length into the number of the one that runs, if that is at hand.
-    #[inline(always)]
-    pub(crate) fn succeeded_in_tick(
-        &self,
-        generation: u32,
-        stripe: usize,
-        tick: impl FnOnce(u64) -> Option<u64>,
-    ) -> Booked {
-        let before = self.gate();
-        let Some((ring, offset, length)) = self.calls.ticks() else { return Booked::NotYet };
-        if before != self.gate() || !before.is_closed_in(generation) {
+    pub(crate) fn succeeded_in_tick(&self, pass: Pass, stripe: usize, stamp: impl FnOnce() -> Option<u64>) -> Booked {
+        if !self.gate().is(pass) {
             return Booked::NotYet;
         }
-        if self.calls.has_run() {
-            return Booked::NotYet;
-        }
-        let Some(number) = tick(length) else { return Booked::NotYet };
-        match ring.record_good(Tick::numbered(offset, number), stripe) {
+        let Some(stamp) = stamp() else { return Booked::NotYet };
+        let Some(ring) = self.calls.time() else { return Booked::NotYet };
+        match ring.record_good(stamp, stripe) {
             Some(false) => Booked::Done,
             Some(true) => Booked::ToBeJudged,
             None => Booked::NotYet,
@@ -72,26 +53,71 @@ impl Machine {
 
     /// The same where the window is one of calls.
     #[inline(always)]
-    pub(crate) fn succeeded_in_turn(&self, generation: u32) -> Booked {
-        let before = self.gate();
-        let Some((ring, epoch, n)) = self.calls.turns() else { return Booked::NotYet };
-        if before != self.gate() || !before.is_closed_in(generation) {
-            return Booked::NotYet;
-        }
-        if self.calls.has_run() {
-            return Booked::NotYet;
-        }
-        match ring.record_good(epoch, n) {
-            Some(head) => Booked::AmongOthers { epoch, n, head },
-            None => Booked::Done,
+    pub(crate) fn succeeded_in_turn(&self, pass: Pass) -> Booked {
+        let Some(turn) = self.take_turn(|gate| gate.is(pass)) else { return Booked::NotYet };
+        // And again, now that it counts. Others that come from now on will judge, and see it.
+        if self.gate().is(pass) { Booked::Done } else { Booked::AmongOthers(turn) }
+    }
+
+    /// Takes a turn as long as the gate is as it has to be.
+    #[inline(always)]
+    fn take_turn(&self, is_right: impl Fn(Gate) -> bool) -> Option<Turn> {
+        let ring = self.calls.count();
+        // The gate is asked after the turn was read, and so says whose it is; a window that begins anew has new turns.
+        let mut turn = ring.turn();
+        loop {
+            if !is_right(self.gate()) {
+                return None;
+            }
+            match ring.take(turn) {
+                Ok(()) => return Some(turn),
+                Err(next) => turn = next?,
+            }
         }
     }
 
+    /// The way of a success that has others beside it and no run to end, in a window of calls, which needs no clock: does it
+    /// trip? `None`: nothing was booked.
+    pub(crate) fn succeeded_among_others(&self, pass: Pass) -> Option<bool> {
+        if pass.has_ticks() || self.calls.has_run() {
+            return None;
+        }
+        let turn = self.take_turn(|gate| gate.pass() == pass)?;
+        let generation = pass.generation();
+        Some(self.among_others(generation, turn) || self.tell_of_others(generation) && self.judge_turns(generation))
+    }
+
     /// Books the rest of a success that has others beside it, and judges: does that trip it?
-    pub(crate) fn among_others(&self, generation: u32, epoch: u32, n: u32, head: u32) -> bool {
-        self.calls.replace_by_good(epoch, n, head);
+    pub(crate) fn among_others(&self, generation: u32, turn: Turn) -> bool {
+        self.calls.count().make_good(turn);
+        self.judge_turns(generation)
+    }
+
+    fn judge_turns(&self, generation: u32) -> bool {
         // A window of calls asks for no time; if it has become another since, its ticks are judged by their next call.
         self.steady(generation).is_some_and(|(_, shape)| !shape.has_ticks() && self.judge(generation, 0))
+    }
+
+    /// Says in the gate whether there are others, after something was booked. True: nobody had said so, and whoever was
+    /// booked meanwhile has not seen them. Then it is to be judged once more.
+    fn tell_of_others(&self, generation: u32) -> bool {
+        loop {
+            let Some((gate, shape)) = self.steady(generation) else { return false };
+            let others = self.calls.has_others(shape);
+            if gate.state() != State::Closed || gate.has_others() == others {
+                return false;
+            }
+            let told = self.gate.compare_exchange(gate.0, gate.with_others(others).0, SeqCst, SeqCst).is_ok();
+            if told && others {
+                return true;
+            }
+            // Where it says that there are none it looks again: some may have come that found it said already.
+        }
+    }
+
+    /// The window as it is under this pass, if that is so now: what the stamp of a tick is made of.
+    pub(crate) fn shape_of(&self, generation: u32) -> Option<(Pass, Shape)> {
+        self.steady(generation).map(|(gate, shape)| (gate.pass(), shape))
     }
 
     /// Do the figures of this generation trip it? Then [`trip`](Self::trip).
@@ -102,18 +128,26 @@ impl Machine {
 
     /// A success as the shell books it: on the short way where that will do.
     #[cfg(any(test, loom))]
-    pub(crate) fn succeed(&self, ticket: Ticket, now: u64, stripe: usize) -> Option<Change> {
-        let generation = ticket.generation;
-        let booked = match self.tick_length() {
-            _ if !ticket.is_plain() => Booked::NotYet,
-            Some(_) => self.succeeded_in_tick(generation, stripe, |length| Some(now / length)),
-            None => self.succeeded_in_turn(generation),
+    pub(crate) fn succeed(&self, pass: Pass, now: u64, stripe: usize) -> Option<Change> {
+        let generation = pass.generation();
+        let stamp = || {
+            let (its, shape) = self.shape_of(generation).filter(|(its, _)| *its == pass)?;
+            debug_assert_eq!(its.has_ticks(), shape.has_ticks());
+            Some(shape.tick(now / shape.tick_length()?).stamp())
         };
+        let booked = match pass.has_ticks() {
+            true => self.succeeded_in_tick(pass, stripe, stamp),
+            false => self.succeeded_in_turn(pass),
+        };
+        let ticket = Ticket::plain(generation);
         let trips = match booked {
             Booked::Done => false,
-            Booked::AmongOthers { epoch, n, head } => self.among_others(generation, epoch, n, head),
+            Booked::AmongOthers(turn) => self.among_others(generation, turn),
             Booked::ToBeJudged => self.judge(generation, now),
-            Booked::NotYet => return self.settle(ticket, Outcome::Success, false, now, stripe),
+            Booked::NotYet => match self.succeeded_among_others(pass) {
+                Some(trips) => trips,
+                None => return self.settle(ticket, Outcome::Success, false, now, stripe),
+            },
         };
         if trips { self.trip(ticket, now) } else { None }
     }
@@ -174,7 +208,8 @@ impl Machine {
             return self.settle_probe(slot, shape, gate, outcome, slow, now);
         }
         let (sums, run) = self.record(shape, outcome, slow, now, stripe);
-        let trips = self.trips(sums, run);
+        let trips =
+            self.trips(sums, run) || self.tell_of_others(ticket.generation) && self.judge(ticket.generation, now);
         if trips && gate.state() == State::Closed { self.trip(ticket, now) } else { None }
     }
 
