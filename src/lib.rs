@@ -30,6 +30,7 @@
 //! | [`AdaptiveRateLayer`] | [`adaptive_rate`] | sends as fast as a backend that throttles lets it |
 //! | [`TimeoutLayer`] | [`timeout`] | bounds a call, its body, and the wait between frames |
 //! | [`RetryLayer`] | [`retry`] | makes failed calls again, within a [`Budget`] and the deadline |
+//! | [`HedgeLayer`] | [`hedge`] | sends a slow call a second time, within the same [`Budget`]; the first answer wins |
 //! | [`FallbackLayer`] | [`fallback`] | answers when the rest failed |
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
 //! | [`DrainLayer`] | [`drain`] | lets what runs end, and refuses what comes, before a program stops |
@@ -90,6 +91,7 @@ mod config;
 pub mod deadline;
 pub mod drain;
 pub mod fallback;
+pub mod hedge;
 mod key;
 #[doc(hidden)]
 pub mod keyed;
@@ -128,6 +130,7 @@ pub use self::{
     deadline::{Deadline, Scoped},
     drain::{Drain, DrainHandle, DrainLayer, DrainSnapshot, Drained},
     fallback::{Fallback, FallbackBuilder, FallbackHandle, FallbackLayer, FallbackSnapshot},
+    hedge::{Hedge, HedgeBuilder, HedgeHandle, HedgeLayer, HedgeSnapshot},
     outcome::{Classify, End, ErrFails, Outcome},
     priority::Priority,
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},

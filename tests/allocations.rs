@@ -20,8 +20,8 @@ use tower::{Layer, Service, service_fn};
 
 use buttress::{
     AdaptiveRateLayer, Answer, Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error,
-    FallbackContext, FallbackLayer, Key, LastGood, LimitHeaders, OpenTime, Quota, RateLimitLayer, RetryLayer,
-    TimeoutLayer, Until,
+    FallbackContext, FallbackLayer, HedgeLayer, Key, LastGood, LimitHeaders, OpenTime, Quota, RateLimitLayer,
+    RetryLayer, TimeoutLayer, Until,
 };
 
 #[derive(Debug)]
@@ -568,5 +568,50 @@ fn a_rate_limit_refuses_as_the_others() {
         assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
         let bare = allocations(|| drop(grpc(None)));
         assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);
+    });
+}
+
+fn hedge() -> buttress::HedgeBuilder {
+    HedgeLayer::builder().after(Duration::ZERO).budget(Budget::unlimited())
+}
+
+#[test]
+fn a_plain_hedge_is_free_up_to_its_second_attempt() {
+    in_runtime(|| {
+        for builder in [hedge(), hedge().after(Duration::from_millis(10)), hedge().quantile(0.9)] {
+            let layer = builder.build().unwrap().plain();
+            let mut service = layer.layer(plain());
+            assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+            // The first one waits: with a timer, with a second one beside it, or with neither.
+            let mut pending = layer.layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+            assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
+        }
+        // One that failed, and the next.
+        let fails = std::cell::Cell::new(false);
+        let shaky = service_fn(|n: u32| ready(if fails.replace(!fails.get()) { Ok(n) } else { Err(Oops) }));
+        let mut service = hedge().build().unwrap().plain().layer(shaky);
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
+        // Each after the second, and the list of them.
+        let hangs = |max| {
+            let layer = hedge().max(max).build().unwrap().plain();
+            let mut service = layer.layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
+            allocations(|| assert!(call(&mut service, 1).is_none()))
+        };
+        assert_eq!([1, 2, 3, 4].map(hangs), [0, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn an_http_hedge_costs_what_its_docs_list() {
+    in_runtime(|| {
+        let count = |body: &'static str| {
+            let mut service = hedge().build().unwrap().layer(replayed::server(200));
+            let run = || assert!(call_and_read(&mut service, replayed::request(body)).is_some());
+            let mut bare = replayed::server(200);
+            let without = allocations(|| assert!(call_and_read(&mut bare, replayed::request(body)).is_some()));
+            allocations(run) - without
+        };
+        // An empty body costs nothing, another the record, its list, and the box of its reader.
+        assert_eq!((count(""), count("hello")), (0, 3));
     });
 }

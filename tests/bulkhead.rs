@@ -353,6 +353,21 @@ async fn a_deadline_ends_the_wait_to_the_instant() {
     assert_eq!(counts(&layer), (1, 0));
 }
 
+/// Timers are good for a millisecond, and round up: a deadline within one is told of before, and not after.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_between_two_ticks_is_not_overrun() {
+    let layer = build(1, 5);
+    let (mut service, _probe) = plain(&layer);
+    let _runs = call(&mut service);
+    for within in [1_000, 3_500, 3_999, 4_001, 500, 1] {
+        let (start, within) = (Instant::now(), Duration::from_micros(within));
+        let waits = Deadline::after(within).scope(async { call(&mut service).await });
+        assert_eq!(reason(waits.await), Some(Reason::DeadlineExceeded));
+        assert_eq!(start.elapsed(), ms(within.as_millis() as u64), "{within:?}");
+    }
+    assert_eq!(counts(&layer), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_earlier_deadline_of_request_and_scope_counts() {
     let layer = build(1, 5);

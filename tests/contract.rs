@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use buttress::{
     AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, DrainLayer,
-    Error, FallbackContext, FallbackLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota,
+    Error, FallbackContext, FallbackLayer, HedgeLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota,
     RateLimitLayer, Registry, RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
@@ -193,6 +193,10 @@ contract!(adaptive_boxed: adaptive().boxed() => (), refuses: slowed().boxed());
 contract!(drain_http: Registry::new().drain_layer() => Http, refuses: draining());
 contract!(drain_plain: Registry::new().drain_layer().plain() => (), refuses: draining().plain());
 contract!(drain_boxed: Registry::new().drain_layer().boxed() => (), refuses: draining().boxed());
+contract!(hedge_http: hedge() => Replayed, refuses: too_late);
+contract!(hedge_plain: hedge().plain() => (), refuses: too_late);
+contract!(hedge_boxed: hedge().boxed() => (), refuses: too_late);
+contract!(hedge_by_function: hedge().plain().clone_with(|(): &()| Some(())) => (), refuses: too_late);
 contract!(outcomes_http: OutcomesLayer::new() => Http);
 contract!(outcomes_plain: OutcomesLayer::new().plain() => ());
 
@@ -311,4 +315,17 @@ async fn a_late_refusal_of_a_rate_gives_readiness_back() {
         assert!(plain.layer(throttles).oneshot(()).await.is_err());
     };
     laws::late_refusal(|p| adaptive.layer(p), Http::default, slows).await;
+}
+
+/// Of later attempts: `tests/hedge.rs`. The laws count the calls that they see.
+fn hedge() -> HedgeLayer {
+    HedgeLayer::builder().after(Duration::from_secs(10)).max(2).build().unwrap()
+}
+
+/// Law 3, second half, of a hedge.
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_a_hedge_gives_readiness_back() {
+    let passes = || async { tokio::time::advance(Duration::from_millis(20)).await };
+    let plain = laws::late_refusal(|p| hedge().plain().layer(p), || (), passes);
+    Deadline::after(Duration::from_millis(10)).scope(plain).await;
 }

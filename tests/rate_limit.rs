@@ -674,6 +674,27 @@ async fn tiers() {
     assert_eq!(passes(&service, || keyed("gold")).await, 2, "an upgrade counts at once");
 }
 
+/// What is no valid quota is none: the common one is in force, is told of, and stays so when it changes.
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_is_no_quota_is_the_common_one_in_all() {
+    for nonsense in [
+        Quota::per_second(0),
+        Quota::per(u32::MAX, Duration::from_nanos(1)),
+        Quota::per(1, Duration::MAX),
+        Quota::per(1, Duration::from_secs(366 * 24 * 3600)),
+        Quota::per_second(1).burst(u32::MAX),
+    ] {
+        let builder = per_header(Quota::per_second(2)).headers(LimitHeaders::Draft10);
+        let layer = builder.quota_fn(move |_| Some(nonsense)).build().unwrap();
+        let service = layer.layer(http());
+        let told = service.clone().oneshot(keyed("a")).await.unwrap();
+        assert_eq!(told.headers()["ratelimit-policy"], "\"default\";q=2;w=1", "{nonsense:?}");
+        layer.handle().set_quota(Quota::per_second(6)).unwrap();
+        assert_eq!(passes(&service, || keyed("a")).await, 5, "{nonsense:?}: one of six was used");
+        assert_eq!(passes(&service, || keyed("b")).await, 6, "{nonsense:?}");
+    }
+}
+
 fn from(peer: Option<&str>, headers: &[(&'static str, &str)]) -> Request<()> {
     let mut request = Request::new(());
     for (name, value) in headers {

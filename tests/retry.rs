@@ -1067,6 +1067,27 @@ async fn refusals_and_timeouts_made_here_over_http() {
     }
 }
 
+/// A timeout of another form comes as an error. The call may have been made all the same.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_that_comes_as_an_error_is_no_reason_to_post_twice() {
+    let timeout = TimeoutLayer::builder().after(ms(20)).build().unwrap();
+    for (request, made) in [(get(), 3), (grpc(), 3), (by(Method::POST), 1)] {
+        let calls = Arc::new(Mutex::new(0));
+        let slow = service_fn(|_: Request<Body>| {
+            *calls.lock().unwrap() += 1;
+            async {
+                sleep(ms(100)).await;
+                Ok::<_, io::Error>(response(200, &[], body([])))
+            }
+        });
+        let service =
+            ServiceBuilder::new().layer(retry().build().unwrap()).layer(timeout.clone().boxed()).service(slow);
+        let error = service.oneshot(request).await.unwrap_err();
+        assert_eq!(Rejection::of(&*error).unwrap().reason(), Reason::Timeout);
+        assert_eq!(*calls.lock().unwrap(), made);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_has_passed_refuses() {
     let layer = retry().build().unwrap();

@@ -20,11 +20,14 @@
 //! An attempt is taken from the budget before the wait for it begins, so that a crowd of sleepers can't exceed it, and
 //! given back if it is not made after all: the caller left, or the backend did not become ready.
 //!
+//! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
+//! that has the same budget ([within a retry](crate::hedge#within-a-retry)).
+//!
 //! Lock-free: a deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock.
 //!
 //! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{cell::Cell, fmt, sync::Arc, time::Duration};
 
 use crate::{
     config::{Checks, ConfigError},
@@ -45,6 +48,11 @@ use self::{
 /// What retries and hedges may add to the calls. Clones share it. See the [module](crate::budget).
 #[derive(Clone)]
 pub struct Budget(Arc<Kind>);
+
+thread_local! {
+    /// The budget that was paid for the call that is being made right now.
+    static PAID: Cell<usize> = const { Cell::new(0) };
+}
 
 #[allow(clippy::large_enum_variant, reason = "there is one a budget, on the heap")]
 enum Kind {
@@ -123,6 +131,29 @@ impl Budget {
         if let Kind::Share { base, share } = &*self.0 {
             share.deposit(|| since(*base, time::now()), stripe);
         }
+    }
+
+    /// Runs the call of an inner service for which this budget has been paid: a hedge in there that shares it pays nothing.
+    #[inline(always)]
+    pub(crate) fn paid<T>(&self, call: impl FnOnce() -> T) -> T {
+        struct Restore(usize);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                PAID.set(self.0);
+            }
+        }
+        let _restore = Restore(PAID.replace(self.id()));
+        call()
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_paid(&self) -> bool {
+        PAID.get() == self.id()
+    }
+
+    #[inline(always)]
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// A call ended well.

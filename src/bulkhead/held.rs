@@ -77,14 +77,14 @@ impl Held {
                 return Poll::Ready(self.settle(left, waits));
             }
             if timer.is_none() {
-                timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.expires))));
+                timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.ends()))));
             }
             if let Some(sleep) = timer.as_mut().as_pin_mut() {
                 ready!(sleep.poll(cx));
             }
             timer.set(None);
             let now = self.wall.now();
-            if now >= waits.expires {
+            if now >= waits.ends() {
                 return Poll::Ready(self.settle(self.wall.room.give_up(waits.place), waits));
             }
             self.wall.put_out_stalled(now);
@@ -119,6 +119,17 @@ impl Held {
             Has::Place(waits) if self.wall.room.give_up(waits.place) == Left::In => self.wall.leave(),
             Has::Place(_) => {}
         }
+    }
+}
+
+/// Of tokio's timers, in nanoseconds.
+const TICK: u64 = 1_000_000;
+
+impl Waits {
+    /// From when on it is given up. A timer rounds up to its next tick, and a deadline is not to be overrun by that: it ends
+    /// at the last tick before, which is the deadline itself where that is one.
+    fn ends(self) -> u64 {
+        if self.why() == Reason::DeadlineExceeded { self.expires.saturating_sub(TICK - 1) } else { self.expires }
     }
 }
 

@@ -44,6 +44,16 @@ pub trait Again<Req, Res, Err>: Hold<Req, Res, Err> {
     #[doc(hidden)]
     fn again(&self, original: Self::Original, last: bool) -> (Option<Self::Original>, Req);
 
+    /// Has another attempt the rest of the request, so that this one (from 0) waits for it in vain?
+    #[doc(hidden)]
+    fn is_cut(&self, _original: &Self::Original, _attempt: u32) -> bool {
+        false
+    }
+
+    /// From now on only this attempt (from 0) reads.
+    #[doc(hidden)]
+    fn only(&self, _original: &Self::Original, _attempt: u32) {}
+
     /// Writes on a request how many attempts there were before it, and how much time is left for it.
     #[doc(hidden)]
     fn mark(&self, _request: &mut Req, _mark: &Mark<'_>) {}
@@ -248,6 +258,14 @@ mod http_form {
             }
             let request = original.attempt();
             (Some(original), request)
+        }
+
+        fn is_cut(&self, original: &Original<B>, attempt: u32) -> bool {
+            original.is_cut(attempt)
+        }
+
+        fn only(&self, original: &Original<B>, attempt: u32) {
+            original.only(attempt);
         }
 
         fn mark(&self, request: &mut Request<B>, mark: &Mark<'_>) {

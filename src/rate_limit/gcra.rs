@@ -55,6 +55,14 @@ impl Meter {
         Some(Meter { mul: units * unit, div: per, unit, burst: burst * unit })
     }
 
+    /// Is there one for this quota? Asked for every call that has a quota of its own.
+    #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "quotas of keys are for HTTP"))]
+    pub(crate) fn has(quota: &Quota) -> bool {
+        let (per, units) = (quota.per.as_nanos(), u128::from(quota.units));
+        let Some(whole) = per.checked_mul(quota.burst.into()) else { return false };
+        whole <= units * u128::from(LONGEST / FASTEST) && units <= per.saturating_mul(FASTEST.into())
+    }
+
     /// The tick at this instant, in nanoseconds.
     #[inline(always)]
     pub(crate) fn at(&self, now: u64) -> u64 {
@@ -251,6 +259,16 @@ mod tests {
                     prop_assert!(sum * per * u128::from(m.unit) <= bound, "{sum} in {}", at - taken[i].0);
                 }
             }
+        }
+
+        #[test]
+        fn has_says_the_same_as_new(
+            units in prop_oneof![1_u32..20, 1..=u32::MAX],
+            per in prop_oneof![1_u64..20, 1..=crate::time::LONGEST.as_nanos() as u64],
+            burst in prop_oneof![1_u32..20, 1..=u32::MAX],
+        ) {
+            let quota = Quota::per(units, Duration::from_nanos(per)).burst(burst);
+            prop_assert_eq!(Meter::has(&quota), Meter::new(quota).is_some(), "{:?}", quota);
         }
 
         #[test]

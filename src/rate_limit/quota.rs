@@ -35,6 +35,12 @@ impl Quota {
         Quota { burst: b, ..self }
     }
 
+    /// As [`check`](Self::check), for one that comes with every call.
+    #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "quotas of keys are for HTTP"))]
+    pub(crate) fn is_valid(&self) -> bool {
+        self.units > 0 && self.burst > 0 && !self.per.is_zero() && self.per <= time::LONGEST && Meter::has(self)
+    }
+
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.require(self.units > 0, "quota", self, "at least 1 unit");
         checks.require(self.burst > 0, "quota", self, "a burst of at least 1");

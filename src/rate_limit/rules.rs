@@ -134,9 +134,8 @@ impl HttpRules {
     #[inline]
     pub(crate) fn tier(&self, key: &[u8]) -> Option<Quota> {
         let quota_fn = self.quota_fn.as_ref()?;
-        let quota = quota_fn(std::str::from_utf8(key).ok()?)?;
         // It can't fail at `build()`; what is no quota is none of its own.
-        (quota.units > 0 && quota.burst > 0 && !quota.per.is_zero()).then_some(quota)
+        quota_fn(std::str::from_utf8(key).ok()?).filter(Quota::is_valid)
     }
 }
 

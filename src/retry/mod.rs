@@ -106,6 +106,7 @@ mod verdict;
 
 #[cfg(feature = "http")]
 pub use self::previous::{PreviousAttempts, PreviousAttemptsFuture, PreviousAttemptsLayer, WithPreviousAttempts};
+pub(crate) use self::verdict::Verdict;
 pub use self::{
     attempts::{Attempts, Stopped},
     backoff::{Backoff, Jitter},

@@ -90,7 +90,7 @@ where
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
-        let inner = self.inner.call(request);
+        let inner = shared.budget.paid(|| self.inner.call(request));
         ResponseFuture::running(inner, self.protocol.clone(), context, shared, spare, safe, deadline)
     }
 }

@@ -31,7 +31,7 @@ pub enum Verdict {
 
 /// A form whose failures can be told apart. Sealed.
 #[diagnostic::on_unimplemented(
-    message = "a `{Self}` retry cannot send a `{Req}` more than once to a service that gives `Result<{Res}, {Err}>`",
+    message = "a `{Self}` retry or hedge cannot send a `{Req}` more than once to a service that gives `Result<{Res}, {Err}>`",
     label = "this request can't be sent again in this form",
     note = "`Http`, the default, wants `http::Request<B>` with a body `B: buttress::Replay`: those of axum (feature `axum`) and tonic (feature `tonic`), `Full`, `Empty`, `BoxBody` and `UnsyncBoxBody`",
     note = "`.plain()`, `.flat()` and `.boxed()` want a request that is `Clone`; for others say how with `.clone_with(|request| ..)`"
@@ -211,10 +211,9 @@ mod http_form {
 
     /// A call that a transport could not make. (On gRPC that is UNAVAILABLE, which may be sent again.)
     fn of_error<E: 'static>(safe: bool, end: End, error: &E) -> Verdict {
-        if let Some(ours) = unsent::as_error(error).and_then(Rejection::of) {
-            return by_end(End::of_rejection(ours));
-        }
-        match by_end(end) {
+        // One of ours that comes as an error says more than that it is one; a timeout is still no proof that nothing was done.
+        let ours = unsent::as_error(error).and_then(Rejection::of);
+        match by_end(ours.map_or(end, End::of_rejection)) {
             Verdict::Again(_) if !safe && !unsent::is(error) => Verdict::Never,
             verdict => verdict,
         }

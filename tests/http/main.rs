@@ -12,6 +12,7 @@ mod deadlines;
 mod fallback;
 mod grpc;
 mod health;
+mod hedge;
 mod one_port;
 mod places;
 mod rate_limit;

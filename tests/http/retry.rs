@@ -175,7 +175,7 @@ async fn nobody_listens() {
 
 /// Messages that are bytes.
 #[derive(Clone, Copy)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -233,11 +233,11 @@ fn unavailable() -> Response {
     (headers, Body::empty()).into_response()
 }
 
-fn grpc(frames: Body) -> Response {
+pub(crate) fn grpc(frames: Body) -> Response {
     ([(header::CONTENT_TYPE, "application/grpc")], frames).into_response()
 }
 
-fn ok() -> Frame<Bytes> {
+pub(crate) fn ok() -> Frame<Bytes> {
     Frame::trailers(HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]))
 }
 
@@ -260,7 +260,7 @@ async fn upload(State(uploads): State<Uploads>, body: Body) -> Response {
 }
 
 /// Sends the same message back.
-async fn echo(body: Body) -> Response {
+pub(crate) async fn echo(body: Body) -> Response {
     let data = body.into_data_stream().map(|data| data.map(Frame::data));
     grpc(Body::new(StreamBody::new(data.chain(stream::iter([Ok(ok())])))))
 }
@@ -275,7 +275,7 @@ async fn send(client: &mut Client, messages: Vec<Bytes>) -> Result<tonic::Respon
     soon(client.client_streaming(tonic::Request::new(stream::iter(messages)), path, Raw)).await
 }
 
-fn framed(messages: &[Bytes]) -> Vec<u8> {
+pub(crate) fn framed(messages: &[Bytes]) -> Vec<u8> {
     let mut whole = Vec::new();
     for message in messages {
         whole.push(0);

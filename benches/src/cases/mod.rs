@@ -7,6 +7,7 @@ mod breaker;
 mod bulkhead;
 mod drain;
 mod fallback;
+mod hedge;
 mod rate_limit;
 mod retry;
 mod timeout;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Case> {
         bulkhead::cases(),
         rate_limit::cases(),
         retry::cases(),
+        hedge::cases(),
         fallback::cases(),
         drain::cases(),
     ];

@@ -55,8 +55,12 @@ impl<B: Replay> Original<B> {
         B::only(&self.source, self.made);
     }
 
+    /// Can the attempt of this number, from 0, not have the rest of the body?
+    pub(crate) fn is_cut(&self, attempt: u32) -> bool {
+        B::is_cut(&self.source, attempt)
+    }
+
     /// From now on only the attempt of this number, from 0, reads.
-    #[allow(dead_code, reason = "for retry and hedge")]
     pub(crate) fn only(&self, attempt: u32) {
         B::only(&self.source, attempt);
     }

@@ -215,7 +215,7 @@ where
         this.shared.began_again();
         *this.number += 1;
         *this.waited_since = None;
-        let inner = service.call(request);
+        let inner = this.shared.budget.paid(|| service.call(request));
         *this.spare = original.map(|original| Spare { service, original });
         this.state.set(State::Running { inner });
     }

@@ -1,0 +1,144 @@
+//! What a hedge can be told.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    budget::Budget,
+    builder::{Identity, shared_setters},
+    config::{Checks, ConfigError},
+    hedge::{HedgeLayer, delay::Delay, hedger::Hedger},
+    protocol::Trust,
+    time::LONGEST,
+};
+
+/// More attempts beside the first than anybody needs.
+const MOST: u32 = 10;
+
+/// Builds a [`HedgeLayer`].
+#[must_use = "a builder does nothing until `build()`"]
+pub struct HedgeBuilder {
+    identity: Identity,
+    when: When,
+    minimum_samples: u32,
+    settings: Settings,
+    budget: Option<Budget>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Never,
+    After(Duration),
+    Quantile(f64),
+}
+
+/// What is fixed by `build()`.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Attempts beside the first.
+    pub(crate) max: u32,
+    pub(crate) replay_cap: usize,
+    pub(crate) trust: Trust,
+}
+
+impl Default for HedgeBuilder {
+    fn default() -> Self {
+        HedgeBuilder {
+            identity: Identity::default(),
+            when: When::Never,
+            minimum_samples: 50,
+            settings: Settings { max: 1, replay_cap: 64 * 1024, trust: Trust::default() },
+            budget: None,
+        }
+    }
+}
+
+impl HedgeBuilder {
+    shared_setters!();
+
+    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as soon as
+    /// the first one is not ready at once. There is no default: this or [`quantile`](Self::quantile), the later of the two.
+    pub fn after(mut self, d: Duration) -> Self {
+        self.when = When::After(d);
+        self
+    }
+
+    /// Waits as long as this share of the first attempts took at most, above 0 and below 1: with 0.95 about one call in twenty
+    /// gets a second attempt. Measured over 30 s, and at least 1 ms.
+    ///
+    /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further attempt is
+    /// made, not even for one that failed.
+    pub fn quantile(mut self, q: f64) -> Self {
+        self.when = When::Quantile(q);
+        self
+    }
+
+    /// How many first attempts must have been measured in the last 30 s. From 1. Default: 50.
+    pub fn minimum_samples(mut self, n: u32) -> Self {
+        self.minimum_samples = n;
+        self
+    }
+
+    /// How many attempts a call may have beside the first. 1 to 10. Default: 1.
+    pub fn max(mut self, extra: u32) -> Self {
+        self.settings.max = extra;
+        self
+    }
+
+    /// What further attempts may add to all calls together. Default: an own one of 20 % of the calls and one a second, over
+    /// 10 s. Give one budget to all layers, retries and hedges, that call the same backend.
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Sends requests twice whatever their method: also POST and PATCH, which may then take effect twice. Default: false.
+    pub fn any_method(mut self, on: bool) -> Self {
+        self.settings.trust.any_method = on;
+        self
+    }
+
+    /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0 only
+    /// requests without a body are. HTTP and gRPC only.
+    pub fn replay_cap(mut self, bytes: usize) -> Self {
+        self.settings.replay_cap = bytes;
+        self
+    }
+
+    /// The layer, in its HTTP and gRPC form.
+    ///
+    /// # Errors
+    ///
+    /// Lists every bad field: a bad name, neither `after` nor `quantile`, either of them out of range, `minimum_samples` of 0,
+    /// a `max` out of range.
+    pub fn build(self) -> Result<HedgeLayer, ConfigError> {
+        let mut checks = Checks::default();
+        self.identity.check("hedge", &mut checks);
+        match self.when {
+            When::Never => checks.require(false, "after", "missing", "`after` or `quantile`"),
+            When::After(d) => checks.require(d <= LONGEST, "after", d, "a duration from 0 to 365 days"),
+            When::Quantile(q) => checks.require(q > 0.0 && q < 1.0, "quantile", q, "a share above 0 and below 1"),
+        }
+        checks.require(self.minimum_samples > 0, "minimum_samples", self.minimum_samples, "at least 1");
+        checks.require((1..=MOST).contains(&self.settings.max), "max", self.settings.max, "1 to 10");
+        checks.finish()?;
+        let delay = match self.when {
+            When::After(d) => Delay::Fixed(d),
+            When::Quantile(q) => Delay::measured(q, self.minimum_samples),
+            When::Never => unreachable!("it was checked"),
+        };
+        let budget = self.budget.unwrap_or_default();
+        Ok(HedgeLayer::new(Hedger::new(self.identity, self.settings, delay, budget)))
+    }
+}
+
+impl fmt::Debug for HedgeBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HedgeBuilder")
+            .field("identity", &self.identity)
+            .field("when", &self.when)
+            .field("minimum_samples", &self.minimum_samples)
+            .field("settings", &self.settings)
+            .field("budget", &self.budget)
+            .finish()
+    }
+}

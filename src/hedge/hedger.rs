@@ -1,0 +1,187 @@
+//! What all calls of one layer share, and what the end of an attempt means to the others.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    bounded::Ledger,
+    budget::{Budget, Taken},
+    builder::Identity,
+    hedge::{HedgeSnapshot, config::Settings, delay::Delay},
+    observe::{Kind, Reporter},
+    outcome::{End, Outcome},
+    rejection::{Reason, Rejection},
+    retry::Verdict,
+    stripe::Shared,
+    time::{self, Instant},
+};
+
+/// The state of a hedge layer.
+pub(crate) struct Hedger {
+    pub(crate) settings: Settings,
+    pub(crate) budget: Budget,
+    pub(crate) delay: Delay,
+    /// Says what came too late, and all else.
+    ledger: Ledger,
+    hedges: AtomicU64,
+    won: AtomicU64,
+    stopped_by_budget: AtomicU64,
+    would_have_hedged: AtomicU64,
+}
+
+/// What the end of an attempt means to the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// Another one may do better: it is sent at once.
+    Failed,
+    /// No further one is sent; those that run may still do better.
+    Enough,
+    /// It is the call's.
+    Over,
+}
+
+impl Meaning {
+    pub(crate) fn of(end: End, verdict: Verdict) -> Self {
+        match (verdict, end) {
+            // The backend, or a policy before it, asks for less. An open breaker is no reason to give up what runs.
+            (_, End::Outcome(Outcome::Throttled) | End::Refused) => Meaning::Enough,
+            (Verdict::Stop | Verdict::Again(Some(_)), _) => Meaning::Enough,
+            (Verdict::Again(None), _) => Meaning::Failed,
+            (Verdict::Done | Verdict::Never | Verdict::Late, _) => Meaning::Over,
+        }
+    }
+}
+
+impl Hedger {
+    pub(crate) fn new(identity: Identity, settings: Settings, delay: Delay, budget: Budget) -> Self {
+        let shadow = identity.shadow;
+        let reporter = identity.reporter("hedge", &[Reason::DeadlineExceeded]);
+        Hedger {
+            settings,
+            budget,
+            delay,
+            ledger: Ledger::new(reporter, shadow),
+            hedges: AtomicU64::new(0),
+            won: AtomicU64::new(0),
+            stopped_by_budget: AtomicU64::new(0),
+            would_have_hedged: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.ledger.name()
+    }
+
+    #[inline]
+    pub(crate) fn reporter(&self) -> &Reporter {
+        self.ledger.reporter()
+    }
+
+    /// How many further attempts the budget has left.
+    pub(crate) fn budget_left(&self) -> Option<f64> {
+        self.budget.left()
+    }
+
+    #[inline]
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.ledger.in_shadow()
+    }
+
+    pub(crate) fn shadow(&self, on: bool) {
+        self.ledger.shadow(on);
+    }
+
+    /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
+    #[cold]
+    pub(crate) fn is_late(&self) -> bool {
+        self.ledger.run_out(Reason::DeadlineExceeded)
+    }
+
+    pub(crate) fn rejection(&self) -> Rejection {
+        self.ledger.rejection(Reason::DeadlineExceeded, Duration::ZERO)
+    }
+
+    /// It is the turn of a further attempt.
+    pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
+        let Some(taken) = self.budget.take(now) else {
+            self.stopped_by_budget.fetch_add(1, Relaxed);
+            return None;
+        };
+        if self.in_shadow() {
+            self.budget.give_back(taken);
+            self.would_have_hedged.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(taken)
+    }
+
+    /// An attempt failed, or not. Those before a further attempt were counted when that was taken.
+    pub(crate) fn count_in_tokens(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Done => self.budget.succeeded(),
+            Verdict::Stop => self.budget.failed(),
+            Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
+        }
+    }
+
+    /// A further attempt begins.
+    pub(crate) fn began_again(&self) {
+        self.hedges.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn won(&self) {
+        self.won.fetch_add(1, Relaxed);
+    }
+
+    /// The first attempt took so long, or at least so long.
+    pub(crate) fn measure(&self, since: Instant) {
+        if self.delay.is_measured() {
+            let now = time::now();
+            self.delay.record(now, now.saturating_duration_since(since));
+        }
+    }
+
+    pub(crate) fn report(&self, number: u32, outcome: Outcome, delay: Option<Duration>) {
+        self.reporter().report(Kind::Attempt { number, outcome, delay });
+    }
+
+    pub(crate) fn snapshot(&self, calls: u64) -> HedgeSnapshot {
+        let figures = self.ledger.figures();
+        HedgeSnapshot {
+            calls,
+            hedges: self.hedges.load(Relaxed),
+            won: self.won.load(Relaxed),
+            stopped_by_budget: self.stopped_by_budget.load(Relaxed),
+            deadline_exceeded: figures.deadline_exceeded,
+            would_have_hedged: self.would_have_hedged.load(Relaxed),
+            would_have_rejected: figures.would_have_rejected,
+        }
+    }
+}
+
+impl Shared<Hedger> {
+    /// A call begins. Does it pay into the budget? Not where a retry around it has paid for it already.
+    #[inline(always)]
+    pub(crate) fn began(&self) -> bool {
+        self.count();
+        let pays = !self.budget.is_paid();
+        if pays {
+            self.budget.began(self.stripe());
+        }
+        pays
+    }
+}
+
+impl fmt::Debug for Hedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hedger")
+            .field("ledger", &self.ledger)
+            .field("settings", &self.settings)
+            .field("delay", &self.delay)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
+    }
+}

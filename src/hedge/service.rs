@@ -1,0 +1,100 @@
+//! The service: the first attempt, and what is kept for further ones.
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use crate::{
+    deadline,
+    hedge::{
+        ResponseFuture,
+        future::{Kept, Spare},
+        hedger::Hedger,
+    },
+    protocol::Http,
+    retry::Retryable,
+    stripe::Striped,
+    time,
+};
+
+/// A service whose slow calls are sent a second time. Made by [`HedgeLayer`](crate::HedgeLayer).
+///
+/// `S` has to be `Clone`: a call keeps an instance of its own for further attempts.
+#[derive(Debug)]
+pub struct Hedge<S, P = Http> {
+    inner: S,
+    shared: Arc<Striped<Hedger>>,
+    protocol: P,
+    /// `poll_ready` found the ambient deadline passed and left the inner service alone: the next call is refused.
+    refuse: bool,
+}
+
+impl<S, P> Hedge<S, P> {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Hedger>>, protocol: P) -> Self {
+        Hedge { inner, shared, protocol, refuse: false }
+    }
+}
+
+impl<S: Clone, P: Clone> Clone for Hedge<S, P> {
+    fn clone(&self) -> Self {
+        // A clone starts unready, so it has nothing to refuse either.
+        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+    }
+}
+
+impl<S, P, Req> Service<Req> for Hedge<S, P>
+where
+    S: Service<Req> + Clone,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    type Response = P::Response<()>;
+    type Error = P::Error;
+    type Future = ResponseFuture<S, P, Req>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        self.refuse = deadline::current_passed() && !self.shared.in_shadow();
+        if self.refuse {
+            return Poll::Ready(Ok(()));
+        }
+        self.inner.poll_ready(cx).map_err(P::error)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Req) -> Self::Future {
+        let context = self.protocol.context(&request);
+        if mem::take(&mut self.refuse) {
+            self.shared.is_late();
+            return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
+        }
+        let deadline = match self.protocol.deadline_of(&context, &request) {
+            Some(deadline) if deadline.instant() <= time::now() => {
+                if self.shared.is_late() {
+                    // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+                    let unready = self.inner.clone();
+                    drop(mem::replace(&mut self.inner, unready));
+                    return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
+                }
+                None
+            }
+            deadline => deadline,
+        };
+        let shared = self.shared.share();
+        let pays = shared.began();
+        let settings = &shared.settings;
+        let (spare, request) = if self.protocol.is_safe(&context, &request, settings.trust) {
+            let (original, request) = self.protocol.split(request, settings.replay_cap);
+            // Another instance, which holds nothing until it is its turn.
+            (original.map(|original| Spare { service: Some(self.inner.clone()), original: Some(original) }), request)
+        } else {
+            (None, request)
+        };
+        let inner = self.inner.call(request);
+        let kept = Kept { protocol: self.protocol.clone(), context, shared, deadline, pays };
+        ResponseFuture::running(inner, kept, spare)
+    }
+}
