@@ -23,15 +23,15 @@ const MORE: f64 = 40.0;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("watched/breaker count100", || plain(breaker().plain().layer(Bare)))
-            .judged(Judge::AtMost(154.0 + MORE))
+            .judged(Judge::AtMost(106.0 + MORE))
             .on_threads(),
         Case::new("watched/breaker count100 http", || http(breaker().layer(Bare), bare::http_request)).over(bare::HTTP),
         Case::new("watched/bulkhead", || plain(bulkhead().plain().layer(Bare)))
-            .judged(Judge::AtMost(127.0 + MORE))
+            .judged(Judge::AtMost(118.0 + MORE))
             .on_threads(),
         Case::new("watched/bulkhead http", || http(bulkhead().layer(Bare), bare::http_request)).over(bare::HTTP),
         Case::new("watched/rate", || plain(rate().plain().layer(Bare))).judged(Judge::AtMost(229.0 + MORE)),
-        Case::new("watched/retry", || plain(retry().plain().layer(Bare))).judged(Judge::AtMost(161.5 + MORE)),
+        Case::new("watched/retry", || plain(retry().plain().layer(Bare))).judged(Judge::AtMost(127.5 + MORE)),
         Case::new("watched/timeout", || plain(timeout().plain().layer(Bare))).judged(Judge::AtMost(104.0 + MORE)),
     ]
 }
