@@ -35,12 +35,14 @@
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
 //! | [`DrainLayer`] | [`drain`] | lets what runs end, and refuses what comes, before a program stops |
 //!
-//! A [`Registry`] knows them by name. How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in [`observe`].
+//! A [`Registry`] knows them by name. How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in
+//! [`observe`].
 //!
 //! # Order
 //!
-//! Outermost first: deadline, fallback, then what refuses, then what repeats, then the timeout of one attempt. A timeout outside
-//! of what repeats bounds the whole call, inside of it one attempt.
+//! Outermost first: deadline, fallback, then what refuses, then what repeats, then the timeout of one attempt. A timeout
+//! outside of what repeats bounds the whole call, inside of it one attempt. A refusal that the caller shall see, such as
+//! that of its own quota, stands outside of the fallback.
 //!
 //! # What every layer keeps
 //!
@@ -67,7 +69,7 @@
 //!
 //! | feature | what for | brings |
 //! |---|---|---|
-//! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, hashbrown, quick_cache |
+//! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, quick_cache |
 //! | `hyper` | a retry knows which errors of hyper's client mean "never sent" | hyper-util |
 //! | `axum` | [`Rejection`] as an axum response; peer and route as [`Key`]s | axum without its defaults |
 //! | `tonic` | [`Rejection`] as a `tonic::Status`; the peer as a [`Key`] | tonic with its server, without its defaults |
