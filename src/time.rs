@@ -12,6 +12,10 @@ use std::{
 
 pub(crate) use tokio::time::{Instant, Sleep, sleep_until};
 
+mod epoch;
+
+pub(crate) use self::epoch::Epoch;
+
 /// The longest duration a setting accepts: one year. tokio's timer wheel turns once in a little over two.
 pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -29,15 +33,13 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Instants as numbers, which is how a pure core takes them: nanoseconds since the clock was made.
-///
-/// To make a number of an instant costs twice as much as the instant itself. But most callers want less than a number: in
-/// which tick it lies, or that some end has not come yet. Such an answer stays right for a while, so each thread
-/// remembers the last one, with the instant that ends it: then a look costs one comparison. What was asked goes by a number
-/// of the caller's, which no other question to this clock has.
+/// Instants as numbers, for callers who mostly want less than a number: in which tick an instant lies, or that some end has
+/// not come yet. Such an answer stays right for a while, so each thread remembers the last one, with the instant that ends
+/// it: then a look costs one comparison. What was asked goes by a number of the caller's, which no other question to this
+/// clock has.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    base: Instant,
+    epoch: Epoch,
     /// Which clock this is, in steps of one memory's size.
     id: u64,
 }
@@ -46,13 +48,13 @@ impl Clock {
     pub(crate) fn new() -> Self {
         // From one step: zero is the number of no clock.
         static LAST: AtomicU64 = AtomicU64::new(0);
-        Clock { base: now(), id: LAST.fetch_add(STEP, Relaxed) + STEP }
+        Clock { epoch: Epoch::new(), id: LAST.fetch_add(STEP, Relaxed) + STEP }
     }
 
     /// This instant as a number.
     #[inline]
     pub(crate) fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
+        self.epoch.at(instant)
     }
 
     #[inline]
@@ -76,22 +78,6 @@ impl Clock {
         answer
     }
 
-    /// How long it still is until the end that `about` stands for, at least and up to [`FINE`] more, if that is at hand; else
-    /// [`work_out_left`](Self::work_out_left).
-    #[inline(always)]
-    pub(crate) fn left(&self, about: u64, now: Instant) -> Option<u64> {
-        self.known(about, now)
-    }
-
-    /// How long it still is until then; `None` if that has passed. `about` stands for the end.
-    #[inline(never)]
-    pub(crate) fn work_out_left(&self, about: u64, until: u64, now: Instant) -> Option<u64> {
-        let now = self.at(now);
-        let left = until.checked_sub(now)?;
-        self.remember(about, now.saturating_add(FINE).min(until.saturating_add(1)), left);
-        Some(left)
-    }
-
     #[inline(always)]
     fn known(&self, about: u64, now: Instant) -> Option<u64> {
         // All of it inside: what comes out of `with` is first looked at by `with`.
@@ -109,7 +95,7 @@ impl Clock {
     }
 
     fn remember(&self, about: u64, until: u64, answer: u64) {
-        let until = self.base.checked_add(Duration::from_nanos(until));
+        let until = self.epoch.instant(until);
         KNOWN.with(|known| {
             let known = &known[self.place()];
             known.asked.set(self.id);
@@ -127,9 +113,6 @@ impl Clock {
 
 /// So that the place of a memory is a number without a shift.
 const STEP: u64 = size_of::<Known>() as u64;
-
-/// To which [`Clock::left`] is precise. tokio's timers are no finer.
-pub(crate) const FINE: u64 = 1_000_000;
 
 /// What was asked of which clock; with the answer, which is right until then. Not from when
 /// on: time does not go back.
@@ -161,8 +144,8 @@ pub(crate) fn nanos(d: Duration) -> u64 {
     d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
 }
 
-/// A duration or none, in one word: nanoseconds, which last for 584 years.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A duration or none, in one word: nanoseconds, which last for 292 years. What is longer is none.
+#[derive(Clone, Copy)]
 pub(crate) struct Span(pub(crate) u64);
 
 impl Span {
@@ -170,9 +153,21 @@ impl Span {
 
     #[inline]
     pub(crate) fn duration(self) -> Option<Duration> {
-        (self != Span::NONE).then(|| Duration::from_nanos(self.0))
+        (self.0 < FOREVER).then(|| Duration::from_nanos(self.0))
     }
 }
+
+/// What is none is the same, however it came about.
+impl PartialEq for Span {
+    fn eq(&self, other: &Span) -> bool {
+        self.0.min(FOREVER) == other.0.min(FOREVER)
+    }
+}
+
+impl Eq for Span {}
+
+/// From so many nanoseconds on.
+const FOREVER: u64 = 1 << 63;
 
 impl From<Option<Duration>> for Span {
     fn from(d: Option<Duration>) -> Self {
@@ -193,11 +188,6 @@ mod tests {
 
     use super::*;
 
-    fn left(clock: &Clock, until: u64) -> Option<u64> {
-        let now = now();
-        clock.left(until, now).or_else(|| clock.work_out_left(until, until, now))
-    }
-
     fn tick(clock: &Clock, length: u64) -> u64 {
         let now = now();
         clock.tick(length, now).unwrap_or_else(|| clock.work_out_tick(length, length, now, |number| number))
@@ -211,22 +201,6 @@ mod tests {
         assert_eq!((tick(1_000), tick(1_000)), (2, 2));
         advance(Duration::from_nanos(1)).await;
         assert_eq!((tick(1_000), tick(100), tick(1_000)), (3, 30, 3));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_left_is_never_too_little_and_ends_on_time() {
-        let clock = Clock::new();
-        assert_eq!(left(&clock, 5_000_000), Some(5_000_000));
-        advance(Duration::from_nanos(999_999)).await;
-        assert_eq!(left(&clock, 5_000_000), Some(5_000_000));
-        advance(Duration::from_nanos(1)).await;
-        assert_eq!(left(&clock, 5_000_000), Some(4_000_000));
-        advance(Duration::from_nanos(3_999_999)).await;
-        assert_eq!(left(&clock, 5_000_000), Some(1));
-        advance(Duration::from_nanos(1)).await;
-        assert_eq!(left(&clock, 5_000_000), Some(1), "it is the last instant");
-        advance(Duration::from_nanos(1)).await;
-        assert_eq!(left(&clock, 5_000_000), None);
     }
 
     proptest! {
@@ -243,11 +217,6 @@ mod tests {
                     let (clock, now) = (&clocks[which], clocks[which].now());
                     let length = 1_000_000 << kind;
                     assert_eq!(tick(clock, length), now / length);
-                    let until = 100_000_000 << kind;
-                    match left(clock, until) {
-                        Some(left) => assert!(now <= until && (until - now..until - now + FINE).contains(&left)),
-                        None => assert!(now > until),
-                    }
                 }
             });
         }

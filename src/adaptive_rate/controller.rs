@@ -16,7 +16,7 @@ use crate::{
     permit::Keeper,
     rejection::{Reason, Rejection},
     stripe::{Count, Shared},
-    time::{self, Instant, Span},
+    time::{Epoch, Instant, Span, nanos},
 };
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Controller {
     /// When the rule is told next, in nanoseconds: often enough for its curve, seldom enough for a lock.
     tell_at: AtomicU64,
     /// Nanoseconds count from here.
-    base: Instant,
+    epoch: Epoch,
     pub(crate) wait: Option<Duration>,
     reporter: Reporter,
     shadow: AtomicBool,
@@ -51,7 +51,7 @@ impl Controller {
             answers: Count::default(),
             told: AtomicU64::new(0),
             tell_at: AtomicU64::new(EVERY),
-            base: time::now(),
+            epoch: Epoch::new(),
             wait,
             reporter,
             shadow: AtomicBool::new(shadow),
@@ -66,15 +66,15 @@ impl Controller {
     }
 
     pub(crate) fn now(&self) -> u64 {
-        self.at(time::now())
+        self.epoch.now()
     }
 
     fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
+        self.epoch.at(instant)
     }
 
     pub(crate) fn instant(&self, at: u64) -> Option<Instant> {
-        self.base.checked_add(Duration::from_nanos(at))
+        self.epoch.instant(at)
     }
 
     pub(crate) fn shadow(&self, on: bool) {
@@ -227,8 +227,4 @@ impl Keeper for Call {
     fn hint(&mut self, after: Duration) {
         self.hint = Some(after);
     }
-}
-
-fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -32,7 +32,7 @@ use std::{cell::Cell, fmt, sync::Arc, time::Duration};
 use crate::{
     config::{Checks, ConfigError},
     stripe::thread_number,
-    time::{self, Instant},
+    time::{self, Epoch, Instant},
     window::time::tick_length,
 };
 
@@ -56,7 +56,7 @@ thread_local! {
 
 #[allow(clippy::large_enum_variant, reason = "there is one a budget, on the heap")]
 enum Kind {
-    Share { base: Instant, share: Share },
+    Share { epoch: Epoch, share: Share },
     Tokens(Tokens),
     Unlimited,
 }
@@ -108,7 +108,7 @@ impl Budget {
         let minimum = (f64::from(min_per_second) * over.as_secs_f64() * million).round() as u64;
         // Rounded up to whole nanoseconds: a window a little too long only counts for longer what was used.
         let share = Share::new((ratio * million).round() as u64, minimum, tick_length(over).max(1));
-        Budget(Arc::new(Kind::Share { base: time::now(), share }))
+        Budget(Arc::new(Kind::Share { epoch: Epoch::new(), share }))
     }
 
     /// A call was made (or, of tokens, a success).
@@ -128,8 +128,8 @@ impl Budget {
     /// A call begins.
     #[inline(always)]
     pub(crate) fn began(&self, stripe: usize) {
-        if let Kind::Share { base, share } = &*self.0 {
-            share.deposit(|| since(*base, time::now()), stripe);
+        if let Kind::Share { epoch, share } = &*self.0 {
+            share.deposit(|| epoch.now(), stripe);
         }
     }
 
@@ -176,7 +176,7 @@ impl Budget {
     #[inline]
     pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
         match &*self.0 {
-            Kind::Share { base, share } => share.withdraw(since(*base, now)).map(|w| Taken(Some(w))),
+            Kind::Share { epoch, share } => share.withdraw(epoch.at(now)).map(|w| Taken(Some(w))),
             Kind::Tokens(tokens) => tokens.failed().then_some(Taken(None)),
             Kind::Unlimited => Some(Taken(None)),
         }
@@ -185,7 +185,7 @@ impl Budget {
     /// How many further attempts it would give right now, or how many tokens it has; `None` where it has no end.
     pub(crate) fn left(&self) -> Option<f64> {
         match &*self.0 {
-            Kind::Share { base, share } => Some(share.balance(since(*base, time::now())) as f64),
+            Kind::Share { epoch, share } => Some(share.balance(epoch.now()) as f64),
             Kind::Tokens(tokens) => Some(tokens.left() as f64 / 1_000.0),
             Kind::Unlimited => None,
         }
@@ -237,19 +237,11 @@ impl Drop for Reservation {
     }
 }
 
-#[inline]
-fn since(base: Instant, now: Instant) -> u64 {
-    // 584 years; saturating, for a budget may be made ahead of a paused clock.
-    let since = now.saturating_duration_since(base);
-    // By hand: `as_nanos` counts in 128 bits.
-    since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
-}
-
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut budget = f.debug_struct("Budget");
         match &*self.0 {
-            Kind::Share { base, share } => budget.field("left", &share.balance(since(*base, time::now()))),
+            Kind::Share { epoch, share } => budget.field("left", &share.balance(epoch.now())),
             Kind::Tokens(tokens) => budget.field("thousandths", &tokens.left()),
             Kind::Unlimited => budget.field("unlimited", &true),
         };

@@ -7,13 +7,10 @@ use std::{
 };
 
 use crate::{
-    bulkhead::{
-        BulkheadConfig,
-        settings::{Settings, nanos},
-    },
+    bulkhead::{BulkheadConfig, settings::Settings},
     observe::{Kind, Reporter},
     rejection::{Reason, Rejection},
-    time::{self, Instant},
+    time::{self, Epoch, Instant},
 };
 
 #[cfg(feature = "http")]
@@ -24,7 +21,7 @@ pub(crate) type PriorityFn = std::convert::Infallible;
 /// One per layer.
 pub(crate) struct Hull {
     /// The time of all rooms counts from here.
-    base: Instant,
+    epoch: Epoch,
     pub(crate) settings: Settings,
     priority_fn: Option<PriorityFn>,
     reporter: Reporter,
@@ -42,7 +39,7 @@ impl Hull {
         priority_fn: Option<PriorityFn>,
     ) -> Self {
         Hull {
-            base: time::now(),
+            epoch: Epoch::new(),
             settings: Settings::new(config),
             priority_fn,
             reporter,
@@ -78,16 +75,16 @@ impl Hull {
     // === time ===
 
     pub(crate) fn now(&self) -> u64 {
-        self.at(time::now())
+        self.epoch.now()
     }
 
     pub(crate) fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
+        self.epoch.at(instant)
     }
 
     /// A year from now, if it is beyond the clock's range.
     pub(crate) fn instant(&self, at: u64) -> Instant {
-        self.base.checked_add(Duration::from_nanos(at)).unwrap_or_else(|| time::now() + time::LONGEST)
+        self.epoch.instant(at).unwrap_or_else(|| time::now() + time::LONGEST)
     }
 
     // === events ===

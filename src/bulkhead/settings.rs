@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{bulkhead::BulkheadConfig, queue::Patience};
+use crate::{bulkhead::BulkheadConfig, queue::Patience, time::nanos};
 
 /// A [`BulkheadConfig`] that can be read without a lock. Each value changes by itself. The limit in force is the room's:
 /// here is the one that every room is to have.
@@ -74,8 +74,4 @@ impl Settings {
 pub(crate) fn patience(settings: &Settings) -> Patience {
     let wait = settings.wait();
     Patience { fifo: wait / 2, newest_after: wait, tight: None }
-}
-
-pub(crate) fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }

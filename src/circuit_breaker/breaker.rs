@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -20,10 +20,10 @@ use crate::{
     deadline::Deadline,
     observe::{Kind, Reporter},
     outcome::Outcome,
-    rejection::{Reason, Rejection, Told},
+    rejection::{Rejection, Told},
     rng,
     stripe::thread_number,
-    time::{self, Clock, Instant, Span, nanos},
+    time::{self, Clock, Instant, nanos},
 };
 
 #[derive(Debug)]
@@ -32,7 +32,6 @@ pub(crate) struct Breaker {
     /// The machine's time.
     pub(super) clock: Clock,
     reporter: Reporter,
-    shadow: AtomicBool,
     pub(crate) extras: Extras,
     /// Asked for at openings and updates only.
     config: Mutex<CircuitBreakerConfig>,
@@ -58,11 +57,12 @@ pub(crate) struct OpenFn(pub(crate) Box<dyn Fn(u32) -> Duration + Send + Sync>);
 
 impl Breaker {
     pub(crate) fn new(reporter: Reporter, shadow: bool, config: CircuitBreakerConfig, extras: Extras) -> Self {
+        let machine = Machine::new(&config, 0);
+        machine.shadow(shadow);
         Breaker {
-            machine: Machine::new(&config, 0),
+            machine,
             clock: Clock::new(),
             reporter,
-            shadow: AtomicBool::new(shadow),
             extras,
             config: Mutex::new(config),
             cancelled: AtomicU64::new(0),
@@ -91,13 +91,11 @@ impl Breaker {
 
     #[inline]
     pub(crate) fn in_shadow(&self) -> bool {
-        self.shadow.load(Relaxed)
+        self.machine.in_shadow()
     }
 
     pub(crate) fn shadow(&self, on: bool) {
-        self.shadow.store(on, Relaxed);
-        // Nobody goes by what it remembers.
-        self.machine.renumber();
+        self.machine.shadow(on);
     }
 
     // === calls ===
@@ -111,27 +109,7 @@ impl Breaker {
     /// Is every call refused now? Asked before the inner service is, so that a closed door does not touch the house.
     #[inline(always)]
     pub(crate) fn is_shut(&self) -> Option<Told> {
-        let shut = self.machine.not_closed()?;
-        let now = time::now();
-        match self.clock.left(shut, now) {
-            Some(left) => Some(Told::new(Reason::CircuitOpen, Span(left))),
-            None => self.is_shut_at(now),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn is_shut_at(&self, now: Instant) -> Option<Told> {
-        let open = self.machine.open_until();
-        // Asked after the number of this stay, which is another one when a shadow has fallen.
-        if self.in_shadow() {
-            return None;
-        }
-        if let Some((shut, until)) = open {
-            // So that the next one finds it at hand.
-            self.clock.work_out_left(shut, until, now);
-        }
-        self.machine.is_shut(self.at(now)).map(Refusal::told)
+        self.machine.is_shut(|| self.now()).map(Refusal::told)
     }
 
     /// Admits a call as nearly all are: it is closed, and nobody asks how long it takes.

@@ -63,7 +63,6 @@
 //! No lock and no allocation; with a time window one clock read a call. A state is one word, a window is counters that
 //! are changed by compare-and-swap. In a time window successes are counted in a stripe per thread, so threads do not fight
 //! over them; a count window is one order of calls for all, and its line goes from core to core.
-//! The `retry_after` of a refusal by an open breaker is precise to a millisecond, and never too short.
 //! Memory: about 4 KiB and half more for each core, whatever the length of a time window and its traffic; 2 KiB more
 //! once a count window was used.
 //!

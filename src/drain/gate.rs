@@ -18,7 +18,7 @@ use crate::{
         AtomicBool, AtomicU64, Mutex,
         Ordering::{Relaxed, SeqCst},
     },
-    time::LONGEST,
+    time::{LONGEST, nanos},
 };
 
 /// One for all drain layers of a registry.
@@ -177,10 +177,6 @@ impl Gate {
     pub(super) fn rejected(&self) -> u64 {
         self.rejected.load(Relaxed)
     }
-}
-
-fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Inside {

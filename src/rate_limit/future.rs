@@ -11,6 +11,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
+    permit::UntilReady,
     protocol::{Protocol, Unwatched},
     rate_limit::{
         Engine,
@@ -28,40 +29,42 @@ pin_project! {
     /// those behind it move up.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, S, P, C, Req, St: Engine> {
+        // `None` if it does not run, or not yet.
         #[pin]
-        state: State<F, S, Req, St>,
+        inner: Option<F>,
+        // All that a call which just goes does not have. In one piece and dropped out of line, so that such a call has one
+        // question to ask.
+        more: UntilReady<More<F, S, Req, St>>,
         protocol: P,
         context: C,
-        // Only where something is to be done once the answer is there: a call that just goes holds nothing.
-        then: Option<Then<St>>,
     }
 }
 
-pin_project! {
-    #[project = StateProj]
-    enum State<F, S, Req, St: Engine> {
-        Running { #[pin] inner: F },
-        // Only what it comes to: the rejection is made when it is asked for, so that a call that goes never has room for it.
-        Refused { refusal: Refusal, limiter: Shared<Limiter<St>> },
-        // In a box of its own: with a request and a timer in it, every call that does not wait would be moved about with room
-        // for both.
-        Waiting { call: Pin<Box<Waiting<S, Req, St>>> },
-    }
+enum More<F, S, Req, St: Engine> {
+    /// The call runs.
+    Then(Then<St>),
+    Refused(Refused<St>),
+    /// In a box of its own: with a request and a timer in it, every call that does not wait would be moved about with room
+    /// for both.
+    Waiting(Pin<Box<Waiting<F, S, Req, St>>>),
 }
 
 /// What is to be done once the answer is there, and by whom.
 pub(crate) type Then<St> = (Shared<Limiter<St>>, After);
 
+/// What it comes to, and who makes a rejection of it when it is asked for.
+pub(crate) type Refused<St> = (Refusal, Shared<Limiter<St>>);
+
 impl<F, S, P, C, Req, St: Engine> ResponseFuture<F, S, P, C, Req, St> {
     #[inline(always)]
     pub(crate) fn running(inner: F, protocol: P, context: C, then: Option<Then<St>>) -> Self {
-        ResponseFuture { state: State::Running { inner }, protocol, context, then }
+        ResponseFuture { inner: Some(inner), more: UntilReady(then.map(More::Then)), protocol, context }
     }
 
     #[inline(always)]
     pub(crate) fn refused(refusal: Refusal, protocol: P, context: C, limiter: Shared<Limiter<St>>) -> Self {
-        let state = State::Refused { refusal, limiter };
-        ResponseFuture { state, protocol, context, then: None }
+        let more = UntilReady::new(More::Refused((refusal, limiter)));
+        ResponseFuture { inner: None, more, protocol, context }
     }
 
     /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`.
@@ -74,8 +77,8 @@ impl<F, S, P, C, Req, St: Engine> ResponseFuture<F, S, P, C, Req, St> {
         context: C,
         limiter: Shared<Limiter<St>>,
     ) -> Self {
-        let state = State::Waiting { call: Waiting::new(go, fresh, call, limiter) };
-        ResponseFuture { state, protocol, context, then: None }
+        let more = UntilReady::new(More::Waiting(Waiting::new(go, fresh, call, limiter)));
+        ResponseFuture { inner: None, more, protocol, context }
     }
 }
 
@@ -88,34 +91,69 @@ where
     type Output = Result<P::Response<Unwatched>, P::Error>;
 
     #[inline(always)]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let mut this = self.as_mut().project();
-            let (next, then) = match this.state.as_mut().project() {
-                StateProj::Running { inner } => {
-                    let result = ready!(inner.poll(cx));
-                    let answer = this.protocol.finish(this.context, result, &mut None);
-                    return Poll::Ready(match this.then {
-                        None => answer,
-                        Some(then) => answer.map(|answer| tell::<P, Req, S::Response, S::Error, St>(answer, then)),
-                    });
-                }
-                StateProj::Refused { refusal, limiter } => {
-                    let answer = this.protocol.reject(this.context, limiter.rejection(refusal));
-                    return Poll::Ready(
-                        answer.map(|answer| tell_of::<P, Req, S::Response, S::Error, St>(answer, refusal, limiter)),
-                    );
-                }
-                StateProj::Waiting { call } => match ready!(call.as_mut().poll::<P, S::Response>(cx)) {
-                    Went::Running(inner, then) => (State::Running { inner }, then),
-                    Went::Refused(refusal, limiter) => (State::Refused { refusal, limiter }, None),
-                    Went::Broken(error) => return Poll::Ready(Err(P::error(error))),
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (protocol, context) = (&*this.protocol, &*this.context);
+        if let Some(inner) = this.inner.as_pin_mut() {
+            let answer = protocol.finish(context, ready!(inner.poll(cx)), &mut None);
+            // Asked before it is taken: a whole one might be moved.
+            return Poll::Ready(match &this.more.0 {
+                None => answer,
+                Some(_) => match this.more.0.take() {
+                    Some(More::Then(then)) => {
+                        answer.map(|answer| tell::<P, Req, S::Response, S::Error, St>(answer, then))
+                    }
+                    _ => answer,
                 },
-            };
-            *this.then = then;
-            this.state.set(next);
+            });
         }
+        if let Some(More::Waiting(call)) = &mut this.more.0 {
+            let went = ready!(call.as_mut().poll::<P>(cx));
+            this.more.0 = None;
+            return Poll::Ready(went_on::<P, Req, S::Response, S::Error, St>(protocol, context, went));
+        }
+        let Some(More::Refused(refused)) = this.more.0.take() else { panic!("{POLLED}") };
+        Poll::Ready(refuse::<P, Req, S::Response, S::Error, St>(protocol, context, refused))
     }
+}
+
+pub(crate) const POLLED: &str = "a future is not polled after it was ready";
+
+#[cold]
+fn went_on<P, Req, Res, Err, St>(
+    protocol: &P,
+    context: &P::Context,
+    went: Went<Res, Err, St>,
+) -> Result<P::Response<Unwatched>, P::Error>
+where
+    P: Protocol<Req, Res, Err>,
+    St: Engine,
+{
+    match went {
+        Went::Answered(result, then) => {
+            let answer = protocol.finish(context, result, &mut None);
+            match then {
+                Some(then) => answer.map(|answer| tell::<P, Req, Res, Err, St>(answer, then)),
+                None => answer,
+            }
+        }
+        Went::Refused(refused) => refuse::<P, Req, Res, Err, St>(protocol, context, refused),
+        Went::Broken(error) => Err(P::error(error)),
+    }
+}
+
+#[cold]
+fn refuse<P, Req, Res, Err, St>(
+    protocol: &P,
+    context: &P::Context,
+    (refusal, limiter): Refused<St>,
+) -> Result<P::Response<Unwatched>, P::Error>
+where
+    P: Protocol<Req, Res, Err>,
+    St: Engine,
+{
+    let answer = protocol.reject(context, limiter.rejection(&refusal));
+    answer.map(|answer| tell_of::<P, Req, Res, Err, St>(answer, &refusal, &limiter))
 }
 
 /// Does what is due once the answer is there: charges what the call has cost after all, and tells of the quota.
@@ -123,7 +161,7 @@ where
 #[inline(never)]
 fn tell<P, Req, Res, Err, St>(
     mut answer: P::Response<Unwatched>,
-    (limiter, after): &mut Then<St>,
+    (limiter, mut after): Then<St>,
 ) -> P::Response<Unwatched>
 where
     P: Protocol<Req, Res, Err>,
@@ -175,16 +213,12 @@ fn write<P, Req, Res, Err>(
     }
 }
 
-pub(crate) fn take<T>(slot: &mut Option<T>) -> T {
-    slot.take().expect("a future is not polled after it was ready")
-}
-
 impl<F, S, P, C, Req, St: Engine> fmt::Debug for ResponseFuture<F, S, P, C, Req, St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Running { .. } => "running",
-            State::Refused { .. } => "refused",
-            State::Waiting { .. } => "waiting",
+        let state = match &self.more.0 {
+            Some(More::Refused(_)) => "refused",
+            Some(More::Waiting(_)) => "waiting",
+            None | Some(More::Then(_)) => "running",
         };
         f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
     }

@@ -1,16 +1,15 @@
 //! The short way, for the calls of a layer that was told little.
 
-#[cfg(feature = "http")]
-use crate::key::Key;
 use crate::rate_limit::rules::Rules;
 
 /// What a call takes if nothing else has to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// One unit of the common quota.
     Common,
-    /// One unit of this key's quota.
+    /// One unit of its key's quota.
     #[cfg(feature = "http")]
-    Key(Key),
+    Key,
     /// There is none.
     Rules,
 }
@@ -20,7 +19,7 @@ impl Lane {
         match rules.short() {
             Some(None) => Lane::Common,
             #[cfg(feature = "http")]
-            Some(Some(key)) => Lane::Key(key.clone()),
+            Some(Some(_)) => Lane::Key,
             #[cfg(not(feature = "http"))]
             Some(Some(never)) => match *never {},
             None => Lane::Rules,

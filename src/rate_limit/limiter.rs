@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use crate::{
@@ -27,12 +26,12 @@ use crate::{
     },
     rejection::{Reason, Rejection},
     stripe::Count,
-    time::{self, Instant, Span},
+    time::{Epoch, Instant, Span},
 };
 
 #[cfg(feature = "http")]
 use crate::{
-    key::Key,
+    key::Way,
     protocol::Head,
     rate_limit::{
         headers::{Policy, Shown},
@@ -45,8 +44,7 @@ pub(crate) struct Limiter<St> {
     pub(crate) store: St,
     pub(crate) rules: Rules,
     lane: Lane,
-    /// Nanoseconds count from here.
-    base: Instant,
+    epoch: Epoch,
     reporter: Reporter,
     pub(super) shadow: AtomicBool,
     /// The common quota as it was given, and as headers have it.
@@ -67,7 +65,7 @@ impl<St: Engine> Limiter<St> {
             store,
             lane: Lane::of(&rules),
             rules,
-            base: time::now(),
+            epoch: Epoch::new(),
             reporter,
             shadow: AtomicBool::new(shadow),
             quota: Mutex::new(quota),
@@ -87,19 +85,17 @@ impl<St: Engine> Limiter<St> {
 
     #[inline(always)]
     pub(crate) fn now(&self) -> u64 {
-        let since = time::now().saturating_duration_since(self.base);
-        // 584 years of running fit.
-        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(since.subsec_nanos()))
+        self.epoch.now()
     }
 
     #[inline(always)]
     pub(super) fn at(&self, instant: Instant) -> u64 {
-        nanos(instant.saturating_duration_since(self.base))
+        self.epoch.at(instant)
     }
 
     /// When that is. `None` beyond the clock's range.
     pub(crate) fn instant(&self, nanos: u64) -> Option<Instant> {
-        self.base.checked_add(Duration::from_nanos(nanos))
+        self.epoch.instant(nanos)
     }
 
     pub(crate) fn in_shadow(&self) -> bool {
@@ -129,7 +125,7 @@ impl<St: Engine> Limiter<St> {
         P: Protocol<Req, Res, Err>,
     {
         let Some(Local(buckets)) = self.store.local() else { return false };
-        let goes = match &self.lane {
+        let goes = match self.lane {
             Lane::Common => match buckets.common.try_take(self.now()) {
                 None => false,
                 Some(0) => true,
@@ -139,7 +135,7 @@ impl<St: Engine> Limiter<St> {
                 }
             },
             #[cfg(feature = "http")]
-            Lane::Key(key) => self.has_key_that_goes(buckets, key, P::head(request)),
+            Lane::Key => self.has_key_that_goes(buckets, P::head(request)),
             Lane::Rules => false,
         };
         if goes {
@@ -152,7 +148,8 @@ impl<St: Engine> Limiter<St> {
 
     #[cfg(feature = "http")]
     #[inline(never)]
-    fn has_key_that_goes(&self, buckets: &Buckets, key: &Key, head: Option<Head<'_>>) -> bool {
+    fn has_key_that_goes(&self, buckets: &Buckets, head: Option<Head<'_>>) -> bool {
+        let Way::Key(key) = &self.rules.http.keys.way else { return false };
         head.and_then(|head| key.of(head, None)).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
     }
 
@@ -287,12 +284,6 @@ impl<St: Engine> Limiter<St> {
     pub(crate) fn quota(&self) -> Quota {
         *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// 584 years fit.
-#[inline(always)]
-pub(crate) fn nanos(d: Duration) -> u64 {
-    d.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(d.subsec_nanos()))
 }
 
 impl<St: fmt::Debug> fmt::Debug for Limiter<St> {

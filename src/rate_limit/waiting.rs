@@ -17,7 +17,7 @@ use crate::{
         Engine,
         bucket::{Bucket, Place, Turn as Look},
         decision::{After, Decision, Refusal, Turn, Until},
-        future::{Then, take},
+        future::{POLLED, Refused, Then},
         limiter::Limiter,
         store::Local,
     },
@@ -27,14 +27,22 @@ use crate::{
 };
 
 pin_project! {
-    /// The request, and an instance of the inner service that is polled ready once the call may go.
-    pub(crate) struct Waiting<S, Req, St: Engine> {
+    /// An instance of the inner service that is polled ready once the call may go, and the request; and then the call.
+    pub(crate) struct Waiting<F, S, Req, St: Engine> {
         #[pin]
-        wait: Wait<St>,
-        service: S,
-        request: Option<Req>,
+        state: State<F, St>,
+        // Until it is made.
+        call: Option<(S, Req)>,
         limiter: Shared<Limiter<St>>,
         after: After,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, St: Engine> {
+        Waiting { #[pin] wait: Wait<St> },
+        Running { #[pin] inner: F },
     }
 }
 
@@ -121,12 +129,12 @@ impl<St: Engine> Drop for Ticket<St> {
     }
 }
 
-impl<S, Req, St: Engine> Waiting<S, Req, St> {
+impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
     #[cold]
     pub(crate) fn new(
         go: Decision<St::Acquire>,
         fresh: bool,
-        (service, request): (S, Req),
+        call: (S, Req),
         limiter: Shared<Limiter<St>>,
     ) -> Pin<Box<Self>> {
         let (wait, after) = match go {
@@ -143,35 +151,51 @@ impl<S, Req, St: Engine> Waiting<S, Req, St> {
             }
             Decision::No(_) => (Wait::Readiness { ticket: None }, After::default()),
         };
-        Box::pin(Waiting { wait, service, request: Some(request), limiter, after })
+        Box::pin(Waiting { state: State::Waiting { wait }, call: Some(call), limiter, after })
     }
+}
 
-    /// Waits, and calls.
+impl<S, Req, St> Waiting<S::Future, S, Req, St>
+where
+    S: Service<Req> + Clone,
+    St: Engine,
+{
+    /// Waits, calls, and waits for the answer.
     #[inline(never)]
-    pub(crate) fn poll<P, Res>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S, Req, St>>
+    pub(crate) fn poll<P>(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S::Response, S::Error, St>>
     where
-        S: Service<Req> + Clone,
-        P: Protocol<Req, Res, S::Error>,
+        P: Protocol<Req, S::Response, S::Error>,
     {
-        let this = self.project();
-        Poll::Ready(
-            match ready!(this.wait.poll::<S, Req, P, Res>(cx, this.limiter, this.service, this.request, this.after)) {
-                Go::Call => {
+        loop {
+            let mut this = self.as_mut().project();
+            let wait = match this.state.as_mut().project() {
+                StateProj::Waiting { wait } => wait,
+                StateProj::Running { inner } => {
+                    let result = ready!(inner.poll(cx));
                     let then = (!this.after.is_nothing()).then(|| (this.limiter.clone(), mem::take(this.after)));
-                    Went::Running(this.service.call(take(this.request)), then)
+                    return Poll::Ready(Went::Answered(result, then));
                 }
-                Go::Refused(refusal) => Went::Refused(refusal, this.limiter.clone()),
-                Go::Broken(error) => Went::Broken(error),
-            },
-        )
+            };
+            let call = this.call.as_mut().expect(POLLED);
+            match ready!(wait.poll::<S, Req, P>(cx, this.limiter, call, this.after)) {
+                Go::Call => {
+                    let (mut service, request) = this.call.take().expect(POLLED);
+                    let inner = service.call(request);
+                    this.state.set(State::Running { inner });
+                }
+                Go::Refused(refusal) => return Poll::Ready(Went::Refused((refusal, this.limiter.clone()))),
+                Go::Broken(error) => return Poll::Ready(Went::Broken(error)),
+            }
+        }
     }
 }
 
 /// What came of a call that waited.
-pub(crate) enum Went<S: Service<Req>, Req, St: Engine> {
-    Running(S::Future, Option<Then<St>>),
-    Refused(Refusal, Shared<Limiter<St>>),
-    Broken(S::Error),
+pub(crate) enum Went<Res, Err, St: Engine> {
+    Answered(Result<Res, Err>, Option<Then<St>>),
+    Refused(Refused<St>),
+    /// The inner service did not become ready.
+    Broken(Err),
 }
 
 /// Where a wait has led to.
@@ -182,17 +206,16 @@ enum Go<E> {
 }
 
 impl<St: Engine> Wait<St> {
-    fn poll<S, Req, P, Res>(
+    fn poll<S, Req, P>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         limiter: &Shared<Limiter<St>>,
-        service: &mut S,
-        request: &mut Option<Req>,
+        (service, request): &mut (S, Req),
         after: &mut After,
     ) -> Poll<Go<S::Error>>
     where
         S: Service<Req> + Clone,
-        P: Protocol<Req, Res, S::Error>,
+        P: Protocol<Req, S::Response, S::Error>,
     {
         loop {
             let next = match self.as_mut().project() {
@@ -240,7 +263,7 @@ impl<St: Engine> Wait<St> {
                 }
                 WaitProj::Pause { timer, until } => {
                     ready!(timer.poll(cx));
-                    match limiter.ask_again::<P, Req, Res, S::Error>(request) {
+                    match limiter.ask_again::<P, Req, S::Response, S::Error>(request) {
                         Some(acquire) => Wait::Answer { acquire, until: *until, fresh: false },
                         None => Wait::Readiness { ticket: None },
                     }

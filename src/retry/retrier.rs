@@ -16,7 +16,7 @@ use crate::{
     rejection::{Reason, Rejection},
     retry::{RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
     rng,
-    time::{self, Instant, LONGEST},
+    time::{self, Epoch, Instant, LONGEST},
     window::latency::Latencies,
 };
 
@@ -31,7 +31,7 @@ pub(crate) struct Retrier {
     pub(crate) budget: Budget,
     /// Says what came too late, and all else.
     ledger: Ledger,
-    base: Instant,
+    epoch: Epoch,
     latencies: Latencies,
     further: AtomicU64,
     stopped_by_budget: AtomicU64,
@@ -67,7 +67,7 @@ impl Retrier {
             settings,
             budget,
             ledger: Ledger::new(reporter, shadow),
-            base: time::now(),
+            epoch: Epoch::new(),
             latencies: Latencies::new(LATENCY_WINDOW),
             further: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
@@ -118,7 +118,7 @@ impl Retrier {
     #[cold]
     pub(crate) fn measure(&self, started: Instant) {
         let now = time::now();
-        self.latencies.record(self.since_base(now), now.saturating_duration_since(started));
+        self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
     /// After a failed attempt. `can_again`: can the request be sent again? `give_up` makes sure of it.
@@ -214,12 +214,8 @@ impl Retrier {
     #[cold]
     fn ends_after(&self, deadline: Deadline, delay: Duration, now: Instant) -> bool {
         let left = deadline.instant().saturating_duration_since(now);
-        let usual = self.latencies.quantile(self.since_base(now), 0.5, SAMPLES).unwrap_or_default();
+        let usual = self.latencies.quantile(self.epoch.at(now), 0.5, SAMPLES).unwrap_or_default();
         left <= delay.saturating_add(usual)
-    }
-
-    fn since_base(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.base).as_nanos() as u64
     }
 
     /// The calls are those that the stripes have counted: each thread on a line that it writes anyway.

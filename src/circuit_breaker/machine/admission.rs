@@ -1,7 +1,7 @@
 //! May this call go?
 
 use super::{
-    Change, Machine, NOT_YET, Refusal, Ticket,
+    Change, Machine, Refusal, Ticket,
     gate::{Gate, Pass},
     probes::Claim,
 };
@@ -16,11 +16,17 @@ use crate::{
 };
 
 impl Machine {
-    /// Nothing while it is closed and no call is refused before it is made. Else a number for this stay in this state.
+    /// Would every call be refused now? A call that comes after `None` may still be. The clock is asked unless it is closed.
     #[inline(always)]
-    pub(crate) fn not_closed(&self) -> Option<u64> {
+    pub(crate) fn is_shut(&self, now: impl FnOnce() -> u64) -> Option<Refusal> {
         let gate = self.gate();
-        if gate.is_closed() { None } else { Some(gate.0) }
+        if gate.lets_all_through() {
+            return None;
+        }
+        if gate.is_open() {
+            return self.open_refusal(now());
+        }
+        self.is_shut_otherwise(gate, now)
     }
 
     /// The way of nearly all calls: closed, not ramping, and nobody asks how long they take. One look at one word.
@@ -39,23 +45,16 @@ impl Machine {
         }
     }
 
-    /// Would every call be refused now? A call that comes after `None` may still be.
-    pub(crate) fn is_shut(&self, now: u64) -> Option<Refusal> {
-        let gate = self.gate();
+    #[cold]
+    #[inline(never)]
+    fn is_shut_otherwise(&self, gate: Gate, now: impl FnOnce() -> u64) -> Option<Refusal> {
         match gate.state() {
+            _ if gate.is_shadow() => None,
             State::Closed | State::ForcedClosed => None,
             State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: Span::NONE }),
-            State::Open => self.open_refusal(now),
-            State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now).then_some(Refusal::OPEN),
+            State::Open => self.open_refusal(now()),
+            State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now()).then_some(Refusal::OPEN),
         }
-    }
-
-    /// If it is open: the number of this stay, and until when that is, if it is known.
-    pub(crate) fn open_until(&self) -> Option<(u64, u64)> {
-        let gate = self.gate();
-        let until = self.open_until.load(SeqCst);
-        let known = gate.state() == State::Open && until != NOT_YET && self.gate() == gate;
-        known.then_some((gate.0, until))
     }
 
     /// Admits a call or refuses it. `random` is in `0.0..1.0`, and used during a ramp.
@@ -99,10 +98,12 @@ impl Machine {
         }
     }
 
+    #[inline(always)]
     fn open_refusal(&self, now: u64) -> Option<Refusal> {
         let until = self.open_until.load(SeqCst);
-        let retry_after = if until == NOT_YET { Span::NONE } else { Span(until.saturating_sub(now)) };
-        (now <= until).then_some(Refusal { reason: Reason::CircuitOpen, retry_after })
+        // `NOT_YET` is so far away that it is no time at all.
+        let retry_after = Span(until.checked_sub(now)?);
+        Some(Refusal { reason: Reason::CircuitOpen, retry_after })
     }
 
     fn admit_in_ramp(&self, now: u64, random: f64) -> Result<(), Refusal> {

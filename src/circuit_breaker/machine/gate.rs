@@ -2,8 +2,8 @@
 //! is one compare-and-swap.
 //!
 //! ```text
-//!  63        32 31   24 23   16 15      7    6      5      4     3  2   0
-//! | generation | failed |  good  | updates |others|ticks|asking|busy|state|
+//!  63        32  31     30    24 23   16 15      7    6      5      4     3  2   0
+//! | generation |shadow| failed |  good  | updates |others|ticks|asking|busy|state|
 //! ```
 //!
 //! A *generation* is one stay in one state. A call remembers the generation in which it was admitted, and its result
@@ -14,6 +14,8 @@
 //!
 //! `updates` counts changes of the window within a generation, so that whoever reads the gate before and after the window
 //! knows that both reads are of one piece.
+//!
+//! `shadow` says that nobody goes by what the state says: it decides and reports, and refuses nothing.
 //!
 //! `asking` says that more is asked of a call than how it ends: slow calls are looked for, or a ramp runs. `ticks` is the
 //! kind of the window. `others` says that a success has to look further: a run of failures is to be ended, or a window of
@@ -35,6 +37,9 @@ const UPDATE: u64 = 1 << 7;
 const UPDATES: u64 = 0x1ff << 7;
 const GOOD: u32 = 16;
 const FAILED: u32 = 24;
+const SHADOW: u64 = 1 << 31;
+/// What says whether a call is refused.
+const DOOR: u64 = SHADOW | BUSY | 0b111;
 
 /// What a plain call remembers of its admission: the gate, without `others`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +91,27 @@ impl Gate {
     #[inline]
     pub(crate) fn is_closed(self) -> bool {
         self.0 & (BUSY | 0b111) == 0
+    }
+
+    /// Refuses nothing, and nobody is changing that.
+    #[inline(always)]
+    pub(crate) fn lets_all_through(self) -> bool {
+        self.0 & DOOR == 0
+    }
+
+    /// Open, out of the shadow, and nobody is changing that.
+    #[inline(always)]
+    pub(crate) fn is_open(self) -> bool {
+        self.0 & DOOR == 1
+    }
+
+    #[inline]
+    pub(crate) fn is_shadow(self) -> bool {
+        self.0 & SHADOW != 0
+    }
+
+    pub(crate) fn shadow(self, on: bool) -> Self {
+        Gate(self.0 & !SHADOW | if on { SHADOW } else { 0 })
     }
 
     /// The pass of a call that is admitted now as nearly all are: it is closed, nobody is changing that, and nobody asks more.
@@ -158,7 +184,7 @@ impl Gate {
 
     /// The first word of the next generation.
     pub(crate) fn next(self, state: State) -> Self {
-        Gate::new(self.generation().wrapping_add(1), state)
+        Gate::new(self.generation().wrapping_add(1), state).shadow(self.is_shadow())
     }
 
     pub(crate) fn good(self) -> u32 {
@@ -166,7 +192,7 @@ impl Gate {
     }
 
     pub(crate) fn failed(self) -> u32 {
-        (self.0 >> FAILED) as u32 & 0xff
+        (self.0 >> FAILED) as u32 & 0x7f
     }
 
     /// With one more probe that has ended.
@@ -196,6 +222,13 @@ mod tests {
                     assert_eq!((updated.generation(), updated.good(), updated.is_busy()), (generation, 2, true));
                 }
                 assert_eq!(gate.next(State::Closed), Gate::new(generation.wrapping_add(1), State::Closed));
+                let (dark, door) = (gate.shadow(true), Gate::new(generation, state));
+                assert_eq!((dark.is_shadow(), dark.failed(), dark.next(state).is_shadow()), (true, 1, true));
+                assert_eq!(dark.shadow(false), gate);
+                assert_eq!((door.lets_all_through(), door.is_open()), (state == State::Closed, state == State::Open));
+                for other in [door.busy(), door.shadow(true)] {
+                    assert!(!other.lets_all_through() && !other.is_open());
+                }
             }
         }
     }

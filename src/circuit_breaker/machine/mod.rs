@@ -149,6 +149,10 @@ impl Machine {
         Gate(self.gate.load(SeqCst))
     }
 
+    pub(crate) fn in_shadow(&self) -> bool {
+        self.gate().is_shadow()
+    }
+
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "it has a gauge of its own"))]
     pub(crate) fn state(&self) -> State {
         self.gate().state()

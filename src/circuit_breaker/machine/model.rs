@@ -330,7 +330,7 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>) -> Result<()
             Step::Call(random) => {
                 number += 1;
                 let mut expected = model.admit(number, now, random);
-                let shut = machine.is_shut(now);
+                let shut = machine.is_shut(|| now);
                 let pass = machine.admit_plain();
                 let plain = pass.map(|pass| Ticket::plain(pass.generation())).or_else(|| machine.admit_closed());
                 let (answer, change) = match plain {

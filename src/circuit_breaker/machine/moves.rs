@@ -86,10 +86,10 @@ impl Machine {
         self.let_go(self.marked(gate.updated()));
     }
 
-    /// From now on no thread knows this stay in this state by the number that it remembers, though nothing has changed.
-    pub(crate) fn renumber(&self) {
+    /// Into the shadow, where nobody goes by what it says, or out of it.
+    pub(crate) fn shadow(&self, on: bool) {
         let gate = self.seize();
-        self.let_go(self.marked(gate.updated()));
+        self.let_go(gate.shadow(on));
     }
 
     /// What a call has to know of the rest. Only by whoever holds the gate. There may be others; the next success looks.
