@@ -197,6 +197,15 @@ impl Rejection {
         None
     }
 
+    /// As [`of`](Self::of), of an error whose type is known: most have no source, and then there is nothing to be asked.
+    #[inline(always)]
+    pub(crate) fn of_a<E: StdError + 'static>(error: &E) -> Option<&Rejection> {
+        match (error as &dyn std::any::Any).downcast_ref::<Rejection>() {
+            None => Rejection::of(error.source()?),
+            own => own,
+        }
+    }
+
     /// The rejection behind a response that a policy made.
     #[cfg(feature = "http")]
     pub fn in_response<B>(response: &http::Response<B>) -> Option<&Rejection> {

@@ -150,6 +150,7 @@ pub(crate) struct Span(pub(crate) u64);
 
 impl Span {
     pub(crate) const NONE: Span = Span(u64::MAX);
+    pub(crate) const ZERO: Span = Span(0);
 
     #[inline]
     pub(crate) fn duration(self) -> Option<Duration> {

@@ -146,7 +146,11 @@ impl Budget {
         call()
     }
 
-    #[inline(always)]
+    /// Has somebody else a clone of it? If not, nobody ever will.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     pub(crate) fn is_paid(&self) -> bool {
         PAID.get() == self.id()
     }
@@ -156,8 +160,12 @@ impl Budget {
         Arc::as_ptr(&self.0).addr()
     }
 
+    /// Does it have to be told that a call [ended well](Self::succeeded)?
+    pub(crate) fn counts_successes(&self) -> bool {
+        matches!(&*self.0, Kind::Tokens(_))
+    }
+
     /// A call ended well.
-    #[inline(always)]
     pub(crate) fn succeeded(&self) {
         if let Kind::Tokens(tokens) = &*self.0 {
             tokens.succeeded();
@@ -173,7 +181,7 @@ impl Budget {
     }
 
     /// As [`withdraw`](Self::withdraw); what was taken can be given back.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
         match &*self.0 {
             Kind::Share { epoch, share } => share.withdraw(epoch.at(now)).map(|w| Taken(Some(w))),

@@ -70,7 +70,7 @@ impl Share {
     }
 
     /// One withdrawal, if the budget has it. Under contention it may refuse the last one, and never gives too many.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn withdraw(&self, now: u64) -> Option<Withdrawal> {
         let own = self.tick(now).tag();
         loop {
@@ -125,7 +125,7 @@ impl Share {
     }
 
     /// One more in the bucket of this tick, if there are fewer than `limit`.
-    #[inline]
+    #[inline(always)]
     fn count(&self, tag: u32, limit: u32) -> bool {
         let bucket = self.withdrawals.bucket(Tick::of_tag(tag));
         let mut seen = bucket.load(ORDER);

@@ -10,6 +10,7 @@ use crate::{
     bounded::Ledger,
     budget::{Budget, Taken},
     builder::Identity,
+    deadline,
     hedge::{HedgeSnapshot, config::Settings, delay::Delay},
     observe::{Kind, Reporter},
     outcome::{End, Outcome},
@@ -23,6 +24,10 @@ use crate::{
 pub(crate) struct Hedger {
     pub(crate) settings: Settings,
     pub(crate) budget: Budget,
+    /// May there be a retry with the same budget?
+    shares_its_budget: bool,
+    /// Does the budget count successes, or may somebody listen? Asked once, for all calls.
+    tells_of_successes: bool,
     pub(crate) delay: Delay,
     /// Says what came too late, and all else.
     ledger: Ledger,
@@ -61,6 +66,8 @@ impl Hedger {
         let reporter = identity.reporter("hedge", &[Reason::DeadlineExceeded]);
         Hedger {
             settings,
+            shares_its_budget: budget.is_shared(),
+            tells_of_successes: budget.counts_successes() || reporter.may_have_listeners(),
             budget,
             delay,
             ledger: Ledger::new(reporter, shadow),
@@ -92,6 +99,12 @@ impl Hedger {
 
     pub(crate) fn shadow(&self, on: bool) {
         self.ledger.shadow(on);
+    }
+
+    /// There is an ambient deadline: has it passed, so that the inner service is to be left alone?
+    #[cold]
+    pub(crate) fn would_be_late(&self) -> bool {
+        deadline::current_passed() && !self.in_shadow()
     }
 
     /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
@@ -167,11 +180,30 @@ impl Shared<Hedger> {
     #[inline(always)]
     pub(crate) fn began(&self) -> bool {
         self.count();
-        let pays = !self.budget.is_paid();
+        let pays = !(self.shares_its_budget && self.budget.is_paid());
         if pays {
             self.budget.began(self.stripe());
         }
         pays
+    }
+
+    /// An attempt ended well.
+    #[inline(always)]
+    pub(crate) fn succeeded(&self, number: u32, pays: bool) {
+        if self.tells_of_successes {
+            self.tell_of_a_success(number, pays);
+        } else {
+            self.reporter().succeeded_unheard(number);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_of_a_success(&self, number: u32, pays: bool) {
+        if pays {
+            self.budget.succeeded();
+        }
+        self.reporter().succeeded(number);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline,
+    deadline::Deadline,
     hedge::{
         ResponseFuture,
         future::{Kept, Spare},
@@ -57,7 +57,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = deadline::current_passed() && !self.shared.in_shadow();
+        self.refuse = Deadline::current().is_some() && self.shared.would_be_late();
         if self.refuse {
             return Poll::Ready(Ok(()));
         }
@@ -67,22 +67,19 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if mem::take(&mut self.refuse) {
+        // It stays so until the next readiness: the inner service has not been asked.
+        if self.refuse {
             self.shared.is_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
-        let deadline = match self.protocol.deadline_of(&context, &request) {
-            Some(deadline) if deadline.instant() <= time::now() => {
-                if self.shared.is_late() {
-                    // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-                    let unready = self.inner.clone();
-                    drop(mem::replace(&mut self.inner, unready));
-                    return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
-                }
-                None
-            }
-            deadline => deadline,
-        };
+        let deadline = self.protocol.deadline_of(&context, &request);
+        // In shadow it goes on; there no second attempt is made in any case.
+        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.is_late() {
+            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+            return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
+        }
         let shared = self.shared.share();
         let pays = shared.began();
         let settings = &shared.settings;

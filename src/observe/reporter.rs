@@ -114,7 +114,23 @@ impl Reporter {
     /// the short way to where they are counted.
     #[inline(always)]
     pub(crate) fn succeeded(&self, number: u32) {
-        if self.may_have_listeners || cfg!(feature = "tracing") && number > 1 {
+        if self.may_have_listeners {
+            self.tell_of_a_success(number);
+        } else {
+            self.succeeded_unheard(number);
+        }
+    }
+
+    /// Without observers and a registry nobody ever listens to events.
+    pub(crate) fn may_have_listeners(&self) -> bool {
+        self.may_have_listeners
+    }
+
+    /// As [`succeeded`](Self::succeeded), where nobody [can listen](Self::may_have_listeners).
+    #[inline(always)]
+    #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), allow(unused_variables, reason = "nobody counts"))]
+    pub(crate) fn succeeded_unheard(&self, number: u32) {
+        if cfg!(feature = "tracing") && number > 1 {
             self.tell_of_a_success(number);
         } else {
             #[cfg(feature = "metrics")]

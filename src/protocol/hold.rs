@@ -90,9 +90,9 @@ macro_rules! holds {
 
 holds!(Plain, [std::error::Error + 'static], Error<E>, |e| Error::Inner(e), |e| match e {
     Error::Rejected(rejection) => Some(rejection),
-    Error::Inner(e) => Rejection::of(e),
+    Error::Inner(e) => Rejection::of_a(e),
 });
-holds!(Flat, [From<Rejection> + std::error::Error + 'static], E, |e| e, |e| Rejection::of(e));
+holds!(Flat, [From<Rejection> + std::error::Error + 'static], E, |e| e, |e| Rejection::of_a(e));
 holds!(Boxed, [Into<BoxError>], BoxError, |e| e.into(), |e| Rejection::of(&**e));
 
 #[cfg(feature = "http")]

@@ -14,9 +14,9 @@ use crate::{
     observe::{Kind, Reporter},
     outcome::Outcome,
     rejection::{Reason, Rejection},
-    retry::{RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
+    retry::{Backoff, RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
     rng,
-    time::{self, Epoch, Instant, LONGEST},
+    time::{self, Epoch, Instant, LONGEST, Span},
     window::latency::Latencies,
 };
 
@@ -29,6 +29,10 @@ const SAMPLES: u64 = 10;
 pub(crate) struct Retrier {
     pub(crate) settings: Settings,
     pub(crate) budget: Budget,
+    /// May there be a hedge with the same budget?
+    shares_its_budget: bool,
+    /// Does the budget count successes, or may somebody listen? Asked once, for all calls.
+    tells_of_successes: bool,
     /// Says what came too late, and all else.
     ledger: Ledger,
     epoch: Epoch,
@@ -56,7 +60,7 @@ pub(crate) struct Ended {
     pub(crate) verdict: Verdict,
     pub(crate) deadline: Option<Deadline>,
     /// The delay before it.
-    pub(crate) last_delay: Duration,
+    pub(crate) last_delay: Span,
 }
 
 impl Retrier {
@@ -65,6 +69,8 @@ impl Retrier {
         let reporter = identity.reporter("retry", &[Reason::DeadlineExceeded]);
         Retrier {
             settings,
+            shares_its_budget: budget.is_shared(),
+            tells_of_successes: budget.counts_successes() || reporter.may_have_listeners(),
             budget,
             ledger: Ledger::new(reporter, shadow),
             epoch: Epoch::new(),
@@ -114,6 +120,29 @@ impl Retrier {
         self.ledger.rejection(Reason::DeadlineExceeded, Duration::ZERO)
     }
 
+    /// Makes a call for which this has paid into the budget: a hedge in there that shares it pays nothing.
+    #[inline(always)]
+    pub(crate) fn paid<T>(&self, call: impl FnOnce() -> T) -> T {
+        if self.shares_its_budget { self.budget.paid(call) } else { call() }
+    }
+
+    /// An attempt ended well.
+    #[inline(always)]
+    pub(crate) fn succeeded(&self, number: u32) {
+        if self.tells_of_successes {
+            self.tell_of_a_success(number);
+        } else {
+            self.reporter().succeeded_unheard(number);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_of_a_success(&self, number: u32) {
+        self.budget.succeeded();
+        self.reporter().succeeded(number);
+    }
+
     /// A good attempt that somebody had to wait for is measured. Those that are ready at once would only say so.
     #[cold]
     pub(crate) fn measure(&self, started: Instant) {
@@ -122,7 +151,7 @@ impl Retrier {
     }
 
     /// After a failed attempt. `can_again`: can the request be sent again? `give_up` makes sure of it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&self, ended: Ended, can_again: impl Fn() -> bool, give_up: impl Fn() -> bool) -> Next {
         let next = match self.decide(ended, can_again) {
             // In shadow nothing is given up, and the event says what would have been.
@@ -146,7 +175,7 @@ impl Retrier {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn decide(&self, ended: Ended, can_again: impl Fn() -> bool) -> Next {
         let hint = match ended.verdict {
             Verdict::Again(hint) => hint,
@@ -202,11 +231,20 @@ impl Retrier {
         }
     }
 
-    #[inline]
-    fn backoff(&self, n: u32, last: Duration) -> Duration {
+    #[inline(always)]
+    fn backoff(&self, n: u32, last: Span) -> Duration {
+        match (&self.settings.backoff_fn, self.settings.backoff) {
+            (None, Backoff::Constant(delay)) => delay,
+            _ => self.grown_backoff(n, last),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grown_backoff(&self, n: u32, last: Span) -> Duration {
         match &self.settings.backoff_fn {
             Some(own) => own(n).min(LONGEST),
-            None => self.settings.backoff.delay(n, last, rng::unit),
+            None => self.settings.backoff.delay(n, last.duration().unwrap_or_default(), rng::unit),
         }
     }
 

@@ -62,22 +62,19 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if mem::take(&mut self.refuse) {
+        // It stays so until the next readiness: the inner service has not been asked.
+        if self.refuse {
             self.shared.is_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
-        let deadline = match self.protocol.deadline_of(&context, &request) {
-            Some(deadline) if deadline.instant() <= time::now() => {
-                if self.shared.is_late() {
-                    // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-                    let unready = self.inner.clone();
-                    drop(mem::replace(&mut self.inner, unready));
-                    return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
-                }
-                None
-            }
-            deadline => deadline,
-        };
+        let deadline = self.protocol.deadline_of(&context, &request);
+        // In shadow it goes on; there nothing is sent again in any case.
+        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.is_late() {
+            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+            let unready = self.inner.clone();
+            drop(mem::replace(&mut self.inner, unready));
+            return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
+        }
         let shared = self.shared.share();
         shared.count();
         shared.budget.began(shared.stripe());
@@ -90,7 +87,7 @@ where
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
-        let inner = shared.budget.paid(|| self.inner.call(request));
+        let inner = shared.paid(|| self.inner.call(request));
         ResponseFuture::running(inner, self.protocol.clone(), context, shared, spare, safe, deadline)
     }
 }

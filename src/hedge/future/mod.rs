@@ -62,6 +62,19 @@ pin_project! {
         // When somebody first had to wait for the first one.
         since: Option<Instant>,
     }
+
+    // A call without it has one question to ask when it is dropped; all that follows is out of line.
+    impl<F> PinnedDrop for Rest<F> {
+        fn drop(this: Pin<&mut Self>) {
+            stop(this.project().timer);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn stop(mut timer: Pin<&mut Option<Sleep>>) {
+    timer.set(None);
 }
 
 impl<F> Rest<F> {
@@ -89,7 +102,7 @@ pub(crate) struct Kept<P, C> {
     pub(crate) context: C,
     pub(crate) shared: Shared<Hedger>,
     pub(crate) deadline: Option<Deadline>,
-    /// Into the budget: else somebody around it does.
+    /// Into the budget: else a retry around it does.
     pub(crate) pays: bool,
 }
 
@@ -161,33 +174,32 @@ where
     // Only what every call needs is here; all else is a loop of its own, out of line.
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.rest.is_some() {
-            return self.go_on(First::Unknown, cx);
-        }
         let this = self.as_mut().project();
-        let AttemptProj::Running { inner } = this.first.project() else {
-            return self.go_on(First::Unknown, cx);
+        let first = match this.first.project() {
+            AttemptProj::Running { inner } if this.rest.is_none() => match inner.poll(cx) {
+                Poll::Pending => First::Pending,
+                Poll::Ready(result) => match this.kept.protocol.hold(&this.kept.context, result) {
+                    // Nobody had to wait, so there is nothing to be given up.
+                    Judged::Good(held) => {
+                        let kept = this.kept;
+                        kept.succeeded(1);
+                        return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
+                    }
+                    // Arms of their own, for a whole attempt that might be moved on would be asked about again.
+                    Judged::Bad(end, held) => First::Ended(Judged::Bad(end, held)),
+                    Judged::Unclear(held) => First::Ended(Judged::Unclear(held)),
+                },
+            },
+            _ => First::Unknown,
         };
-        let Poll::Ready(result) = inner.poll(cx) else { return self.go_on(First::Pending, cx) };
-        match this.kept.protocol.hold(&this.kept.context, result) {
-            // Nobody had to wait, so there is nothing to be given up.
-            Judged::Good(held) => {
-                let kept = this.kept;
-                kept.succeeded(1);
-                Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)))
-            }
-            ended => self.go_on(First::Ended(ended), cx),
-        }
+        self.go_on(first, cx)
     }
 }
 
 impl<P, C> Kept<P, C> {
     #[inline(always)]
     fn succeeded(&self, number: u32) {
-        if self.pays {
-            self.shared.budget.succeeded();
-        }
-        self.shared.reporter().succeeded(number);
+        self.shared.succeeded(number, self.pays);
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -17,7 +16,7 @@ use crate::{
     protocol::{Hold, Judged, Protocol},
     retry::{retrier::Retrier, verdict::Retryable},
     stripe::Shared,
-    time::{self, Instant, Sleep},
+    time::{self, Instant, Sleep, Span},
 };
 
 mod steps;
@@ -36,8 +35,12 @@ pin_project! {
         S: Service<Req>,
         P: Retryable<Req, S::Response, S::Error>,
     {
+        // The attempt that runs.
         #[pin]
-        state: State<S::Future, Step<P::Held, P::Rest>>,
+        inner: Option<S::Future>,
+        // If none does: what comes instead.
+        #[pin]
+        step: Option<Step<P::Held, P::Rest>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -45,7 +48,7 @@ pin_project! {
         safe: bool,
         // Attempts so far.
         number: u32,
-        last_delay: Duration,
+        last_delay: Span,
         // When somebody first had to wait for the attempt that runs.
         waited_since: Option<Instant>,
         deadline: Option<Deadline>,
@@ -59,16 +62,6 @@ pub(crate) struct Spare<S, O> {
 }
 
 pin_project! {
-    // Two and two: what is polled and dropped by every call has one question to ask.
-    #[project = StateProj]
-    enum State<F, B> {
-        Running { #[pin] inner: F },
-        Between { #[pin] step: B },
-    }
-}
-
-pin_project! {
-    // No attempt runs.
     #[project = StepProj]
     enum Step<H, R> {
         // The head has come and does not say how it went.
@@ -76,7 +69,8 @@ pin_project! {
         Waiting { #[pin] timer: Option<Sleep>, wait: Wait, #[pin] rest: Option<R>, reservation: Option<Reservation> },
         // For readiness. The timer is that of the deadline.
         Readying { #[pin] timer: Option<Sleep>, reservation: Option<Reservation> },
-        Refused,
+        // With so many attempts made.
+        Refused { made: u32 },
     }
 }
 
@@ -97,14 +91,15 @@ where
         deadline: Option<Deadline>,
     ) -> Self {
         ResponseFuture {
-            state: State::Running { inner },
+            inner: Some(inner),
+            step: None,
             protocol,
             context,
             shared,
             spare,
             safe,
             number: 1,
-            last_delay: Duration::ZERO,
+            last_delay: Span::ZERO,
             waited_since: None,
             deadline,
         }
@@ -114,14 +109,16 @@ where
     #[inline(always)]
     pub(crate) fn refused(protocol: P, context: P::Context, shared: Shared<Retrier>) -> Self {
         ResponseFuture {
-            state: State::Between { step: Step::Refused },
+            inner: None,
+            step: Some(Step::Refused { made: 0 }),
             protocol,
             context,
             shared,
             spare: None,
-            safe: false,
-            number: 0,
-            last_delay: Duration::ZERO,
+            // As in every other call, so that there is nothing to be told apart.
+            safe: true,
+            number: 1,
+            last_delay: Span::ZERO,
             waited_since: None,
             deadline: None,
         }
@@ -149,9 +146,7 @@ where
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let StateProj::Running { inner } = this.state.project() else {
-            return self.go_on(None, cx);
-        };
+        let Some(inner) = this.inner.as_pin_mut() else { return self.go_on(None, cx) };
         let Poll::Ready(result) = inner.poll(cx) else {
             wait(this.waited_since);
             return Poll::Pending;

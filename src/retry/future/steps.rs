@@ -8,7 +8,7 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, State, StateProj, Step, StepProj, wait,
+    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, Step, StepProj, wait,
     wait::{Wait, poll_deadline, poll_patience},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         retrier::{Ended, Next},
         verdict::Retryable,
     },
-    time,
+    time::{self, Span, nanos},
 };
 
 impl<S, P, Req> ResponseFuture<S, P, Req>
@@ -40,18 +40,17 @@ where
             if let Some(output) = over {
                 return Poll::Ready(output);
             }
-            let mut this = self.as_mut().project();
-            over = match this.state.as_mut().project() {
-                StateProj::Running { inner } => {
-                    let Poll::Ready(result) = inner.poll(cx) else {
-                        wait(this.waited_since);
-                        return Poll::Pending;
-                    };
-                    let judged = this.protocol.hold(this.context, result);
-                    self.as_mut().judged(judged, cx)
-                }
-                _ => ready!(self.as_mut().between(cx)),
+            let this = self.as_mut().project();
+            let Some(inner) = this.inner.as_pin_mut() else {
+                over = ready!(self.as_mut().between(cx));
+                continue;
             };
+            let Poll::Ready(result) = inner.poll(cx) else {
+                wait(this.waited_since);
+                return Poll::Pending;
+            };
+            let judged = this.protocol.hold(this.context, result);
+            over = self.as_mut().judged(judged, cx);
         }
     }
 
@@ -61,8 +60,7 @@ where
         if let Some(since) = *this.waited_since {
             this.shared.measure(since);
         }
-        this.shared.budget.succeeded();
-        this.shared.reporter().succeeded(*this.number);
+        this.shared.succeeded(*this.number);
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
@@ -73,11 +71,7 @@ where
             Judged::Good(held) => Some(Ok(self.succeeded(held))),
             Judged::Bad(end, held) => self.ended(end, held, cx),
             Judged::Unclear(held) => {
-                // Here the future of the attempt goes.
-                self.as_mut()
-                    .project()
-                    .state
-                    .set(State::Between { step: Step::Peeking { held: Some(held), patience: None } });
+                self.as_mut().stop(Step::Peeking { held: Some(held), patience: None });
                 None
             }
         }
@@ -114,11 +108,11 @@ where
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
             }
         };
-        *this.last_delay = delay;
+        *this.last_delay = Span(nanos(delay));
         let rest = held.ok().and_then(P::rest);
         if delay.is_zero() && rest.is_none() && this.deadline.is_none() {
             // The attempt that failed is dropped before the next one is begun.
-            this.state.set(State::Between { step: Step::Refused });
+            this.inner.set(None);
             match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {
                     self.call_again();
@@ -126,23 +120,30 @@ where
                 }
                 Poll::Ready(Err(error)) => {
                     this.shared.budget.give_back(taken);
+                    let made = *this.number;
+                    self.stop(Step::Refused { made });
                     return Some(Err(P::error(error)));
                 }
                 Poll::Pending => {}
             }
         }
         let reservation = Some(this.shared.budget.hold(taken));
-        this.state
-            .set(State::Between { step: Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation } });
+        self.stop(Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
         None
+    }
+
+    /// Here the future of the attempt goes, and this comes instead.
+    fn stop(self: Pin<&mut Self>, step: Step<P::Held, P::Rest>) {
+        let mut this = self.project();
+        this.inner.set(None);
+        this.step.set(Some(step));
     }
 
     /// No attempt runs. `Ready(None)`: now one does, or has ended.
     #[inline(always)]
     fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
         let mut this = self.as_mut().project();
-        let StateProj::Between { step } = this.state.as_mut().project() else { return Poll::Ready(None) };
-        match step.project() {
+        match this.step.as_mut().as_pin_mut().expect(POLLED).project() {
             StepProj::Peeking { held, patience } => {
                 let context = &*this.context;
                 let looked = match this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx) {
@@ -163,7 +164,7 @@ where
             StepProj::Waiting { timer, wait, rest, reservation } => {
                 ready!(wait.poll::<S, P, Req>(timer, rest, cx));
                 let reservation = reservation.take();
-                this.state.set(State::Between { step: Step::Readying { timer: None, reservation } });
+                this.step.set(Some(Step::Readying { timer: None, reservation }));
                 Poll::Ready(None)
             }
             StepProj::Readying { timer, .. } => {
@@ -171,7 +172,7 @@ where
                 match service.poll_ready(cx) {
                     Poll::Ready(Err(error)) => {
                         // What was taken from the budget goes back now, not when somebody drops this.
-                        this.state.set(State::Between { step: Step::Refused });
+                        this.step.set(Some(Step::Refused { made: *this.number }));
                         return Poll::Ready(Some(Err(P::error(error))));
                     }
                     Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
@@ -184,9 +185,13 @@ where
                 // The last answer was given up for the attempt that can't be made any more.
                 this.shared.is_late();
                 *this.spare = None;
-                Poll::Ready(Some(self.reject()))
+                let made = *this.number;
+                Poll::Ready(Some(self.reject(made)))
             }
-            StepProj::Refused => Poll::Ready(Some(self.reject())),
+            StepProj::Refused { made } => {
+                let made = *made;
+                Poll::Ready(Some(self.reject(made)))
+            }
         }
     }
 
@@ -206,24 +211,26 @@ where
             header: std::marker::PhantomData,
         };
         this.protocol.mark(&mut request, &mark);
-        if let StateProj::Between { step } = this.state.as_mut().project()
-            && let StepProj::Readying { reservation, .. } = step.project()
-            && let Some(reservation) = reservation.take()
-        {
-            reservation.spend();
+        if let Some(step) = this.step.as_mut().as_pin_mut() {
+            if let StepProj::Readying { reservation, .. } = step.project()
+                && let Some(reservation) = reservation.take()
+            {
+                reservation.spend();
+            }
+            this.step.set(None);
         }
         this.shared.began_again();
         *this.number += 1;
         *this.waited_since = None;
-        let inner = this.shared.budget.paid(|| service.call(request));
+        let inner = this.shared.paid(|| service.call(request));
         *this.spare = original.map(|original| Spare { service, original });
-        this.state.set(State::Running { inner });
+        this.inner.set(Some(inner));
     }
 
-    fn reject(self: Pin<&mut Self>) -> Output<S, P, Req> {
+    fn reject(self: Pin<&mut Self>, made: u32) -> Output<S, P, Req> {
         let mut this = self.project();
-        this.state.set(State::Between { step: Step::Refused });
-        let attempts = Attempts { made: *this.number, stopped: Stopped::Deadline };
+        this.step.set(Some(Step::Refused { made }));
+        let attempts = Attempts { made, stopped: Stopped::Deadline };
         let mut rejected = this.protocol.reject(this.context, this.shared.rejection())?;
         P::note_rejection(&mut rejected, attempts);
         Ok(rejected)
