@@ -31,15 +31,20 @@ use std::{cell::Cell, fmt, sync::Arc, time::Duration};
 
 use crate::{
     config::{Checks, ConfigError},
+    protocol::{Head, Protocol},
     stripe::thread_number,
     time::{self, Epoch, Instant},
     window::time::tick_length,
 };
 
+#[cfg(feature = "http")]
+mod by_key;
 mod deposits;
 pub(crate) mod share;
 mod tokens;
 
+#[cfg(feature = "http")]
+use self::by_key::{ByKey, Numbers};
 use self::{
     share::{Share, Withdrawal},
     tokens::Tokens,
@@ -56,9 +61,14 @@ thread_local! {
 
 #[allow(clippy::large_enum_variant, reason = "there is one a budget, on the heap")]
 enum Kind {
-    Share { epoch: Epoch, share: Share },
+    Share {
+        epoch: Epoch,
+        share: Share,
+    },
     Tokens(Tokens),
     Unlimited,
+    #[cfg(feature = "http")]
+    ByKey(ByKey),
 }
 
 impl Budget {
@@ -95,12 +105,46 @@ impl Budget {
         checks.finish()?;
         // Of three digits, as the specification has it.
         let ratio = (ratio * tokens::THOUSAND as f64).round() as u64;
-        Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(max, ratio)))))
+        Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(u64::from(max) * tokens::THOUSAND, ratio)))))
     }
 
     /// No bound at all. In an outage every call then becomes as many as its attempts: only for backends that can take it.
     pub fn unlimited() -> Self {
         Budget(Arc::new(Kind::Unlimited))
+    }
+
+    /// One with the same numbers for each key: [`Key::Authority`](crate::Key::Authority) for each host that a client calls, so
+    /// that a host that is down does not use up what calls to the others may add.
+    ///
+    /// Requests without a key, and plain services, share this one, which is also the one that [`deposit`](Self::deposit) and
+    /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own; more share 128 others until one of those has
+    /// not been used for a window. A call takes a shared lock for it, and a look at the clock.
+    ///
+    /// ```
+    /// use buttress::{Budget, Key, RetryLayer};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), buttress::ConfigError> {
+    /// let each = Budget::new(0.1, 3, Duration::from_secs(10))?.per_key(Key::Authority);
+    /// let layer = RetryLayer::builder().budget(each).build()?;
+    /// # drop(layer); Ok(()) }
+    /// ```
+    #[cfg(feature = "http")]
+    pub fn per_key(self, key: crate::Key) -> Self {
+        let numbers = match &*self.0 {
+            Kind::Share { share, .. } => {
+                let (ratio, minimum, tick) = share.numbers();
+                Numbers::Share { ratio, minimum, tick }
+            }
+            Kind::Tokens(tokens) => {
+                let (most, ratio) = tokens.numbers();
+                Numbers::Tokens { most, ratio }
+            }
+            // Without a bound there is nothing to be told apart.
+            Kind::Unlimited => return self,
+            Kind::ByKey(by_key) => return by_key.common.clone().per_key(key),
+        };
+        Budget(Arc::new(Kind::ByKey(ByKey::new(key, self, numbers))))
     }
 
     fn share(ratio: f64, min_per_second: u32, over: Duration) -> Self {
@@ -117,6 +161,8 @@ impl Budget {
             Kind::Share { .. } => self.began(thread_number()),
             Kind::Tokens(tokens) => tokens.succeeded(),
             Kind::Unlimited => {}
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.deposit(),
         }
     }
 
@@ -130,6 +176,23 @@ impl Budget {
     pub(crate) fn began(&self, stripe: usize) {
         if let Kind::Share { epoch, share } = &*self.0 {
             share.deposit(|| epoch.now(), stripe);
+        }
+    }
+
+    /// The budget of a call with this head, where each key has one.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(unused_variables, clippy::extra_unused_type_parameters, reason = "keys are for HTTP")
+    )]
+    #[inline(always)]
+    pub(crate) fn own<'a, P, Req, Res, Err>(&self, head: impl FnOnce() -> Option<Head<'a>>) -> Option<Budget>
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        match &*self.0 {
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) if P::HAS_BODY => Some(by_key.find(head())),
+            _ => None,
         }
     }
 
@@ -162,7 +225,12 @@ impl Budget {
 
     /// Does it have to be told that a call [ended well](Self::succeeded)?
     pub(crate) fn counts_successes(&self) -> bool {
-        matches!(&*self.0, Kind::Tokens(_))
+        match &*self.0 {
+            Kind::Tokens(_) => true,
+            Kind::Share { .. } | Kind::Unlimited => false,
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.counts_successes(),
+        }
     }
 
     /// A call ended well.
@@ -187,6 +255,8 @@ impl Budget {
             Kind::Share { epoch, share } => share.withdraw(epoch.at(now)).map(|w| Taken(Some(w))),
             Kind::Tokens(tokens) => tokens.failed().then_some(Taken(None)),
             Kind::Unlimited => Some(Taken(None)),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.take(now),
         }
     }
 
@@ -196,6 +266,8 @@ impl Budget {
             Kind::Share { epoch, share } => Some(share.balance(epoch.now()) as f64),
             Kind::Tokens(tokens) => Some(tokens.left() as f64 / 1_000.0),
             Kind::Unlimited => None,
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.left(),
         }
     }
 
@@ -252,6 +324,8 @@ impl fmt::Debug for Budget {
             Kind::Share { epoch, share } => budget.field("left", &share.balance(epoch.now())),
             Kind::Tokens(tokens) => budget.field("thousandths", &tokens.left()),
             Kind::Unlimited => budget.field("unlimited", &true),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => budget.field("by_key", by_key),
         };
         budget.finish_non_exhaustive()
     }

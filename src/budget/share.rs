@@ -57,6 +57,19 @@ impl Share {
         }
     }
 
+    /// Ratio, minimum, and the length of a tick.
+    #[cfg(feature = "http")]
+    pub(crate) fn numbers(&self) -> (u64, u64, u64) {
+        (self.ratio, self.minimum, self.tick)
+    }
+
+    /// Nothing in it counts any more.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_as_new(&self, now: u64) -> bool {
+        let tick = self.tick(now);
+        self.deposits.sum(tick) == 0 && self.withdrawals.sum(tick) == 0
+    }
+
     // The first tick is number 1, for a limit of tick 0 is what there is before the first.
     #[inline]
     fn tick(&self, now: u64) -> Tick {

@@ -118,26 +118,17 @@ impl Hedger {
     }
 
     /// It is the turn of a further attempt.
-    pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
-        let Some(taken) = self.budget.take(now) else {
+    pub(crate) fn take(&self, budget: &Budget, now: Instant) -> Option<Taken> {
+        let Some(taken) = budget.take(now) else {
             self.stopped_by_budget.fetch_add(1, Relaxed);
             return None;
         };
         if self.in_shadow() {
-            self.budget.give_back(taken);
+            budget.give_back(taken);
             self.would_have_hedged.fetch_add(1, Relaxed);
             return None;
         }
         Some(taken)
-    }
-
-    /// An attempt failed, or not. Those before a further attempt were counted when that was taken.
-    pub(crate) fn count_in_tokens(&self, verdict: Verdict) {
-        match verdict {
-            Verdict::Done => self.budget.succeeded(),
-            Verdict::Stop => self.budget.failed(),
-            Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
-        }
     }
 
     /// A further attempt begins.
@@ -175,23 +166,33 @@ impl Hedger {
     }
 }
 
+/// An attempt failed, or not. Those before a further attempt were counted when that was taken.
+pub(crate) fn count_in_tokens(budget: &Budget, verdict: Verdict) {
+    match verdict {
+        Verdict::Done => budget.succeeded(),
+        Verdict::Stop => budget.failed(),
+        Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
+    }
+}
+
 impl Shared<Hedger> {
     /// A call begins. Does it pay into the budget? Not where a retry around it has paid for it already.
     #[inline(always)]
-    pub(crate) fn began(&self) -> bool {
+    pub(crate) fn began(&self, own_budget: Option<&Budget>) -> bool {
         self.count();
-        let pays = !(self.shares_its_budget && self.budget.is_paid());
+        let budget = own_budget.unwrap_or(&self.budget);
+        let pays = !(self.shares_its_budget && budget.is_paid());
         if pays {
-            self.budget.began(self.stripe());
+            budget.began(self.stripe());
         }
         pays
     }
 
     /// An attempt ended well.
     #[inline(always)]
-    pub(crate) fn succeeded(&self, number: u32, pays: bool) {
+    pub(crate) fn succeeded(&self, number: u32, pays: bool, own_budget: impl FnOnce() -> Option<Budget>) {
         if self.tells_of_successes {
-            self.tell_of_a_success(number, pays);
+            self.tell_of_a_success(number, pays.then(own_budget));
         } else {
             self.reporter().succeeded_unheard(number);
         }
@@ -199,9 +200,9 @@ impl Shared<Hedger> {
 
     #[cold]
     #[inline(never)]
-    fn tell_of_a_success(&self, number: u32, pays: bool) {
-        if pays {
-            self.budget.succeeded();
+    fn tell_of_a_success(&self, number: u32, paid: Option<Option<Budget>>) {
+        if let Some(own_budget) = paid {
+            own_budget.as_ref().unwrap_or(&self.budget).succeeded();
         }
         self.reporter().succeeded(number);
     }

@@ -81,7 +81,8 @@ where
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let shared = self.shared.share();
-        let pays = shared.began();
+        let own_budget = shared.budget.own::<P, Req, S::Response, S::Error>(|| P::head(&request));
+        let pays = shared.began(own_budget.as_ref());
         let settings = &shared.settings;
         let (spare, request) = if self.protocol.is_safe(&context, &request, settings.trust) {
             let (original, request) = self.protocol.split(request, settings.replay_cap);

@@ -37,6 +37,9 @@ pub enum Key {
     MatchedPath,
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,
+    /// The host that is called, with its port if one is named: that of the URI, else the `Host` header. What tells the
+    /// upstreams of a client apart. On a server clients choose it freely.
+    Authority,
 }
 
 /// What happens to a request that has no key.
@@ -89,6 +92,7 @@ impl Key {
         match self {
             Key::Header(name) => head.headers.get(name).map(|v| KeyBytes::Borrowed(v.as_bytes())),
             Key::GrpcMethod => Some(KeyBytes::Borrowed(head.uri.path().as_bytes())),
+            Key::Authority => authority(head).map(KeyBytes::Borrowed),
             Key::MatchedPath => matched_path(head).map(|p| KeyBytes::Borrowed(p.as_bytes())),
             Key::ConnectInfo => peer(head).map(|ip| KeyBytes::Text(Text::address(ip))),
             Key::ForwardedFor { .. } | Key::Forwarded { .. }
@@ -103,6 +107,14 @@ impl Key {
                 forwarded::forwarded(head.headers, *proxies).map(|ip| KeyBytes::Text(Text::address(ip)))
             }
         }
+    }
+}
+
+fn authority(head: Head<'_>) -> Option<&[u8]> {
+    match head.uri.authority() {
+        // Without a user: that is no part of the host.
+        Some(authority) => authority.as_str().rsplit('@').next().map(str::as_bytes),
+        None => head.headers.get(http::header::HOST).map(http::HeaderValue::as_bytes),
     }
 }
 

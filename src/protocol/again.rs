@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     deadline::{self, Deadline},
     outcome::Classify,
-    protocol::{BoxError, Boxed, Flat, Hold, Judged, Plain, Protocol, Watch, sealed::Sealed},
+    protocol::{BoxError, Boxed, Flat, Head, Hold, Judged, Plain, Protocol, Watch, sealed::Sealed},
     rejection::Rejection,
 };
 
@@ -27,6 +27,12 @@ pub trait Again<Req, Res, Err>: Hold<Req, Res, Err> {
     /// The original, and the request of the first attempt. `None`: it can be sent only once.
     #[doc(hidden)]
     fn split(&self, request: Req, cap: usize) -> (Option<Self::Original>, Req);
+
+    /// The head of the original, if requests have one.
+    #[doc(hidden)]
+    fn head_of<'a>(&self, _original: &'a Self::Original) -> Option<Head<'a>> {
+        None
+    }
 
     /// Can there be a further attempt?
     #[doc(hidden)]
@@ -240,6 +246,11 @@ mod http_form {
 
         fn split(&self, request: Request<B>, cap: usize) -> (Option<Original<B>>, Request<B>) {
             Original::split(request, cap)
+        }
+
+        fn head_of<'a>(&self, original: &'a Original<B>) -> Option<Head<'a>> {
+            let parts = original.head();
+            Some(Head { uri: &parts.uri, headers: &parts.headers, extensions: &parts.extensions })
         }
 
         fn can_again(&self, original: &Original<B>) -> bool {

@@ -150,7 +150,6 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     }
 
     /// The head of the request, where it has one.
-    #[cfg(feature = "http")]
     #[doc(hidden)]
     fn head(_request: &Req) -> Option<Head<'_>> {
         None
@@ -202,6 +201,11 @@ pub struct Head<'a> {
     pub(crate) headers: &'a ::http::HeaderMap,
     pub(crate) extensions: &'a ::http::Extensions,
 }
+
+#[cfg(not(feature = "http"))]
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a>(std::marker::PhantomData<&'a ()>);
 
 /// What an error means when a policy of ours, further in, speaks in it.
 pub(crate) fn end_of_error(error: &(dyn StdError + 'static)) -> Option<End> {

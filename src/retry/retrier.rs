@@ -122,15 +122,15 @@ impl Retrier {
 
     /// Makes a call for which this has paid into the budget: a hedge in there that shares it pays nothing.
     #[inline(always)]
-    pub(crate) fn paid<T>(&self, call: impl FnOnce() -> T) -> T {
-        if self.shares_its_budget { self.budget.paid(call) } else { call() }
+    pub(crate) fn paid<T>(&self, budget: &Budget, call: impl FnOnce() -> T) -> T {
+        if self.shares_its_budget { budget.paid(call) } else { call() }
     }
 
     /// An attempt ended well.
     #[inline(always)]
-    pub(crate) fn succeeded(&self, number: u32) {
+    pub(crate) fn succeeded(&self, own_budget: impl FnOnce() -> Option<Budget>, number: u32) {
         if self.tells_of_successes {
-            self.tell_of_a_success(number);
+            self.tell_of_a_success(own_budget().as_ref().unwrap_or(&self.budget), number);
         } else {
             self.reporter().succeeded_unheard(number);
         }
@@ -138,8 +138,8 @@ impl Retrier {
 
     #[cold]
     #[inline(never)]
-    fn tell_of_a_success(&self, number: u32) {
-        self.budget.succeeded();
+    fn tell_of_a_success(&self, budget: &Budget, number: u32) {
+        budget.succeeded();
         self.reporter().succeeded(number);
     }
 
@@ -152,11 +152,17 @@ impl Retrier {
 
     /// After a failed attempt. `can_again`: can the request be sent again? `give_up` makes sure of it.
     #[inline(always)]
-    pub(crate) fn next(&self, ended: Ended, can_again: impl Fn() -> bool, give_up: impl Fn() -> bool) -> Next {
-        let next = match self.decide(ended, can_again) {
+    pub(crate) fn next(
+        &self,
+        budget: &Budget,
+        ended: Ended,
+        can_again: impl Fn() -> bool,
+        give_up: impl Fn() -> bool,
+    ) -> Next {
+        let next = match self.decide(budget, ended, can_again) {
             // In shadow nothing is given up, and the event says what would have been.
             Next::Again { taken, .. } if !self.in_shadow() && !give_up() => {
-                self.budget.give_back(taken);
+                budget.give_back(taken);
                 Next::Pass(Stopped::BodyTooLarge)
             }
             next => next,
@@ -168,7 +174,7 @@ impl Retrier {
         self.reporter().report(Kind::Attempt { number: ended.number, outcome: ended.outcome, delay });
         match next {
             Next::Again { taken, .. } if self.in_shadow() => {
-                self.budget.give_back(taken);
+                budget.give_back(taken);
                 Next::Pass(Stopped::NotRetryable)
             }
             next => next,
@@ -176,16 +182,16 @@ impl Retrier {
     }
 
     #[inline(always)]
-    fn decide(&self, ended: Ended, can_again: impl Fn() -> bool) -> Next {
+    fn decide(&self, budget: &Budget, ended: Ended, can_again: impl Fn() -> bool) -> Next {
         let hint = match ended.verdict {
             Verdict::Again(hint) => hint,
-            other => return Next::Pass(self.stopped(other)),
+            other => return Next::Pass(self.stopped(budget, other)),
         };
         if ended.number >= self.settings.attempts {
-            return self.stop(Stopped::Attempts);
+            return stop(budget, Stopped::Attempts);
         }
         if !can_again() {
-            return self.stop(Stopped::BodyTooLarge);
+            return stop(budget, Stopped::BodyTooLarge);
         }
         let now = time::now();
         let delay = match hint {
@@ -194,9 +200,9 @@ impl Retrier {
         };
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay, now)) {
             self.stopped_by_deadline.fetch_add(1, Relaxed);
-            return self.stop(Stopped::Deadline);
+            return stop(budget, Stopped::Deadline);
         }
-        match self.budget.take(now) {
+        match budget.take(now) {
             Some(taken) => Next::Again { delay, taken },
             None => {
                 self.stopped_by_budget.fetch_add(1, Relaxed);
@@ -205,22 +211,15 @@ impl Retrier {
         }
     }
 
-    /// It failed, and there is no further attempt for another reason than the budget.
     #[cold]
-    fn stop(&self, stopped: Stopped) -> Next {
-        self.budget.failed();
-        Next::Pass(stopped)
-    }
-
-    #[cold]
-    fn stopped(&self, verdict: Verdict) -> Stopped {
+    fn stopped(&self, budget: &Budget, verdict: Verdict) -> Stopped {
         match verdict {
             Verdict::Done => {
-                self.budget.succeeded();
+                budget.succeeded();
                 Stopped::Succeeded
             }
             Verdict::Stop => {
-                self.budget.failed();
+                budget.failed();
                 Stopped::ServerSaidStop
             }
             Verdict::Late => {
@@ -268,6 +267,13 @@ impl Retrier {
             would_have_rejected: figures.would_have_rejected,
         }
     }
+}
+
+/// It failed, and there is no further attempt for another reason than the budget.
+#[cold]
+fn stop(budget: &Budget, stopped: Stopped) -> Next {
+    budget.failed();
+    Next::Pass(stopped)
 }
 
 impl fmt::Debug for Retrier {

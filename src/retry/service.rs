@@ -77,7 +77,9 @@ where
         }
         let shared = self.shared.share();
         shared.count();
-        shared.budget.began(shared.stripe());
+        let own_budget = shared.budget.own::<P, Req, S::Response, S::Error>(|| P::head(&request));
+        let budget = own_budget.as_ref().unwrap_or(&shared.budget);
+        budget.began(shared.stripe());
         let settings = &shared.settings;
         let safe = self.protocol.is_safe(&context, &request, settings.trust);
         let (spare, request) = if settings.attempts == 1 {
@@ -87,7 +89,7 @@ where
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
-        let inner = shared.paid(|| self.inner.call(request));
+        let inner = shared.paid(budget, || self.inner.call(request));
         ResponseFuture::running(inner, self.protocol.clone(), context, shared, spare, safe, deadline)
     }
 }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    budget::Reservation,
+    budget::{Budget, Reservation},
     deadline::Deadline,
     hedge::hedger::Hedger,
     protocol::{Hold, Judged, Protocol},
@@ -182,7 +182,7 @@ where
                     // Nobody had to wait, so there is nothing to be given up.
                     Judged::Good(held) => {
                         let kept = this.kept;
-                        kept.succeeded(1);
+                        kept.succeeded::<S, Req, S::Response, S::Error>(1, this.spare);
                         return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
                     }
                     // Arms of their own, for a whole attempt that might be moved on would be asked about again.
@@ -198,8 +198,22 @@ where
 
 impl<P, C> Kept<P, C> {
     #[inline(always)]
-    fn succeeded(&self, number: u32) {
-        self.shared.succeeded(number, self.pays);
+    fn succeeded<S, Req, Res, Err>(&self, number: u32, spare: &Option<Spare<S, P::Original>>)
+    where
+        P: Retryable<Req, Res, Err>,
+    {
+        self.shared.succeeded(number, self.pays, || self.own_budget::<S, Req, Res, Err>(spare));
+    }
+
+    /// The budget of a call, where each key has one.
+    #[inline(always)]
+    fn own_budget<S, Req, Res, Err>(&self, spare: &Option<Spare<S, P::Original>>) -> Option<Budget>
+    where
+        P: Retryable<Req, Res, Err>,
+    {
+        let original = spare.as_ref().and_then(|spare| spare.original.as_ref());
+        let head = || original.and_then(|original| self.protocol.head_of(original));
+        self.shared.budget.own::<P, Req, Res, Err>(head)
     }
 }
 

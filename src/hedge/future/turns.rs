@@ -111,8 +111,9 @@ where
             return self.no_more();
         }
         let this = self.as_mut().project();
-        let budget = &this.kept.shared.budget;
-        match this.kept.shared.take(now) {
+        let own_budget = this.kept.own_budget::<S, Req, S::Response, S::Error>(this.spare);
+        let budget = own_budget.as_ref().unwrap_or(&this.kept.shared.budget);
+        match this.kept.shared.take(budget, now) {
             Some(taken) => *open(this.rest).stage = Stage::Starting(budget.hold(taken)),
             None => self.no_more(),
         }

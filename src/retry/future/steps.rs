@@ -12,12 +12,13 @@ use super::{
     wait::{Wait, poll_deadline, poll_patience},
 };
 use crate::{
+    budget::Budget,
     deadline::Deadline,
     outcome::{End, Outcome},
     protocol::{Judged, Mark},
     retry::{
         Attempts, Stopped,
-        retrier::{Ended, Next},
+        retrier::{Ended, Next, Retrier},
         verdict::Retryable,
     },
     time::{self, Span, nanos},
@@ -60,7 +61,7 @@ where
         if let Some(since) = *this.waited_since {
             this.shared.measure(since);
         }
-        this.shared.succeeded(*this.number);
+        this.shared.succeeded(|| own_budget(this.protocol, this.shared, this.spare), *this.number);
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
@@ -96,7 +97,10 @@ where
             last_delay: *this.last_delay,
         };
         let (protocol, spare) = (&*this.protocol, this.spare.as_ref());
+        let own_budget = own_budget(this.protocol, this.shared, this.spare);
+        let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
         let next = this.shared.next(
+            budget,
             ended,
             || spare.is_some_and(|s| protocol.can_again(&s.original)),
             || spare.is_some_and(|s| protocol.give_up(&s.original)),
@@ -119,7 +123,7 @@ where
                     return None;
                 }
                 Poll::Ready(Err(error)) => {
-                    this.shared.budget.give_back(taken);
+                    budget.give_back(taken);
                     let made = *this.number;
                     self.stop(Step::Refused { made });
                     return Some(Err(P::error(error)));
@@ -127,7 +131,7 @@ where
                 Poll::Pending => {}
             }
         }
-        let reservation = Some(this.shared.budget.hold(taken));
+        let reservation = Some(budget.hold(taken));
         self.stop(Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
         None
     }
@@ -199,9 +203,12 @@ where
     #[inline(always)]
     fn call_again(self: Pin<&mut Self>) {
         let mut this = self.project();
+        let own_budget = own_budget(this.protocol, this.shared, this.spare);
         let Spare { mut service, original } = this.spare.take().expect(POLLED);
         let settings = &this.shared.settings;
-        let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts);
+        // How the last one ends is told to the budget of its key, which is known by the original.
+        let is_last = *this.number + 1 >= settings.attempts && own_budget.is_none();
+        let (original, mut request) = this.protocol.again(original, is_last);
         let mark = Mark {
             previous: *this.number,
             left: this.deadline.map(Deadline::remaining),
@@ -222,7 +229,8 @@ where
         this.shared.began_again();
         *this.number += 1;
         *this.waited_since = None;
-        let inner = this.shared.paid(|| service.call(request));
+        let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
+        let inner = this.shared.paid(budget, || service.call(request));
         *this.spare = original.map(|original| Spare { service, original });
         this.inner.set(Some(inner));
     }
@@ -235,6 +243,20 @@ where
         P::note_rejection(&mut rejected, attempts);
         Ok(rejected)
     }
+}
+
+/// The budget of a call, where each key has one.
+#[inline(always)]
+fn own_budget<S, P, Req, Res, Err>(
+    protocol: &P,
+    retrier: &Retrier,
+    spare: &Option<Spare<S, P::Original>>,
+) -> Option<Budget>
+where
+    P: Retryable<Req, Res, Err>,
+{
+    let head = || spare.as_ref().and_then(|spare| protocol.head_of(&spare.original));
+    retrier.budget.own::<P, Req, Res, Err>(head)
 }
 
 #[inline(always)]

@@ -1,0 +1,176 @@
+//! A budget for each host that a client calls.
+#![cfg(feature = "http")]
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use buttress::{Attempts, Backoff, Budget, HedgeLayer, Key, RetryLayer, Stopped};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use tokio::time::sleep;
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+type Body = Empty<Bytes>;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn get(uri: &str) -> Request<Body> {
+    Request::get(uri).body(Body::new()).unwrap()
+}
+
+/// Calls by host, whose backends answer with this status.
+#[derive(Clone, Default)]
+struct Hosts(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Hosts {
+    fn service<F>(
+        &self,
+        answer: impl Fn(&str) -> F + Clone,
+    ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone
+    where
+        F: Future<Output = StatusCode> + Send,
+    {
+        let calls = self.0.clone();
+        service_fn(move |request: Request<Body>| {
+            let host = request.uri().host().unwrap_or("-").to_owned();
+            let answer = answer(&host);
+            *calls.lock().unwrap().entry(host).or_default() += 1;
+            async move {
+                let mut response = Response::new(Body::new());
+                *response.status_mut() = answer.await;
+                Ok(response)
+            }
+        })
+    }
+
+    fn calls(&self, host: &str) -> usize {
+        self.0.lock().unwrap().get(host).copied().unwrap_or(0)
+    }
+}
+
+fn retry(budget: &Budget) -> RetryLayer {
+    RetryLayer::builder().backoff(Backoff::Constant(Duration::ZERO)).budget(budget.clone()).build().unwrap()
+}
+
+fn down(_: &str) -> std::future::Ready<StatusCode> {
+    std::future::ready(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_host_does_not_use_up_what_another_has() {
+    let budget = Budget::new(0.0, 4, ms(1_000)).unwrap().per_key(Key::Authority);
+    let hosts = Hosts::default();
+    let service = retry(&budget).layer(hosts.service(down));
+    for _ in 0..5 {
+        service.clone().oneshot(get("http://a:80/")).await.unwrap();
+    }
+    assert_eq!(hosts.calls("a"), 5 + 4);
+    let last = service.clone().oneshot(get("http://a:80/")).await.unwrap();
+    assert_eq!(last.extensions().get::<Attempts>().unwrap().stopped, Stopped::Budget);
+    // Another host, another port: each has its own. A user is no part of the host.
+    service.clone().oneshot(get("http://b/")).await.unwrap();
+    service.clone().oneshot(get("http://a:81/")).await.unwrap();
+    service.clone().oneshot(get("http://me@a:80/")).await.unwrap();
+    assert_eq!((hosts.calls("b"), hosts.calls("a")), (3, 5 + 4 + 1 + 3 + 1));
+    // Without a host they share one, which is the one for hands.
+    service.clone().oneshot(get("/")).await.unwrap();
+    assert_eq!(hosts.calls("-"), 3);
+    assert!(budget.withdraw() && budget.withdraw() && !budget.withdraw());
+    // The host is asked for in the header where the URI has none.
+    let mut request = get("/");
+    request.headers_mut().insert("host", "c".parse().unwrap());
+    service.oneshot(request).await.unwrap();
+    assert_eq!(hosts.calls("-"), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_host_earns_its_own_share() {
+    let budget = Budget::new(0.5, 0, ms(1_000)).unwrap().per_key(Key::Authority);
+    let hosts = Hosts::default();
+    let up = retry(&budget).layer(hosts.service(|_| std::future::ready(StatusCode::OK)));
+    for _ in 0..9 {
+        up.clone().oneshot(get("http://a/")).await.unwrap();
+    }
+    let service = retry(&budget).layer(hosts.service(down));
+    service.clone().oneshot(get("http://b/")).await.unwrap();
+    assert_eq!(hosts.calls("b"), 1, "one call is half a further attempt");
+    for _ in 0..3 {
+        service.clone().oneshot(get("http://a/")).await.unwrap();
+    }
+    // Of 10, 11 and 12 calls the half: 5, which is two, two and one; and one more with the twelfth.
+    assert_eq!(hosts.calls("a"), 9 + 3 + 6);
+    // After a window all is forgotten.
+    sleep(ms(1_200)).await;
+    service.oneshot(get("http://a/")).await.unwrap();
+    assert_eq!(hosts.calls("a"), 9 + 3 + 6 + 1);
+}
+
+/// The retry throttling of gRPC for each: the failures of one host, of last attempts too, stop no retries of another.
+#[tokio::test(start_paused = true)]
+async fn tokens_of_each_host() {
+    let budget = Budget::tokens(8, 1.0).unwrap().per_key(Key::Authority);
+    let hosts = Hosts::default();
+    let service = retry(&budget).layer(hosts.service(down));
+    // Three failures leave five of eight, which is above the half; the next one does not.
+    service.clone().oneshot(get("http://a/")).await.unwrap();
+    assert_eq!(hosts.calls("a"), 3);
+    service.clone().oneshot(get("http://a/")).await.unwrap();
+    assert_eq!(hosts.calls("a"), 4);
+    service.clone().oneshot(get("http://b/")).await.unwrap();
+    assert_eq!(hosts.calls("b"), 3);
+    // A success gives one back to its own host.
+    let up = retry(&budget).layer(hosts.service(|_| std::future::ready(StatusCode::OK)));
+    up.clone().oneshot(get("http://a/")).await.unwrap();
+    up.clone().oneshot(get("http://a/")).await.unwrap();
+    service.clone().oneshot(get("http://a/")).await.unwrap();
+    assert_eq!(hosts.calls("a"), 4 + 2 + 2, "six were left: one failure, and the next leaves the half");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_and_a_retry_around_it_share_the_budget_of_a_host_and_pay_once() {
+    let budget = Budget::new(0.1, 0, ms(10_000)).unwrap().per_key(Key::Authority);
+    let hosts = Hosts::default();
+    let slow = |host: &str| {
+        let takes = if host == "slow" { 50 } else { 1 };
+        async move {
+            sleep(ms(takes)).await;
+            StatusCode::OK
+        }
+    };
+    let hedge = HedgeLayer::builder().after(ms(10)).budget(budget.clone()).build().unwrap();
+    let service = retry(&budget).layer(hedge.layer(hosts.service(slow)));
+    for _ in 0..40 {
+        service.clone().oneshot(get("http://slow/")).await.unwrap();
+        service.clone().oneshot(get("http://quick/")).await.unwrap();
+    }
+    // A tenth of forty: had both paid it were eight.
+    assert_eq!((hosts.calls("slow"), hosts.calls("quick")), (44, 40));
+    let snapshot = hedge.handle().snapshot();
+    assert_eq!((snapshot.calls, snapshot.hedges), (80, 4));
+}
+
+/// Hosts beyond the bound share budgets, and those that were there keep their own; what is as new makes room.
+#[tokio::test(start_paused = true)]
+async fn many_hosts_are_bounded() {
+    let budget = Budget::new(0.0, 2, ms(1_000)).unwrap().per_key(Key::Authority);
+    let hosts = Hosts::default();
+    let service = retry(&budget).layer(hosts.service(down));
+    for n in 0..12_000 {
+        service.clone().oneshot(get(&format!("http://h{n}/"))).await.unwrap();
+    }
+    assert_eq!((0..10_000).map(|n| hosts.calls(&format!("h{n}"))).sum::<usize>(), 30_000);
+    let beyond = (10_000..12_000).map(|n| hosts.calls(&format!("h{n}"))).sum::<usize>();
+    assert_eq!(beyond, 2_000 + 2 * 128, "128 states for all of them");
+    sleep(ms(1_200)).await;
+    service.clone().oneshot(get("http://h11999/")).await.unwrap();
+    service.oneshot(get("http://h11998/")).await.unwrap();
+    assert!(hosts.calls("h11999") >= 4 && hosts.calls("h11998") >= 4);
+}
