@@ -148,8 +148,8 @@ pub use self::{
 pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
     fallback::{Answer, Backup, FallbackContext, LastGood},
-    key::{Key, MissingKey},
-    protocol::{Degraded, HttpClassify, Replay, ResponseBody, default_end, default_head},
+    key::{Key, KeyBytes, MissingKey},
+    protocol::{Degraded, HttpClassify, KeyedBy, Replay, ResponseBody, default_end, default_head},
     rate_limit::LimitHeaders,
     retry::{PreviousAttempts, PreviousAttemptsLayer},
 };

@@ -517,6 +517,10 @@ fn a_rate_limit_is_free_also_with_a_known_key() {
             let mut service = layer.layer(http());
             assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
         }
+        let by_number = rate().build_plain_per_key(|n: &u32| Some((*n).into())).unwrap();
+        let mut service = by_number.layer(plain());
+        call(&mut service, 1);
+        assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
         // The address, as text on the stack.
         let layer = rate().per_key(Key::ConnectInfo).build().unwrap();
         let mut service = layer.layer(http());

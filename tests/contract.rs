@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use buttress::{
     AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, DrainLayer,
-    Error, FallbackContext, FallbackLayer, HedgeLayer, LastGood, LimitHeaders, Outcome, PreviousAttemptsLayer, Quota,
-    RateLimitLayer, Registry, RetryLayer, TimeoutLayer,
+    Error, FallbackContext, FallbackLayer, HedgeLayer, KeyBytes, LastGood, LimitHeaders, Outcome,
+    PreviousAttemptsLayer, Quota, RateLimitLayer, Registry, RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
 use tokio::time::Instant;
@@ -185,6 +185,7 @@ contract!(bulkhead_deadline: bulkhead() => Http, refuses: too_late);
 contract!(rate_http: rate() => Http, refuses: used_up());
 contract!(rate_http_headers: rate_with_headers(1_000) => Http, refuses: used_up_with_headers());
 contract!(rate_per_key: rate_per_key() => Http);
+contract!(rate_per_key_plain: rate_per_key_plain() => ());
 contract!(rate_plain: rate().plain() => (), refuses: used_up().plain());
 contract!(rate_boxed: rate().boxed() => (), refuses: used_up().boxed());
 contract!(adaptive_http: adaptive() => Http, refuses: slowed());
@@ -271,6 +272,12 @@ fn used_up() -> RateLimitLayer {
 }
 
 /// One that goes the long way.
+fn rate_per_key_plain()
+-> RateLimitLayer<buttress::KeyedBy<buttress::Plain, impl Fn(&()) -> Option<KeyBytes<'_>> + Clone>> {
+    let quota = RateLimitLayer::builder().quota(Quota::per_second(1_000_000));
+    quota.build_plain_per_key(|(): &()| Some(KeyBytes::from(7_u64))).unwrap()
+}
+
 fn rate_with_headers(units: u32) -> RateLimitLayer {
     let quota = Quota::per(units, Duration::from_secs(3_600));
     RateLimitLayer::builder().quota(quota).headers(LimitHeaders::Draft10).charge_fn(|_| 1).build().unwrap()

@@ -39,6 +39,24 @@ pub fn own<S: Service<u64> + 'static>(service: S) -> Call {
     Box::new(move || one_call(&mut own.0, GOOD))
 }
 
+/// As [`plain`], with requests that each client makes in a way of its own.
+pub fn plain_with<S, R>(service: S, make: fn() -> R) -> Clients
+where
+    S: Service<u64> + Clone + Send + Sync + 'static,
+    R: Fn() -> u64 + 'static,
+{
+    Box::new(move || {
+        let mut own = Apart(service.clone());
+        let request = make();
+        Box::new(move || one_call(&mut own.0, request()))
+    })
+}
+
+/// One call, to warm a service up.
+pub fn plain_once<S: Service<u64>>(mut service: S, request: u64) {
+    one_call(&mut service, request);
+}
+
 /// As [`http`], with requests that each client makes in a way of its own.
 pub fn http_with<S, M, R>(service: S, make: M) -> Clients
 where

@@ -1,13 +1,13 @@
 //! Whom a request comes from.
 
-use std::{
-    fmt::{self, Write},
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderName;
 
-use crate::{key::forwarded, protocol::Head};
+use crate::{
+    key::{KeyBytes, forwarded},
+    protocol::Head,
+};
 
 /// What tells one client from another.
 ///
@@ -54,34 +54,6 @@ pub enum MissingKey {
     Unlimited,
 }
 
-/// A key, for as long as the request is looked at.
-#[derive(Debug)]
-pub(crate) enum KeyBytes<'a> {
-    Borrowed(&'a [u8]),
-    Text(Text),
-    Owned(String),
-}
-
-/// A short text on the stack.
-#[derive(Debug)]
-pub(crate) struct Text {
-    bytes: [u8; MOST],
-    len: usize,
-}
-
-/// Of the longest: `ffff:ffff:ffff:ffff::/64`, with room for how `Display` may write it.
-const MOST: usize = 48;
-
-impl KeyBytes<'_> {
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        match self {
-            KeyBytes::Borrowed(bytes) => bytes,
-            KeyBytes::Text(text) => &text.bytes[..text.len],
-            KeyBytes::Owned(text) => text.as_bytes(),
-        }
-    }
-}
-
 /// Addresses with the same first bits.
 pub(crate) type Range = (IpAddr, u8);
 
@@ -90,22 +62,18 @@ impl Key {
     #[inline]
     pub(crate) fn of<'a>(&self, head: Head<'a>, trusted: Option<&[Range]>) -> Option<KeyBytes<'a>> {
         match self {
-            Key::Header(name) => head.headers.get(name).map(|v| KeyBytes::Borrowed(v.as_bytes())),
-            Key::GrpcMethod => Some(KeyBytes::Borrowed(head.uri.path().as_bytes())),
-            Key::Authority => authority(head).map(KeyBytes::Borrowed),
-            Key::MatchedPath => matched_path(head).map(|p| KeyBytes::Borrowed(p.as_bytes())),
-            Key::ConnectInfo => peer(head).map(|ip| KeyBytes::Text(Text::address(ip))),
+            Key::Header(name) => head.headers.get(name).map(|v| v.as_bytes().into()),
+            Key::GrpcMethod => Some(head.uri.path().into()),
+            Key::Authority => authority(head).map(Into::into),
+            Key::MatchedPath => matched_path(head).map(Into::into),
+            Key::ConnectInfo => peer(head).map(Into::into),
             Key::ForwardedFor { .. } | Key::Forwarded { .. }
                 if trusted.is_some_and(|ranges| !peer(head).is_some_and(|ip| is_in(ranges, ip))) =>
             {
                 None
             }
-            Key::ForwardedFor { proxies } => {
-                forwarded::x_forwarded_for(head.headers, *proxies).map(|ip| KeyBytes::Text(Text::address(ip)))
-            }
-            Key::Forwarded { proxies } => {
-                forwarded::forwarded(head.headers, *proxies).map(|ip| KeyBytes::Text(Text::address(ip)))
-            }
+            Key::ForwardedFor { proxies } => forwarded::x_forwarded_for(head.headers, *proxies).map(Into::into),
+            Key::Forwarded { proxies } => forwarded::forwarded(head.headers, *proxies).map(Into::into),
         }
     }
 }
@@ -164,75 +132,9 @@ fn shares(a: u128, b: u128, length: u8) -> bool {
     (a ^ b).leading_zeros() >= u32::from(length)
 }
 
-impl Text {
-    fn address(ip: IpAddr) -> Text {
-        let mut text = Text { bytes: [0; MOST], len: 0 };
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => {
-                // By hand: it is on the path of every call, and `Display` takes several hundred instructions.
-                for (n, octet) in ip.octets().into_iter().enumerate() {
-                    if n > 0 {
-                        text.push(b'.');
-                    }
-                    text.number(octet);
-                }
-            }
-            IpAddr::V6(ip) => {
-                let network = std::net::Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
-                // It has room for every address.
-                let _ = write!(text, "{network}/64");
-            }
-        }
-        text
-    }
-
-    fn number(&mut self, n: u8) {
-        if n >= 100 {
-            self.push(b'0' + n / 100);
-        }
-        if n >= 10 {
-            self.push(b'0' + n / 10 % 10);
-        }
-        self.push(b'0' + n % 10);
-    }
-
-    fn push(&mut self, byte: u8) {
-        if let Some(slot) = self.bytes.get_mut(self.len) {
-            *slot = byte;
-            self.len += 1;
-        }
-    }
-}
-
-impl Write for Text {
-    fn write_str(&mut self, s: &str) -> fmt::Result {
-        s.bytes().for_each(|b| self.push(b));
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn key(ip: &str) -> String {
-        String::from_utf8(KeyBytes::Text(Text::address(ip.parse().unwrap())).as_bytes().to_vec()).unwrap()
-    }
-
-    #[test]
-    fn addresses() {
-        for (ip, text) in [
-            ("1.2.3.4", "1.2.3.4"),
-            ("255.100.10.0", "255.100.10.0"),
-            ("::ffff:1.2.3.4", "1.2.3.4"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-            ("2001:db8:1:2::", "2001:db8:1:2::/64"),
-            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "ffff:ffff:ffff:ffff::/64"),
-            ("::1", "::/64"),
-        ] {
-            assert_eq!(key(ip), text);
-        }
-    }
 
     #[test]
     fn ranges() {

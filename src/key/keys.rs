@@ -4,10 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use crate::{
     config::Checks,
-    key::{
-        Key, MissingKey, Whose,
-        client::{KeyBytes, Range},
-    },
+    key::{Key, KeyBytes, MissingKey, Whose, client::Range},
     protocol::{Head, Protocol},
 };
 
@@ -30,6 +27,8 @@ pub(crate) enum Way {
     None,
     Key(Key),
     Fn(KeyFn),
+    /// By the form: a function of requests that are not HTTP.
+    Form,
 }
 
 type KeyFn = Box<dyn Fn(&http::request::Parts) -> Option<String> + Send + Sync>;
@@ -82,8 +81,8 @@ impl Keys {
     /// What a user's function says, if there is one.
     pub(crate) fn ask(&self, parts: &http::request::Parts) -> Option<KeyBytes<'static>> {
         match &self.way {
-            Way::Fn(key_fn) => key_fn(parts).map(KeyBytes::Owned),
-            Way::Key(_) | Way::None => None,
+            Way::Fn(key_fn) => key_fn(parts).map(Into::into),
+            Way::Key(_) | Way::Form | Way::None => None,
         }
     }
 
@@ -103,10 +102,10 @@ impl Keys {
         own: Option<KeyBytes<'_>>,
         run: impl FnOnce(Whose<'_>) -> T,
     ) -> T {
-        let Some(head) = head.filter(|_| self.are_asked()) else { return run(Whose::Common) };
-        let key = match &self.way {
-            Way::Key(key) => key.of(head, self.trusted.as_deref()),
-            Way::Fn(_) | Way::None => own,
+        let key = match (&self.way, head) {
+            (Way::Key(key), Some(head)) => key.of(head, self.trusted.as_deref()),
+            (Way::Fn(_), Some(_)) | (Way::Form, _) => own,
+            (Way::None, _) | (Way::Key(_) | Way::Fn(_), None) => return run(Whose::Common),
         };
         match (&key, self.missing) {
             (Some(key), _) => run(Whose::Key(key.as_bytes())),
@@ -179,6 +178,7 @@ impl fmt::Debug for Way {
             Way::None => f.write_str("None"),
             Way::Key(key) => key.fmt(f),
             Way::Fn(_) => f.write_str("Fn"),
+            Way::Form => f.write_str("Form"),
         }
     }
 }

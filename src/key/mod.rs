@@ -4,6 +4,8 @@
 //! What is kept for a key stands in [`keyed`](crate::keyed).
 
 #[cfg(feature = "http")]
+mod bytes;
+#[cfg(feature = "http")]
 mod client;
 #[cfg(feature = "http")]
 mod forwarded;
@@ -11,9 +13,12 @@ mod forwarded;
 mod keys;
 
 #[cfg(feature = "http")]
-pub use self::client::{Key, MissingKey};
-#[cfg(feature = "http")]
 pub(crate) use self::keys::{Keys, Way, key_setters};
+#[cfg(feature = "http")]
+pub use self::{
+    bytes::KeyBytes,
+    client::{Key, MissingKey},
+};
 
 /// Whose state a call uses.
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys are for HTTP"))]

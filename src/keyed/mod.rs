@@ -3,7 +3,9 @@
 //! Keys come from the outside, so whoever sends requests decides how many there are. The laws here:
 //!
 //! - **A key has its state, or shares one of a fixed number of overflow states.** Keys are kept whole and compared byte
-//!   for byte, and their places are drawn with a random hasher: nobody can make two keys meet.
+//!   for byte: no two are merged. Their places are drawn with a hasher that the operating system's randomness has seeded.
+//!   Should somebody find out keys whose places meet all the same, they fill one shard with a few hundred of them, and the
+//!   rest overflows: what that costs others is bounded, whatever the hasher is worth.
 //! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no state
 //!   is idle they share the overflow, and they get a state of their own at the first call after one has become idle. It
 //!   begins with what its overflow state knew, so that moving is no way to start anew.
@@ -18,7 +20,6 @@
 
 use std::{
     fmt,
-    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -26,6 +27,10 @@ use std::{
 };
 
 use hashbrown::HashTable;
+
+use self::place::{Places, is_same};
+
+mod place;
 
 /// What is kept for a key. `C` is what all states have in common: a quota, for one.
 pub trait State<C>: Sized {
@@ -40,8 +45,10 @@ pub trait State<C>: Sized {
 /// States by key. `now` is in nanoseconds since whenever the caller likes.
 pub struct Keyed<S, C = ()> {
     shards: Box<[Shard<S, C>]>,
-    hasher: RandomState,
+    places: Places,
     most: usize,
+    /// In one shard: four times what comes to one, and some.
+    most_in_shard: usize,
     len: AtomicUsize,
     /// As far as is known nothing is idle before. In nanoseconds.
     nothing_idle_before: AtomicU64,
@@ -86,7 +93,8 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         };
         Keyed {
             shards: (0..shards).map(shard).collect(),
-            hasher: RandomState::new(),
+            most_in_shard: most / shards * 4 + KEYS_PER_SHARD,
+            places: Places::new(),
             most,
             len: AtomicUsize::new(0),
             nothing_idle_before: AtomicU64::new(0),
@@ -111,26 +119,34 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
 
     /// Looks at the state of a key, or at the one in which it overflows. A shared lock is held: nothing that a user
     /// supplied may run in there, and nothing that waits.
-    #[inline]
+    #[inline(always)]
     pub fn with<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
-        let hash = self.hash(key);
-        let shard = self.shard(hash);
-        {
-            let table = shard.read();
-            if let Some(entry) = table.entries.find(hash, |e| *e.key == *key) {
-                return run(&table.common, &entry.state);
-            }
-            if self.len() >= self.most && !self.may_be_idle(now) {
-                return run(&table.common, &table.overflow);
-            }
+        let hash = self.places.of(key);
+        let table = self.shard(hash).read();
+        if let Some(entry) = table.entries.find(hash, |e| is_same(&e.key, key)) {
+            return run(&table.common, &entry.state);
         }
+        drop(table);
+        self.with_unknown(hash, key, now, run)
+    }
+
+    /// As [`with`](Self::with), for a key that was not found.
+    #[cold]
+    #[inline(never)]
+    fn with_unknown<R>(&self, hash: u64, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
+        let table = self.shard(hash).read();
+        let is_full = self.len() >= self.most || table.entries.len() >= self.most_in_shard;
+        if is_full && !self.may_be_idle(now) {
+            return run(&table.common, &table.overflow);
+        }
+        drop(table);
         self.with_new(hash, key, now, |common, state| run(common, state))
     }
 
     /// As [`with`](Self::with), to change the state itself. It is the shard's only visitor meanwhile.
     #[cold]
     pub fn with_mut<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {
-        let hash = self.hash(key);
+        let hash = self.places.of(key);
         {
             let table = &mut *self.shard(hash).write();
             if let Some(entry) = table.entries.find_mut(hash, |e| *e.key == *key) {
@@ -178,8 +194,12 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         if !has_room {
             return run(common, overflow);
         }
+        if entries.len() >= self.most_in_shard {
+            self.len.fetch_sub(1, SeqCst);
+            return run(common, overflow);
+        }
         let entry = Entry { key: key.into(), state: S::promoted(overflow, common, now) };
-        let mut entry = entries.insert_unique(hash, entry, |e| hash_of(&self.hasher, &e.key));
+        let mut entry = entries.insert_unique(hash, entry, |e| self.places.of(&e.key));
         let result = run(common, &mut entry.get_mut().state);
         // It may be idle sooner than all that are known.
         shard.nothing_idle_before.store(0, SeqCst);
@@ -224,11 +244,6 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     }
 
     #[inline]
-    fn hash(&self, key: &[u8]) -> u64 {
-        hash_of(&self.hasher, key)
-    }
-
-    #[inline]
     fn shard(&self, hash: u64) -> &Shard<S, C> {
         // The table takes the topmost seven bits and the lowest ones; those in the middle are free.
         &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
@@ -265,16 +280,44 @@ impl<S, C> Shard<S, C> {
     }
 }
 
-#[inline]
-fn hash_of(hasher: &RandomState, key: &[u8]) -> u64 {
-    // By hand: `hash_one` would hash the length too, and here nothing follows the key.
-    let mut hasher = hasher.build_hasher();
-    hasher.write(key);
-    hasher.finish()
-}
-
 impl<S, C> fmt::Debug for Keyed<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keyed").field("most", &self.most).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Never;
+
+    impl State<()> for Never {
+        fn idle_at(&self, (): &()) -> Option<u64> {
+            None
+        }
+
+        fn promoted(_: &Self, (): &(), _: u64) -> Self {
+            Never
+        }
+    }
+
+    /// Whoever finds keys whose places all meet fills one shard with them, and no more.
+    #[test]
+    fn keys_that_meet_do_not_pile_up() {
+        let keyed = Keyed::new(10_000, (), || Never);
+        let most = keyed.most_in_shard;
+        assert_eq!((keyed.overflow_states(), most), (128, 78 * 4 + 64));
+        let mut own = 0;
+        for n in 0..2_000_u32 {
+            let key = n.to_ne_bytes();
+            keyed.with_unknown(7, &key, 0, |(), _| ());
+            own += usize::from(keyed.shard(7).read().entries.iter().any(|e| *e.key == key));
+        }
+        assert_eq!((own, keyed.len()), (most, most));
+        // The other shards have room.
+        keyed.with(b"another", 0, |(), _| ());
+        assert_eq!(keyed.len(), most + 1);
     }
 }

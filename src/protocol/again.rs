@@ -1,6 +1,6 @@
 //! Calls that can be made more than once: how the request of a further attempt is made.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::{
     deadline::{self, Deadline},
@@ -131,10 +131,16 @@ cloned!(Boxed, [Into<BoxError>]);
 
 /// A form without HTTP, in which a function copies the requests. Made by
 /// [`RetryLayer::clone_with`](crate::RetryLayer::clone_with).
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct CloneWith<P, F> {
     pub(crate) form: P,
     pub(crate) copy: F,
+}
+
+impl<P: fmt::Debug, F> fmt::Debug for CloneWith<P, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloneWith").field("form", &self.form).finish_non_exhaustive()
+    }
 }
 
 impl<P, F> Sealed for CloneWith<P, F> {}

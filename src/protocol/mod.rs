@@ -34,6 +34,8 @@ mod http_form;
 #[cfg(any(feature = "axum", feature = "tonic"))]
 mod interop;
 #[cfg(feature = "http")]
+mod keyed_by;
+#[cfg(feature = "http")]
 pub(crate) mod number;
 #[cfg(feature = "http")]
 mod peek;
@@ -64,6 +66,7 @@ pub use self::{
     degraded::Degraded,
     hold::HeldResponse,
     http_form::HttpContext,
+    keyed_by::KeyedBy,
     replay::Replay,
 };
 
@@ -107,6 +110,10 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     #[doc(hidden)]
     const HAS_BODY: bool = false;
 
+    /// Does the form know the [`key`](Self::key) of a request?
+    #[doc(hidden)]
+    const KNOWS_KEYS: bool = false;
+
     /// What is kept of the request until its response is judged.
     type Context;
     /// The response, with what the policy left in its body.
@@ -140,6 +147,13 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     #[doc(hidden)]
     fn has_a_timer_below(_context: &Self::Context) -> bool {
         false
+    }
+
+    /// The key of a request, in a form that [knows](Self::KNOWS_KEYS).
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn key<'a>(&self, _request: &'a Req) -> Option<crate::KeyBytes<'a>> {
+        None
     }
 
     /// Runs a user's function over the head of the request, where it has one.

@@ -9,7 +9,11 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::{key::key_setters, rate_limit::LimitHeaders};
+use crate::{
+    Boxed, Flat, KeyBytes, KeyedBy, Plain,
+    key::{Way, key_setters},
+    rate_limit::LimitHeaders,
+};
 
 /// Builds a [`RateLimitLayer`].
 #[must_use = "a builder does nothing until `build()`"]
@@ -59,7 +63,8 @@ impl<St: Engine> RateLimitBuilder<St> {
         self
     }
 
-    /// The layer, in its HTTP and gRPC form.
+    /// The layer, in its HTTP and gRPC form. For other services there are [`plain`](RateLimitLayer::plain) and its like, and
+    /// [`build_plain_per_key`](Self::build_plain_per_key) where each key has its own quota.
     ///
     /// # Errors
     ///
@@ -88,9 +93,43 @@ impl<St: Engine> RateLimitBuilder<St> {
     }
 }
 
+/// Builds the forms without HTTP in which a function knows the keys.
+#[cfg(feature = "http")]
+macro_rules! build_per_key {
+    ($name:ident, $form:ident, $like:literal) => {
+        #[doc = concat!("The layer as [`", $like, "`](RateLimitLayer::", $like, ") makes it, with a quota for each key that the")]
+        /// function finds; `None`: the request has none. It runs on the path of every call, outside of every lock.
+        ///
+        /// ```
+        /// use buttress::{KeyBytes, Quota, RateLimitLayer};
+        ///
+        /// struct Job { tenant: String }
+        /// # fn main() -> Result<(), buttress::ConfigError> {
+        /// let each = RateLimitLayer::builder().quota(Quota::per_second(10));
+        #[doc = concat!("let layer = each.", stringify!($name), "(|job: &Job| Some(KeyBytes::from(&job.tenant)))?;")]
+        /// # drop(layer); Ok(()) }
+        /// ```
+        ///
+        /// # Errors
+        ///
+        /// As [`build`](Self::build).
+        pub fn $name<Req, F>(mut self, key: F) -> Result<RateLimitLayer<KeyedBy<$form, F>, St>, ConfigError>
+        where
+            F: Fn(&Req) -> Option<KeyBytes<'_>> + Clone,
+        {
+            self.rules.http.keys.set(Way::Form);
+            Ok(self.build()?.with_protocol(KeyedBy { form: $form::default(), key }))
+        }
+    };
+}
+
 #[cfg(feature = "http")]
 impl<St: Engine> RateLimitBuilder<St> {
     key_setters!("quota", rules.http.keys);
+
+    build_per_key!(build_plain_per_key, Plain, "plain");
+    build_per_key!(build_flat_per_key, Flat, "flat");
+    build_per_key!(build_boxed_per_key, Boxed, "boxed");
 
     /// The quota of a key, where it is not the common one; `None`: the common one. Asked for every call, so that it may
     /// change; what was used stays used. What is no valid quota, and a key that is no UTF-8, has the common one. So have

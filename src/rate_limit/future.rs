@@ -108,7 +108,7 @@ where
             });
         }
         if let Some(More::Waiting(call)) = &mut this.more.0 {
-            let went = ready!(call.as_mut().poll::<P>(cx));
+            let went = ready!(call.as_mut().poll(protocol, cx));
             this.more.0 = None;
             return Poll::Ready(went_on::<P, Req, S::Response, S::Error, St>(protocol, context, went));
         }

@@ -116,11 +116,11 @@ impl<St: Engine> Limiter<St> {
     }
 
     /// Asks the store once more.
-    pub(crate) fn ask_again<P, Req, Res, Err>(&self, request: &mut Req) -> Option<St::Acquire>
+    pub(crate) fn ask_again<P, Req, Res, Err>(&self, protocol: &P, request: &mut Req) -> Option<St::Acquire>
     where
         P: Protocol<Req, Res, Err>,
     {
-        self.rules.look::<P, Req, Res, Err, _>(request, |whose, units, _| match whose {
+        self.rules.look(protocol, request, |whose, units, _| match whose {
             Whose::Common => self.store.ask(None, NonZeroU32::new(units)?),
             Whose::Key(key) => self.store.ask(Some(key), NonZeroU32::new(units)?),
             Whose::Nobodys { .. } => None,

@@ -77,7 +77,7 @@ impl<P, St: Engine> RateLimitLayer<P, St> {
         self.with_protocol(Boxed::default())
     }
 
-    fn with_protocol<Q>(self, protocol: Q) -> RateLimitLayer<Q, St> {
+    pub(super) fn with_protocol<Q>(self, protocol: Q) -> RateLimitLayer<Q, St> {
         RateLimitLayer { shared: self.shared, protocol }
     }
 }

@@ -63,7 +63,7 @@ impl<St: Engine> Limiter<St> {
     pub(crate) fn new(reporter: Reporter, shadow: bool, quota: Quota, rules: Rules, store: St) -> Self {
         Limiter {
             store,
-            lane: Lane::of(&rules),
+            lane: rules.lane(),
             rules,
             epoch: Epoch::new(),
             reporter,
@@ -120,7 +120,7 @@ impl<St: Engine> Limiter<St> {
     /// The short way: takes what the call costs, if it is there and nothing else has to be asked.
     #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "no head to look at"))]
     #[inline(always)]
-    pub(crate) fn goes_at_once<P, Req, Res, Err>(&self, request: &Req) -> bool
+    pub(crate) fn goes_at_once<P, Req, Res, Err>(&self, protocol: &P, request: &Req) -> bool
     where
         P: Protocol<Req, Res, Err>,
     {
@@ -136,13 +136,18 @@ impl<St: Engine> Limiter<St> {
             },
             #[cfg(feature = "http")]
             Lane::Key => self.has_key_that_goes(buckets, P::head(request)),
-            Lane::Rules => false,
+            #[cfg(feature = "http")]
+            Lane::Form if P::KNOWS_KEYS => {
+                protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
+            }
+            #[cfg(feature = "http")]
+            Lane::Form | Lane::Rules => false,
         };
         if goes {
             self.admitted.add();
             self.reporter.admitted();
         }
-        let _ = request;
+        let _ = (protocol, request);
         goes
     }
 
@@ -155,11 +160,11 @@ impl<St: Engine> Limiter<St> {
 
     /// Decides about one call, and takes what it costs.
     #[inline(never)]
-    pub(crate) fn decide<P, Req, Res, Err>(&self, request: &mut Req) -> Decision<St::Acquire>
+    pub(crate) fn decide<P, Req, Res, Err>(&self, protocol: &P, request: &mut Req) -> Decision<St::Acquire>
     where
         P: Protocol<Req, Res, Err>,
     {
-        self.rules.look::<P, Req, Res, Err, _>(request, |whose, units, deadline| {
+        self.rules.look(protocol, request, |whose, units, deadline| {
             let Some(cost) = NonZeroU32::new(units) else { return self.goes(After::default()) };
             match whose {
                 Whose::Common => self.decide_of(None, cost, deadline),

@@ -6,11 +6,12 @@ use crate::{
     deadline::{self, Deadline},
     key::Whose,
     protocol::Protocol,
+    rate_limit::lane::Lane,
 };
 
 #[cfg(feature = "http")]
 use crate::{
-    key::{Key, Keys, Way},
+    key::{Keys, Way},
     rate_limit::{LimitHeaders, Quota},
 };
 
@@ -41,10 +42,9 @@ pub(crate) type OfResponse = Box<dyn Fn(&http::response::Parts) -> u32 + Send + 
 pub(crate) type OfKey = Box<dyn Fn(&str) -> Option<Quota> + Send + Sync>;
 
 impl Rules {
-    /// One unit for every call and nothing to be done afterwards: of this key's quota, or of the common one. `None`: more
-    /// has to be asked.
+    /// Which way nearly all calls go.
     #[cfg(feature = "http")]
-    pub(crate) fn short(&self) -> Option<Option<&Key>> {
+    pub(crate) fn lane(&self) -> Lane {
         let http = &self.http;
         let more = http.cost_fn.is_some()
             || http.charge_fn.is_some()
@@ -52,15 +52,16 @@ impl Rules {
             || http.keys.trusted.is_some()
             || http.headers != LimitHeaders::Off;
         match &http.keys.way {
-            Way::None if !more => Some(None),
-            Way::Key(key) if !more => Some(Some(key)),
-            _ => None,
+            Way::None if !more => Lane::Common,
+            Way::Key(_) if !more => Lane::Key,
+            Way::Form if !more => Lane::Form,
+            _ => Lane::Rules,
         }
     }
 
     #[cfg(not(feature = "http"))]
-    pub(crate) fn short(&self) -> Option<Option<&std::convert::Infallible>> {
-        Some(None)
+    pub(crate) fn lane(&self) -> Lane {
+        Lane::Common
     }
 
     /// For so many keys there are states: they take memory, if only for their overflow.
@@ -91,8 +92,10 @@ impl Rules {
     /// Sees whose quota a call uses, how many units of it, and until when its caller waits. User functions run before, and
     /// outside of every lock.
     #[inline]
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "keys are for HTTP"))]
     pub(crate) fn look<P, Req, Res, Err, T>(
         &self,
+        protocol: &P,
         request: &mut Req,
         decide: impl FnOnce(Whose<'_>, u32, Option<Deadline>) -> T,
     ) -> T
@@ -101,7 +104,7 @@ impl Rules {
     {
         let deadline = self.wait.and_then(|_| deadline::earliest(P::deadline(request), Deadline::current()));
         #[cfg(feature = "http")]
-        return self.http.look::<P, Req, Res, Err, T>(request, |whose, units| decide(whose, units, deadline));
+        return self.http.look(protocol, request, |whose, units| decide(whose, units, deadline));
         #[cfg(not(feature = "http"))]
         decide(Whose::Common, 1, deadline)
     }
@@ -110,7 +113,7 @@ impl Rules {
 #[cfg(feature = "http")]
 impl HttpRules {
     #[inline]
-    fn look<P, Req, Res, Err, T>(&self, request: &mut Req, decide: impl FnOnce(Whose<'_>, u32) -> T) -> T
+    fn look<P, Req, Res, Err, T>(&self, protocol: &P, request: &mut Req, decide: impl FnOnce(Whose<'_>, u32) -> T) -> T
     where
         P: Protocol<Req, Res, Err>,
     {
@@ -122,6 +125,12 @@ impl HttpRules {
                     units = cost_fn(parts);
                 }
             });
+        }
+        if P::KNOWS_KEYS {
+            own = protocol.key(request);
+        } else if matches!(self.keys.way, Way::Form) {
+            // It was turned into another form, which has no keys.
+            return decide(Whose::Common, units);
         }
         self.keys.look(P::head(request), own, |whose| decide(whose, units))
     }

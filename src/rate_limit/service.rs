@@ -62,11 +62,11 @@ where
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if !self.unready && self.shared.goes_at_once::<P, Req, S::Response, S::Error>(&request) {
+        if !self.unready && self.shared.goes_at_once(&self.protocol, &request) {
             let inner = self.inner.call(request);
             return ResponseFuture::running(inner, self.protocol.clone(), context, None);
         }
-        match self.shared.decide::<P, Req, S::Response, S::Error>(&mut request) {
+        match self.shared.decide(&self.protocol, &mut request) {
             Decision::Go(after) if !self.unready => {
                 let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
                 let inner = self.inner.call(request);

