@@ -17,6 +17,9 @@
 //! # drop((reads, writes)); Ok(()) }
 //! ```
 //!
+//! A client that calls many hosts gives each its own: [`Budget::per_key`]. Else one that is down uses up what calls to the
+//! others may add.
+//!
 //! An attempt is taken from the budget before the wait for it begins, so that a crowd of sleepers can't exceed it, and
 //! given back if it is not made after all: the caller left, or the backend did not become ready.
 //!

@@ -30,7 +30,8 @@
 //!   with nothing of the inner service in its hands; one that leaves lets those behind it move up at once.
 //! - **Answers.** 429 with `Retry-After`, or RESOURCE_EXHAUSTED with `RetryInfo`; [`LimitHeaders`] on request, on admitted
 //!   responses too.
-//! - **Plain services** have no heads to see, so there every call takes one unit of the one common quota.
+//! - **Plain services** have no heads to see: there every call takes one unit, of the one common quota, or of the quota of
+//!   the key that a function finds ([`build_plain_per_key`](RateLimitBuilder::build_plain_per_key)).
 //!
 //! # A quota for a fleet
 //!
@@ -46,7 +47,7 @@
 //! # Cost of a call
 //!
 //! One clock read, one compare-and-swap, and a count on a cache line of this thread's own; no lock, no allocation. With a
-//! key also one hash, and a lock that calls share; only a new key allocates. What is written allocates: a header, the key
+//! key also one hash, and a lock that calls share, one of many; only a new key allocates. What is written allocates: a header, the key
 //! that a function makes. A call that waits, and one that asks a store, allocates once: what it needs for that is in a box
 //! of its own, so that the others are not moved about with room for it. `charge_fn`, tiers and waiting make a key's state
 //! some 150 bytes larger.
