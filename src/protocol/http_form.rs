@@ -11,7 +11,8 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, body::Verdict, classify, refusal,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, refusal,
+        verdict::Verdict,
     },
     rejection::Rejection,
 };

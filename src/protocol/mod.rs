@@ -25,6 +25,8 @@ mod body;
 #[cfg(feature = "http")]
 pub(crate) mod classify;
 #[cfg(feature = "http")]
+mod cut;
+#[cfg(feature = "http")]
 mod degraded;
 #[cfg(feature = "http")]
 pub(crate) mod hint;
@@ -48,6 +50,8 @@ pub mod replay;
 pub(crate) mod text;
 #[cfg(feature = "http")]
 pub(crate) mod unsent;
+#[cfg(feature = "http")]
+pub(crate) mod verdict;
 mod watch;
 
 pub(crate) use self::again::{Mark, Trust};

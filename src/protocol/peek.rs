@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
 
-use super::body::{Step, cut_by, note_cut};
+use super::{cut, verdict::Step};
 use crate::{outcome::End, protocol::BoxError};
 
 /// A body, and the first frame of it if that has come.
@@ -62,7 +62,7 @@ where
     /// The first frame, and whose clock made it. It is still handed on.
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<(&Step, Option<End>)> {
         if matches!(self.first, First::No) {
-            let (polled, cut) = cut_by(|| self.body.as_mut().poll_frame(cx));
+            let (polled, cut) = cut::in_poll(|| self.body.as_mut().poll_frame(cx));
             if let Poll::Ready(step) = polled {
                 self.first = First::Came { step: step.map(|f| f.map_err(Into::into)), cut };
             }
@@ -77,7 +77,7 @@ where
         match mem::replace(&mut self.first, First::No) {
             First::No => self.body.as_mut().poll_frame(cx).map_err(Into::into),
             First::Came { step, cut } => {
-                note_cut(cut);
+                cut::note(cut);
                 if step.is_none() {
                     self.first = First::Over;
                 }
