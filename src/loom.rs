@@ -21,7 +21,7 @@ use crate::{
     rejection::Reason,
     window::{
         Sample,
-        time::{ANEW, Tick, TimeRing},
+        time::{ANEW, STRIPES, Tick, TimeRing},
     },
 };
 
@@ -91,7 +91,7 @@ pub struct Ring(TimeRing);
 impl Ring {
     #[allow(clippy::new_without_default, reason = "not for users")]
     pub fn new() -> Self {
-        Ring(TimeRing::new())
+        Ring(TimeRing::new(STRIPES))
     }
 
     /// A tick is one unit of time.

@@ -46,9 +46,18 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
+        Clock::of(Epoch::new())
+    }
+
+    /// Another one with the same numbers. What a caller remembers of one is not known of the other.
+    pub(crate) fn another(&self) -> Self {
+        Clock::of(self.epoch)
+    }
+
+    fn of(epoch: Epoch) -> Self {
         // From one step: zero is the number of no clock.
         static LAST: AtomicU64 = AtomicU64::new(0);
-        Clock { epoch: Epoch::new(), id: LAST.fetch_add(STEP, Relaxed) + STEP }
+        Clock { epoch, id: LAST.fetch_add(STEP, Relaxed) + STEP }
     }
 
     /// This instant as a number.

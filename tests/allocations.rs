@@ -367,6 +367,41 @@ fn a_bulkhead_is_free_also_with_a_known_key() {
 }
 
 #[test]
+fn a_breaker_is_free_also_with_a_known_key() {
+    in_runtime(|| {
+        let slow = || CircuitBreakerLayer::builder().slow_calls(Duration::from_secs(1), 0.5);
+        for builder in [CircuitBreakerLayer::builder(), CircuitBreakerLayer::builder().count_window(100), slow()] {
+            let layer = builder.per_key(Key::GrpcMethod).build().unwrap();
+            let (mut service, mut pending) = (layer.layer(http()), layer.layer(hanging()));
+            assert_eq!(allocations(|| assert!(call_and_read(&mut service, Request::new(())).is_some())), 0);
+            assert_eq!(allocations(|| assert!(call_and_read(&mut pending, Request::new(())).is_none())), 0);
+        }
+    });
+}
+
+/// What the docs say of a key: its breaker, twice counted, its bytes twice, now and then its shard's table.
+#[test]
+fn a_breaker_of_a_key_is_small() {
+    in_runtime(|| {
+        let builder = CircuitBreakerLayer::builder;
+        for (builder, most) in [(builder(), 1_250), (builder().count_window(100), 900)] {
+            let layer = builder.per_key(Key::GrpcMethod).build().unwrap();
+            let mut service = layer.layer(http());
+            let keys: Vec<http::Uri> = (0..1_000).map(|n| format!("/{n}").parse().unwrap()).collect();
+            let used = measure(|| {
+                for key in &keys {
+                    let mut request = Request::new(());
+                    *request.uri_mut() = key.clone();
+                    assert!(call_and_read(&mut service, request).is_some());
+                }
+            });
+            assert_eq!(layer.handle().snapshot().keys, 1_000);
+            assert!(used.bytes_current <= most * 1_000, "{} bytes a key", used.bytes_current / 1_000);
+        }
+    });
+}
+
+#[test]
 fn waiting_and_being_called_are_free_once_the_queue_has_been_as_long() {
     in_runtime(|| {
         let layer = BulkheadLayer::builder().limit(1).queue(2).build().unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use buttress::{
     AdaptiveRateLayer, Answer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, DrainLayer,
-    Error, FallbackContext, FallbackLayer, HedgeLayer, KeyBytes, LastGood, LimitHeaders, Outcome,
+    Error, FallbackContext, FallbackLayer, HedgeLayer, KeyBytes, LastGood, LimitHeaders, OpenTime, Outcome,
     PreviousAttemptsLayer, Quota, RateLimitLayer, Registry, RetryLayer, TimeoutLayer,
     testing::{OutcomesLayer, Probe, ProbeError, laws},
 };
@@ -102,6 +102,27 @@ fn open() -> CircuitBreakerLayer {
     layer
 }
 
+/// A breaker for each key.
+fn breaker_per_key() -> CircuitBreakerLayer {
+    let builder = CircuitBreakerLayer::builder().slow_calls(Duration::from_secs(1), 1.0);
+    builder.key_fn(|_| Some("k".into())).build().unwrap()
+}
+
+/// As [`open`], for all keys.
+fn open_per_key() -> CircuitBreakerLayer {
+    let layer = breaker_per_key();
+    layer.handle().force_open().unwrap();
+    layer
+}
+
+/// One that opened by itself, for services without heads.
+fn opened_per_key() -> CircuitBreakerLayer {
+    let builder = CircuitBreakerLayer::builder().consecutive_failures(1).key_fn(|_| None);
+    let layer = builder.open(OpenTime::Fixed(Duration::from_secs(3_600))).build().unwrap();
+    let _ = futures_util::FutureExt::now_or_never(layer.clone().plain().layer(failing()).oneshot(()));
+    layer
+}
+
 /// Room for one at a time, and for one more who waits: a law's calls follow each other.
 fn bulkhead() -> BulkheadLayer {
     BulkheadLayer::builder().limit(1).queue(1).build().unwrap()
@@ -166,6 +187,8 @@ contract!(deadline_client: DeadlineLayer::client() => Http, refuses: too_late);
 contract!(breaker_http: breaker() => Http, refuses: open());
 contract!(breaker_plain: breaker().plain() => (), refuses: open().plain());
 contract!(breaker_boxed: breaker().boxed() => (), refuses: open().boxed());
+contract!(breaker_per_key: breaker_per_key() => Http, refuses: open_per_key());
+contract!(breaker_per_key_plain: breaker_per_key().plain() => (), refuses: opened_per_key().plain());
 contract!(retry_http: retry() => Replayed, refuses: too_late);
 contract!(retry_plain: retry().plain() => (), refuses: too_late);
 contract!(retry_boxed: retry().boxed() => (), refuses: too_late);
@@ -230,9 +253,10 @@ async fn a_late_refusal_gives_readiness_back() {
     };
     laws::late_refusal(|p| retry().layer(p), on_request, passes).await;
 
-    let breaker = breaker();
-    let opens = || async { breaker.handle().force_open().unwrap() };
-    laws::late_refusal(|p| breaker.layer(p), Http::default, opens).await;
+    for breaker in [breaker(), breaker_per_key()] {
+        let opens = || async { breaker.handle().force_open().unwrap() };
+        laws::late_refusal(|p| breaker.layer(p), Http::default, opens).await;
+    }
 
     for queue in [0, 1] {
         let bulkhead = BulkheadLayer::builder().limit(1).queue(queue).build().unwrap();

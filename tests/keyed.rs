@@ -50,6 +50,9 @@ fn keys_are_whole_and_do_not_meet() {
         assert_eq!(use_it(&keyed, &n.to_le_bytes(), 0, n + 1), 0);
     }
     let long = vec![b'x'; 100_000];
+    // Looking makes none.
+    assert_eq!(keyed.get(&long, |_| ()), None);
+    assert_eq!((keyed.get(&7_u64.to_le_bytes(), |state| state.0.load(Relaxed)), keyed.len()), (Some(8), 50_000));
     assert_eq!(use_it(&keyed, &long, 0, 7), 0);
     assert_eq!(use_it(&keyed, &long[1..], 0, 8), 0);
     assert_eq!(use_it(&keyed, b"", 0, 9), 0);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use buttress::{
-    AdaptiveRateLayer, Backoff, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackLayer,
+    AdaptiveRateLayer, Backoff, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackLayer, Key,
     OpenTime, Quota, RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
     observe::{self, Event, Kind, Streamed, metrics::publish},
     testing::{Probe, ProbeError},
@@ -113,6 +113,36 @@ fn exactly_one_state_is_set_from_the_first_call_on() {
             )
         };
         assert_eq!(["closed", "open", "half_open"].map(changes), [1.0, 2.0, 2.0]);
+    });
+}
+
+/// With keys it is the worst that one is in, and no key is a label.
+#[test]
+fn the_worst_state_of_all_keys_is_set() {
+    recorded(|handle| async move {
+        let probe = Probe::new();
+        let layer = breaker("upstreams").per_key(Key::GrpcMethod).build().unwrap();
+        let service = layer.layer(probe.clone());
+        let to = |path: &str| http::Request::get(path).body(()).unwrap();
+        service.clone().oneshot(to("/a")).await.unwrap();
+        assert_eq!(state_of(&handle, "upstreams"), ["closed"]);
+        probe.fails();
+        service.clone().oneshot(to("/a")).await.unwrap_err();
+        assert_eq!(state_of(&handle, "upstreams"), ["open"]);
+        layer.handle().for_key("/a").unwrap().half_open().unwrap();
+        assert_eq!(state_of(&handle, "upstreams"), ["half_open"]);
+        service.clone().oneshot(to("/b")).await.unwrap_err();
+        assert_eq!(state_of(&handle, "upstreams"), ["open"]);
+        publish();
+        let gauge = |name| value(&handle, &format!("buttress_{name}{{name=\"upstreams\",policy=\"circuit_breaker\"}}"));
+        assert_eq!((gauge("keys"), gauge("open_keys")), (2.0, 1.0));
+        layer.handle().force_closed().unwrap();
+        assert_eq!(state_of(&handle, "upstreams"), ["forced_closed"]);
+        layer.handle().for_key("/b").unwrap().force_open().unwrap();
+        assert_eq!(state_of(&handle, "upstreams"), ["forced_open"]);
+        layer.handle().reset();
+        assert_eq!(state_of(&handle, "upstreams"), ["closed"]);
+        assert!(!handle.render().contains("/a"));
     });
 }
 
@@ -552,17 +582,25 @@ async fn tracing_is_told_of_changes_and_refusals_and_not_of_admitted_calls() {
     service.clone().oneshot(()).await.unwrap_err();
     service.clone().oneshot(()).await.unwrap_err();
     layer.handle().reset();
+    let lines = || {
+        let ours = |line: &String| line.contains("buttress") || line.starts_with("span");
+        LINES.take().into_iter().filter(ours).collect::<Vec<_>>()
+    };
     assert_eq!(
-        LINES
-            .take()
-            .into_iter()
-            .filter(|line| line.contains("buttress") || line.starts_with("span"))
-            .collect::<Vec<_>>(),
+        lines(),
         [
             "WARN buttress::circuit_breaker message=state changed name=\"ledger\" from=\"closed\" to=\"open\"",
             "DEBUG buttress::circuit_breaker message=rejected name=\"ledger\" error.type=\"circuit_open\"",
             "span error.type=\"circuit_open\"",
             "INFO buttress::circuit_breaker message=state changed name=\"ledger\" from=\"open\" to=\"closed\"",
+        ]
+    );
+    let layer = breaker("upstreams").per_key(Key::GrpcMethod).build().unwrap();
+    layer.layer(probe.clone()).oneshot(http::Request::get("/a").body(()).unwrap()).await.unwrap_err();
+    assert_eq!(
+        lines(),
+        [
+            "WARN buttress::circuit_breaker message=state changed name=\"upstreams\" key=\"/a\" from=\"closed\" to=\"open\""
         ]
     );
     SPAN.set(None);

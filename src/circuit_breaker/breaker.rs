@@ -1,21 +1,13 @@
-//! The shell around the machine: the clock, the events, the counters. One per layer, shared by all it makes.
+//! The shell around the machine: the clock, the events, the counters. One per layer, shared by all it makes, or one per key.
 
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Until,
     circuit_breaker::{
-        CircuitBreakerConfig, State,
+        State,
+        common::Common,
         facts::Facts,
-        machine::{Change, Machine, Refusal, Ticket},
+        machine::{Change, Look, Machine, Refusal, Ticket},
     },
     deadline::Deadline,
     observe::{Kind, Reporter},
@@ -23,59 +15,57 @@ use crate::{
     rejection::{Rejection, Told},
     rng,
     stripe::thread_number,
-    time::{self, Clock, Instant, nanos},
+    time::{Clock, Instant, nanos},
 };
+
+#[cfg(feature = "http")]
+use crate::circuit_breaker::by_key::{ByKey, OfKey};
 
 #[derive(Debug)]
 pub(crate) struct Breaker {
     pub(crate) machine: Machine,
-    /// The machine's time.
+    /// The machine's time. What it remembers is of this machine alone.
     pub(super) clock: Clock,
-    reporter: Reporter,
-    pub(crate) extras: Extras,
-    /// Asked for at openings and updates only.
-    config: Mutex<CircuitBreakerConfig>,
-    pub(crate) cancelled: AtomicU64,
-    pub(crate) would_have_rejected: AtomicU64,
+    pub(crate) common: Arc<Common>,
+    #[cfg(feature = "http")]
+    pub(super) role: Role,
 }
 
-/// What a builder knows and a configuration does not.
+/// Which of a layer's breakers it is.
+#[cfg(feature = "http")]
 #[derive(Debug)]
-pub(crate) struct Extras {
-    pub(crate) open_fn: Option<OpenFn>,
-    pub(crate) until: Until,
-    pub(crate) blame_after: Duration,
+pub(super) enum Role {
+    /// The only one.
+    Alone,
+    /// Before those of the keys.
+    Front(Box<ByKey>),
+    /// That of a key.
+    Key(OfKey),
+    /// Of requests without a key, or of keys beyond the bound.
+    Shared,
 }
-
-impl Default for Extras {
-    fn default() -> Self {
-        Extras { open_fn: None, until: Until::Head, blame_after: Duration::from_secs(1) }
-    }
-}
-
-pub(crate) struct OpenFn(pub(crate) Box<dyn Fn(u32) -> Duration + Send + Sync>);
 
 impl Breaker {
-    pub(crate) fn new(reporter: Reporter, shadow: bool, config: CircuitBreakerConfig, extras: Extras) -> Self {
-        let machine = Machine::new(&config, 0);
+    /// The only one of its layer.
+    pub(crate) fn alone(common: Arc<Common>, shadow: bool) -> Self {
+        let machine = Machine::new(&common.config(), 0);
         machine.shadow(shadow);
         Breaker {
             machine,
-            clock: Clock::new(),
-            reporter,
-            extras,
-            config: Mutex::new(config),
-            cancelled: AtomicU64::new(0),
-            would_have_rejected: AtomicU64::new(0),
+            clock: common.clock.another(),
+            common,
+            #[cfg(feature = "http")]
+            role: Role::Alone,
         }
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.reporter.name()
+        self.reporter().name()
     }
 
+    #[inline(always)]
     pub(crate) fn reporter(&self) -> &Reporter {
-        &self.reporter
+        &self.common.reporter
     }
 
     /// The machine's time at this instant.
@@ -94,8 +84,11 @@ impl Breaker {
         self.machine.in_shadow()
     }
 
-    pub(crate) fn shadow(&self, on: bool) {
-        self.machine.shadow(on);
+    /// The breakers of the keys, in a layer with keys.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn by_key(&self) -> Option<&ByKey> {
+        if let Role::Front(by_key) = &self.role { Some(by_key) } else { None }
     }
 
     // === calls ===
@@ -108,8 +101,18 @@ impl Breaker {
 
     /// Is every call refused now? Asked before the inner service is, so that a closed door does not touch the house.
     #[inline(always)]
+    pub(crate) fn look(&self) -> Look {
+        self.machine.look(|| self.now())
+    }
+
+    /// Looks closer where [`look`](Self::look) can't tell.
+    #[cold]
     pub(crate) fn is_shut(&self) -> Option<Told> {
-        self.machine.is_shut(|| self.now()).map(Refusal::told)
+        #[cfg(feature = "http")]
+        if let Some(by_key) = self.by_key() {
+            return by_key.is_shut();
+        }
+        self.machine.is_shut(self.now()).map(Refusal::told)
     }
 
     /// Admits a call as nearly all are: it is closed, and nobody asks how long it takes.
@@ -140,8 +143,7 @@ impl Breaker {
         self.changed(change, None);
         match answer {
             Err(refusal) if self.in_shadow() => {
-                self.would_have_rejected.fetch_add(1, Relaxed);
-                self.reporter.report(Kind::WouldHaveRejected { reason: refusal.reason });
+                self.common.would_refuse(refusal.reason);
                 Ok(Ticket::UNCOUNTED)
             }
             answer => answer,
@@ -151,12 +153,7 @@ impl Breaker {
     /// Refuses a call: counts it, tells of it, and makes what the caller is told.
     #[inline(always)]
     pub(crate) fn refuse(&self, told: Told) -> Rejection {
-        self.reporter.refuse(told)
-    }
-
-    /// Calls refused.
-    pub(crate) fn rejected(&self) -> u64 {
-        self.reporter.refused()
+        self.reporter().refuse(told)
     }
 
     #[cold]
@@ -176,10 +173,11 @@ impl Breaker {
     #[inline(never)]
     pub(crate) fn panicked(&self, ticket: Ticket) {
         self.settle(ticket, Outcome::Failure, false, self.now(), None);
-        self.reporter.ended(Outcome::Failure);
+        self.reporter().ended(Outcome::Failure);
     }
 
-    /// A call whose inner service failed before it could begin.
+    /// A call whose inner service failed before it could begin. With keys nobody knows yet whose it would have been: it is
+    /// booked where nothing comes of it.
     #[cold]
     pub(crate) fn failed_readiness(&self) {
         let ticket = match self.machine.admit_closed() {
@@ -187,7 +185,7 @@ impl Breaker {
             None => self.admit_now().unwrap_or(Ticket::UNCOUNTED),
         };
         self.settle(ticket, Outcome::Failure, false, self.now(), None);
-        self.reporter.ended(Outcome::Failure);
+        self.reporter().ended(Outcome::Failure);
     }
 
     // === changes ===
@@ -197,30 +195,29 @@ impl Breaker {
     pub(crate) fn changed(&self, change: Option<Change>, hint: Option<Duration>) {
         let Some(change) = change else { return };
         if change.to == State::Open {
-            let until = self.now().saturating_add(nanos(self.open_time(change.opening, hint)));
+            let until = self.now().saturating_add(nanos(self.common.open_time(change.opening, hint)));
             self.machine.stay_open(change.generation, until);
         }
-        self.reporter.report(Kind::StateChanged { from: change.from, to: change.to });
-    }
-
-    fn open_time(&self, opening: u32, hint: Option<Duration>) -> Duration {
-        let open = self.config.lock().unwrap_or_else(PoisonError::into_inner).open;
-        // It may run in a drop, and a panic there would end the process.
-        let asked = self.extras.open_fn.as_ref().and_then(|f| catch_unwind(AssertUnwindSafe(|| (f.0)(opening))).ok());
-        let own = asked.unwrap_or_else(|| open.draw(opening, rng::unit())).min(time::LONGEST);
-        let server = hint.map_or(Duration::ZERO, |h| h.min(open.longest()));
-        own.max(server)
-    }
-
-    pub(crate) fn update(&self, config: CircuitBreakerConfig) {
-        let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        self.machine.update(&config, self.now());
-        *current = config;
+        let kind = Kind::StateChanged { from: change.from, to: change.to };
+        #[cfg(feature = "http")]
+        match &self.role {
+            Role::Alone | Role::Front(_) => {}
+            Role::Key(of_key) => {
+                self.common.for_all.has_changed(change);
+                return self.reporter().report_of(of_key.name(), kind);
+            }
+            Role::Shared => self.common.for_all.has_changed(change),
+        }
+        self.reporter().report(kind);
     }
 }
 
-impl fmt::Debug for OpenFn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OpenFn")
+/// One that goes is in no state.
+#[cfg(feature = "http")]
+impl Drop for Breaker {
+    fn drop(&mut self) {
+        if matches!(self.role, Role::Key(_) | Role::Shared) {
+            self.common.for_all.has_gone(self.machine.state());
+        }
     }
 }

@@ -57,7 +57,7 @@ fn panicked(breaker: &Breaker, ticket: Ticket, times: Times) {
 fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End) {
     let at = time::now();
     let now = breaker.at(at);
-    let blame_after = nanos(breaker.extras.blame_after);
+    let blame_after = nanos(breaker.common.extras.blame_after);
     let outcome = match end {
         End::Outcome(Outcome::Cancelled) | End::Left => return was_cancelled(breaker, ticket),
         End::Outcome(Outcome::Ignored) | End::Refused => {
@@ -92,7 +92,7 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
 
 fn was_cancelled(breaker: &Breaker, ticket: Ticket) {
     if ticket.is_counted() {
-        breaker.cancelled.fetch_add(1, Relaxed);
+        breaker.common.cancelled.fetch_add(1, Relaxed);
     }
     breaker.release(ticket);
     breaker.reporter().ended(Outcome::Cancelled);
@@ -157,7 +157,7 @@ impl Keeper for Call {
     fn good_head(&mut self) -> bool {
         let Facts::Full(full) = &mut self.facts else { return false };
         let ticket = full.ticket;
-        if self.breaker.extras.until == Until::Head && full.times.started != NEVER {
+        if self.breaker.common.extras.until == Until::Head && full.times.started != NEVER {
             full.first_frame(&self.breaker);
             full.later.latency.become_known();
             let took = full.later.latency.known();
@@ -174,7 +174,7 @@ impl Keeper for Call {
     }
 
     fn wants_frames(&self) -> bool {
-        self.breaker.extras.until == Until::End
+        self.breaker.common.extras.until == Until::End
             && matches!(self.facts, Facts::Full(Full { times, .. }) if times.started != NEVER)
     }
 

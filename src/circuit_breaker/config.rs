@@ -7,7 +7,7 @@ use crate::{
     builder::{Identity, shared_setters},
     circuit_breaker::{
         CircuitBreakerLayer, OpenTime,
-        breaker::{Extras, OpenFn},
+        common::{Extras, OpenFn},
         machine::probes,
     },
     config::{Checks, ConfigError},
@@ -202,6 +202,9 @@ impl CircuitBreakerBuilder {
         self
     }
 
+    #[cfg(feature = "http")]
+    crate::key::key_setters!("breaker", extras.keys);
+
     /// The layer, in its HTTP and gRPC form.
     ///
     /// # Errors
@@ -218,6 +221,8 @@ impl CircuitBreakerBuilder {
         self.identity.check("circuit_breaker", &mut checks);
         self.config.check(&mut checks);
         checks.duration("deadline_blame_after", self.extras.blame_after);
+        #[cfg(feature = "http")]
+        self.extras.keys.check(&mut checks);
         checks.finish()?;
         Ok(CircuitBreakerLayer::new(self.identity, self.config, self.extras))
     }

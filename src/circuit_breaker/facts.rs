@@ -56,6 +56,11 @@ impl Facts {
         Facts::Plain { pass }
     }
 
+    /// Of a call that is of no breaker.
+    #[cfg(feature = "http")]
+    pub(crate) const UNCOUNTED: Facts =
+        Facts::Full(Full { ticket: Ticket::UNCOUNTED, times: Times::NONE, later: Later::NOTHING });
+
     pub(crate) fn full(ticket: Ticket, started: Option<u64>, deadline: Option<u64>) -> Self {
         let [started, deadline] = [started, deadline].map(|t| t.unwrap_or(NEVER));
         Facts::Full(Full { ticket, times: Times { started, deadline }, later: Later::NOTHING })

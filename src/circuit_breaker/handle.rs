@@ -1,57 +1,25 @@
 //! Reading and steering a circuit breaker.
 
-use std::{
-    error::Error as StdError,
-    fmt,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 use crate::{
-    circuit_breaker::{CircuitBreakerConfig, State, breaker::Breaker},
+    circuit_breaker::{CircuitBreakerConfig, CircuitBreakerSnapshot, State, breaker::Breaker, machine::Look, snapshot},
     config::ConfigError,
     observe::{Figure, Reporter, Watched},
     stripe::Striped,
 };
 
-/// Reads and steers a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer) and everything it wraps.
+#[cfg(feature = "http")]
+use crate::stripe::Shared;
+
+/// Reads and steers a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer) and everything it wraps. With keys that is the
+/// breaker of each, and [`for_key`](Self::for_key) gives a handle to one.
 #[derive(Debug, Clone)]
 pub struct CircuitBreakerHandle {
     shared: Arc<Striped<Breaker>>,
-}
-
-/// A circuit breaker at one moment.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct CircuitBreakerSnapshot {
-    /// The state. An open time that is over does not show before the next call.
-    pub state: State,
-    /// Does it only report what it would refuse?
-    pub shadow: bool,
-    /// Since the last change of state.
-    pub in_state: Duration,
-    /// What is left of the open time; only in `Open`.
-    pub open_left: Option<Duration>,
-    /// Successful, failed and throttled calls in the window; in `Open`, in the window that opened it.
-    pub calls: u64,
-    /// Failed and throttled calls among them.
-    pub failures: u64,
-    /// Slow calls among them.
-    pub slow: u64,
-    /// `failures` of `calls`; `None` below the minimum of calls.
-    pub failure_rate: Option<f64>,
-    /// `slow` of `calls`; `None` below the minimum of calls.
-    pub slow_call_rate: Option<f64>,
-    /// Failures since the last success.
-    pub consecutive_failures: u32,
-    /// Calls refused since `build()`.
-    pub rejected: u64,
-    /// Calls whose caller did not wait for the end, since `build()`.
-    pub cancelled: u64,
-    /// Calls that went on only because of shadow, since `build()`.
-    pub would_have_rejected: u64,
-    /// Probes that are running now.
-    pub probes_out: u32,
+    /// The one that it is for.
+    #[cfg(feature = "http")]
+    key: Option<Shared<Breaker>>,
 }
 
 /// A move that the breaker can't make from the state it is in.
@@ -65,16 +33,32 @@ pub struct IllegalMove {
 
 impl CircuitBreakerHandle {
     pub(crate) fn new(shared: Arc<Striped<Breaker>>) -> Self {
-        CircuitBreakerHandle { shared }
+        CircuitBreakerHandle {
+            shared,
+            #[cfg(feature = "http")]
+            key: None,
+        }
+    }
+
+    /// A handle to the breaker of this key alone. `None` in a layer without keys, and for a key that has none of its own:
+    /// nobody has called with it, or not for long, or there was no room for it.
+    ///
+    /// Its `snapshot`, `force_open`, `force_closed`, `half_open` and `reset` are of that key; `update` and `shadow` are of
+    /// the whole layer, as on any handle. As long as there is such a handle, the key keeps its breaker.
+    #[cfg(feature = "http")]
+    pub fn for_key(&self, key: impl AsRef<[u8]>) -> Option<CircuitBreakerHandle> {
+        let own = self.shared.by_key()?.of(key.as_ref())?;
+        Some(CircuitBreakerHandle { shared: Arc::clone(&self.shared), key: Some(own) })
     }
 
     /// The breaker as it is now. While other threads make calls the figures may be of slightly different moments.
     pub fn snapshot(&self) -> CircuitBreakerSnapshot {
-        snapshot(&self.shared)
+        snapshot::of(self.steered())
     }
 
     /// Takes new numbers and keeps what the window knows, as far as the new window has room for it. The state stays; an
-    /// open time that runs, runs on. What the builder set beside the configuration stays too.
+    /// open time that runs, runs on. What the builder set beside the configuration stays too. It holds for all keys, and for
+    /// those to come.
     ///
     /// # Errors
     ///
@@ -85,72 +69,52 @@ impl CircuitBreakerHandle {
         Ok(())
     }
 
-    /// Refuses every call until it is moved by hand again. From every state; a second time it does nothing.
+    /// Refuses every call until it is moved by hand again. From every state; a second time it does nothing. With keys: of all
+    /// keys, and of those to come, until [`reset`](Self::reset).
     ///
     /// # Errors
     ///
     /// None today.
     pub fn force_open(&self) -> Result<(), IllegalMove> {
-        self.move_to(State::ForcedOpen)
+        self.steered().move_to(State::ForcedOpen)
     }
 
-    /// Admits and records every call until it is moved by hand again. From every state; a second time it does nothing.
+    /// Admits and records every call until it is moved by hand again. From every state; a second time it does nothing. With
+    /// keys as [`force_open`](Self::force_open).
     ///
     /// # Errors
     ///
     /// None today.
     pub fn force_closed(&self) -> Result<(), IllegalMove> {
-        self.move_to(State::ForcedClosed)
+        self.steered().move_to(State::ForcedClosed)
     }
 
-    /// Tries the backend now, without waiting for the end of the open time.
+    /// Tries the backend now, without waiting for the end of the open time. With keys those that are open.
     ///
     /// # Errors
     ///
-    /// Only an open breaker can be half-opened (and one that is half-open stays so).
+    /// Only an open breaker can be half-opened (and one that is half-open stays so). With keys: none is either.
     pub fn half_open(&self) -> Result<(), IllegalMove> {
-        self.move_to(State::HalfOpen)
+        self.steered().move_to(State::HalfOpen)
     }
 
-    /// Shadow: decides and reports, but refuses nothing.
+    /// Shadow: decides and reports, but refuses nothing, of whatever key.
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
     }
 
-    /// Closed, from every state: the window is emptied and the growth of open times starts anew.
+    /// Closed, from every state: the window is emptied and the growth of open times starts anew. With keys: all of them,
+    /// also those that were moved by hand alone.
     pub fn reset(&self) {
-        let change = self.shared.machine.reset(self.shared.now());
-        self.shared.changed(change, None);
+        self.steered().reset();
     }
 
-    fn move_to(&self, to: State) -> Result<(), IllegalMove> {
-        let moved = self.shared.machine.move_by_hand(to, self.shared.now());
-        let change = moved.map_err(|from| IllegalMove { from, to })?;
-        self.shared.changed(change, None);
-        Ok(())
-    }
-}
-
-fn snapshot(breaker: &Breaker) -> CircuitBreakerSnapshot {
-    let now = breaker.now();
-    let status = breaker.machine.status(now);
-    let sums = status.sums;
-    let share = |part: u64| (sums.calls >= status.minimum).then(|| part as f64 / sums.calls as f64);
-    CircuitBreakerSnapshot {
-        state: status.state,
-        shadow: breaker.in_shadow(),
-        in_state: Duration::from_nanos(now.saturating_sub(status.since)),
-        open_left: status.open_until.map(|until| Duration::from_nanos(until.saturating_sub(now))),
-        calls: sums.calls,
-        failures: sums.failures,
-        slow: sums.slow,
-        failure_rate: share(sums.failures),
-        slow_call_rate: share(sums.slow),
-        consecutive_failures: status.consecutive,
-        rejected: breaker.rejected(),
-        cancelled: breaker.cancelled.load(Relaxed),
-        would_have_rejected: breaker.would_have_rejected.load(Relaxed),
-        probes_out: status.probes_out,
+    fn steered(&self) -> &Breaker {
+        #[cfg(feature = "http")]
+        if let Some(key) = &self.key {
+            return key;
+        }
+        &self.shared
     }
 }
 
@@ -160,7 +124,7 @@ impl Watched for Striped<Breaker> {
     }
 
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        let seen = snapshot(self);
+        let seen = snapshot::of(self);
         visit("state", Figure::Word(seen.state.as_str()));
         visit("in_state", Figure::Time(seen.in_state));
         visit("open_left", seen.open_left.into());
@@ -174,15 +138,26 @@ impl Watched for Striped<Breaker> {
         visit("cancelled", Figure::Count(seen.cancelled));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
         visit("probes_out", Figure::Count(seen.probes_out.into()));
+        visit("keys", Figure::count(seen.keys));
+        visit("open_keys", Figure::count(seen.open_keys));
         visit("shadow", Figure::Flag(seen.shadow));
     }
 
-    /// An open one admits a probe once its time is over.
+    /// An open one admits a probe once its time is over. With keys some key may always pass, unless all are forced open.
     fn admits(&self) -> bool {
-        self.is_shut().is_none()
+        match self.look() {
+            Look::Passes => true,
+            Look::Refuses(_) => false,
+            Look::Unclear => self.is_shut().is_none(),
+        }
     }
 
+    /// With keys it is counted and not looked for: it is asked at each change.
     fn state(&self) -> Option<State> {
+        #[cfg(feature = "http")]
+        if self.by_key().is_some() {
+            return Some(self.common.for_all.worst());
+        }
         Some(self.machine.state())
     }
 }

@@ -8,7 +8,8 @@ use crate::{
     builder::{Identity, judging_forms, layer_forms},
     circuit_breaker::{
         CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle,
-        breaker::{Breaker, Extras},
+        breaker::Breaker,
+        common::{Common, Extras},
     },
     config::ConfigError,
     observe::watched,
@@ -25,6 +26,9 @@ pub struct CircuitBreakerLayer<P = Http> {
     shared: Arc<Striped<Breaker>>,
     protocol: P,
 }
+
+/// All that it can refuse with; the last one only with keys.
+const REASONS: [Reason; 3] = [Reason::CircuitOpen, Reason::ForcedOpen, Reason::KeyMissing];
 
 impl CircuitBreakerLayer {
     /// Starts a builder with the defaults.
@@ -44,8 +48,13 @@ impl CircuitBreakerLayer {
 
     pub(crate) fn new(identity: Identity, config: CircuitBreakerConfig, extras: Extras) -> Self {
         let shadow = identity.shadow;
-        let reporter = identity.reporter("circuit_breaker", &[Reason::CircuitOpen, Reason::ForcedOpen]);
-        let breaker = Breaker::new(reporter, shadow, config, extras);
+        let reasons: &[Reason] = if extras.has_keys() { &REASONS } else { &REASONS[..2] };
+        let reporter = identity.reporter("circuit_breaker", reasons);
+        let common = Arc::new(Common::new(reporter, shadow, config, extras));
+        #[cfg(feature = "http")]
+        let breaker = if common.extras.has_keys() { Breaker::in_front(common) } else { Breaker::alone(common, shadow) };
+        #[cfg(not(feature = "http"))]
+        let breaker = Breaker::alone(common, shadow);
         CircuitBreakerLayer { shared: watched(Striped::new(breaker)), protocol: Http::default() }
     }
 }

@@ -58,11 +58,75 @@
 //! to the next call, and whatever it says later changes nothing. So if no probe ever comes back, one call per slot and
 //! lease is tried. A probe whose response streams for longer than its lease counts by its head.
 //!
+//! # A breaker for each key
+//!
+//! With [`per_key`](CircuitBreakerBuilder::per_key) every upstream, route or tenant has a breaker of its own, and one that is
+//! down shuts the door to no other. Each has its own state, window and probes. They share the name, the numbers and what is
+//! told of them.
+//!
+//! ```
+//! use buttress::{CircuitBreakerLayer, Key, State};
+//! use http::{HeaderName, Request, Response, StatusCode};
+//! use http_body_util::Empty;
+//! use std::convert::Infallible;
+//! use tower::{Layer, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A proxy that says in a header where a request goes.
+//! let breaker = CircuitBreakerLayer::builder()
+//!     .consecutive_failures(3)
+//!     .per_key(Key::Header(HeaderName::from_static("x-upstream")))
+//!     .build()?;
+//! let proxy = service_fn(|request: Request<Empty<bytes::Bytes>>| async move {
+//!     let is_down = request.headers()["x-upstream"] == "ledger";
+//!     let mut response = Response::new(Empty::<bytes::Bytes>::new());
+//!     *response.status_mut() = if is_down { StatusCode::BAD_GATEWAY } else { StatusCode::OK };
+//!     Ok::<_, Infallible>(response)
+//! });
+//! let proxy = breaker.layer(proxy);
+//! let call = |to| proxy.clone().oneshot(Request::get("/").header("x-upstream", to).body(Empty::new()).unwrap());
+//! for _ in 0..3 {
+//!     assert_eq!(call("ledger").await?.status(), StatusCode::BAD_GATEWAY);
+//! }
+//! assert_eq!(call("ledger").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+//! assert_eq!(call("mail").await?.status(), StatusCode::OK);
+//!
+//! let handle = breaker.handle();
+//! assert_eq!((handle.snapshot().keys, handle.snapshot().open_keys), (2, 1));
+//! // At three in the morning.
+//! let ledger = handle.for_key("ledger").expect("it has been called");
+//! assert_eq!(ledger.snapshot().state, State::Open);
+//! ledger.force_closed()?;
+//! assert_eq!(call("ledger").await?.status(), StatusCode::BAD_GATEWAY);
+//! # Ok(()) }
+//! ```
+//!
+//! - [`max_keys`](CircuitBreakerBuilder::max_keys) of them have a breaker of their own: some 1.2 KB each (0.8 with a count
+//!   window), half a kilobyte more once it was half-open, and with a count window one more for each of failed and slow calls
+//!   once there was one. New keys push nobody out. As long as nobody makes room they share a fixed number of breakers, so
+//!   that one of them that fails may refuse others that are as new; they get their own, which begins closed, at a call after
+//!   there is room, after a second at most.
+//! - A breaker makes room when it says the same as a new one: closed, with nothing in its window and no run of failures that
+//!   counts. A window of calls does not age: one with successes alone goes a minute after its last call. Any other goes when
+//!   nobody has called it for an hour, but no open one before its open time is over. What runs, what a handle holds and what
+//!   was forced by hand stays.
+//! - A request without a key is refused with [`KeyMissing`](crate::Reason::KeyMissing), a 429, or what
+//!   [`missing_key`](CircuitBreakerBuilder::missing_key) says. One that is not limited is counted nowhere.
+//! - The key is seen in `call`, so the inner service was polled ready before; a refusal gives that readiness back. A failed
+//!   readiness is of no key and opens nothing. Only what holds for all keys, forced open, is known before.
+//! - Plain services have no heads to see: all their calls share one breaker, known before readiness as ever.
+//! - The [handle](CircuitBreakerHandle) reads and moves all at once, and keys to come begin in what all were forced to, until
+//!   [`reset`](CircuitBreakerHandle::reset). [`for_key`](CircuitBreakerHandle::for_key) gives the handle of one.
+//! - An [event](crate::observe::Event) of a change of state says of which key. So do not key breakers by a secret: by an API
+//!   key, or by the path of a link that lets its holder in.
+//!
 //! # Cost
 //!
 //! No lock and no allocation; with a time window one clock read a call. A state is one word, a window is counters that
 //! are changed by compare-and-swap. In a time window successes are counted in a stripe per thread, so threads do not fight
 //! over them; a count window is one order of calls for all, and its line goes from core to core.
+//! With a key also a clock read, one hash, a lock that calls share, and one count of who holds the breaker of the key. Only a
+//! new key allocates, the first probe of one, and what `key_fn` returns.
 //! Memory: about 4 KiB and half more for each core, whatever the length of a time window and its traffic; 2 KiB more
 //! once a count window was used.
 //!
@@ -72,24 +136,32 @@
 //! nothing about the backend. A panic of the inner service is a failure.
 
 mod breaker;
+mod by_hand;
+#[cfg(feature = "http")]
+mod by_key;
 mod call;
+mod common;
 mod config;
 mod facts;
+#[cfg(feature = "http")]
+mod for_all;
 mod future;
 mod handle;
 mod layer;
 pub(crate) mod machine;
 mod open_time;
 mod service;
+mod snapshot;
 mod state;
 mod success;
 
 pub use self::{
     config::{CircuitBreakerBuilder, CircuitBreakerConfig, Window},
     future::ResponseFuture,
-    handle::{CircuitBreakerHandle, CircuitBreakerSnapshot, IllegalMove},
+    handle::{CircuitBreakerHandle, IllegalMove},
     layer::CircuitBreakerLayer,
     open_time::OpenTime,
     service::CircuitBreaker,
+    snapshot::CircuitBreakerSnapshot,
     state::State,
 };

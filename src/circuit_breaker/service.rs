@@ -9,12 +9,24 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    circuit_breaker::{ResponseFuture, breaker::Breaker, call::Call, facts::Facts, machine::Ticket},
+    circuit_breaker::{
+        ResponseFuture,
+        breaker::Breaker,
+        call::Call,
+        facts::Facts,
+        machine::{Look, Ticket},
+    },
     deadline::{self, Deadline},
     permit::Permit,
     protocol::{Http, Protocol},
     rejection::Told,
     stripe::Striped,
+};
+
+#[cfg(feature = "http")]
+use crate::{
+    circuit_breaker::{by_key::Goes, machine::Refusal},
+    stripe::Shared,
 };
 
 /// A service behind a circuit breaker. Made by [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
@@ -53,9 +65,17 @@ where
 
     #[inline(always)]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        if let Some(refusal) = self.shared.is_shut() {
-            self.refuse = Some(refusal);
-            return Poll::Ready(Ok(()));
+        match self.shared.look() {
+            Look::Passes => {}
+            Look::Refuses(refusal) => {
+                self.refuse = Some(refusal.told());
+                return Poll::Ready(Ok(()));
+            }
+            Look::Unclear => {
+                if self.is_shut(P::HAS_BODY) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
         }
         self.refuse = None;
         match self.inner.poll_ready(cx) {
@@ -69,7 +89,8 @@ where
     }
 
     #[inline(always)]
-    fn call(&mut self, request: Req) -> Self::Future {
+    #[cfg_attr(not(feature = "http"), allow(unused_mut, reason = "a user's function wants the head as it is"))]
+    fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         // It stays so until the next readiness: the inner service has not been asked.
         if let Some(refusal) = self.refuse {
@@ -80,15 +101,33 @@ where
         if let Some(facts) = self.shared.admit_plain(deadline) {
             return self.run(request, context, facts);
         }
+        // By itself, and not on the way of other layers.
+        #[cfg(feature = "http")]
+        if self.shared.by_key().is_some() {
+            if P::HAS_BODY {
+                let found = self.admit_by_key::<Req, S::Response, S::Error>(&mut request, deadline);
+                return self.go_on(found, request, context);
+            }
+            self.settle();
+        }
         match self.shared.admit(deadline) {
             Ok(facts) => self.run(request, context, facts),
-            Err(refusal) => {
-                // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-                let unready = self.inner.clone();
-                drop(mem::replace(&mut self.inner, unready));
-                ResponseFuture::refused(self.shared.refuse(refusal.told()), self.protocol.clone(), context)
-            }
+            Err(refusal) => self.refuse_late(refusal.told(), context),
         }
+    }
+}
+
+impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
+    /// Refuses a call after readiness. In line, as [`go_on`](Self::go_on).
+    #[inline(always)]
+    fn refuse_late<Req, C>(&mut self, told: Told, context: C) -> ResponseFuture<S::Future, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
+        let unready = self.inner.clone();
+        drop(mem::replace(&mut self.inner, unready));
+        ResponseFuture::refused(self.shared.refuse(told), self.protocol.clone(), context)
     }
 }
 
@@ -98,13 +137,87 @@ impl<S, P: Clone> CircuitBreaker<S, P> {
     where
         S: Service<Req>,
     {
-        let panic = PanicInCall { breaker: &self.shared, ticket: facts.ticket() };
-        let inner = self.inner.call(request);
-        mem::forget(panic);
+        let inner = call_inner(&self.shared, &mut self.inner, request, facts.ticket());
         // Made after the inner call, which would otherwise have to be able to drop it.
         let permit = Permit::new(Call::new(self.shared.share(), facts));
         ResponseFuture::running(inner, self.protocol.clone(), context, permit)
     }
+}
+
+#[cfg(feature = "http")]
+impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
+    /// Admits a call by the breaker of its key. `Err`: it is refused.
+    #[cold]
+    #[inline(never)]
+    fn admit_by_key<Req, Res, Err>(
+        &self,
+        request: &mut Req,
+        deadline: Option<Deadline>,
+    ) -> Result<(Shared<Breaker>, Facts), Told>
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let Some(by_key) = self.shared.by_key() else { return Ok((self.shared.share(), Facts::UNCOUNTED)) };
+        match by_key.find::<P, Req, Res, Err>(request) {
+            Goes::To(breaker) => match breaker.admit_plain(deadline) {
+                Some(facts) => Ok((breaker, facts)),
+                None => breaker.admit(deadline).map(|facts| (breaker, facts)).map_err(Refusal::told),
+            },
+            Goes::Past => Ok((self.shared.share(), Facts::UNCOUNTED)),
+            Goes::Nowhere(told) => Err(told),
+        }
+    }
+
+    /// Does with a call what was found. In line: a future that came from elsewhere would have to be in memory for all calls.
+    #[inline(always)]
+    fn go_on<Req, C>(
+        &mut self,
+        found: Result<(Shared<Breaker>, Facts), Told>,
+        request: Req,
+        context: C,
+    ) -> ResponseFuture<S::Future, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        match found {
+            Ok((breaker, facts)) => {
+                let inner = call_inner(&breaker, &mut self.inner, request, facts.ticket());
+                ResponseFuture::running(inner, self.protocol.clone(), context, Permit::new(Call::new(breaker, facts)))
+            }
+            Err(told) => self.refuse_late(told, context),
+        }
+    }
+}
+
+impl<S, P> CircuitBreaker<S, P> {
+    /// Looks closer than [`Breaker::look`]. With keys: in the place of all of them.
+    #[cold]
+    #[inline(never)]
+    fn is_shut(&mut self, has_head: bool) -> bool {
+        if !has_head {
+            self.settle();
+        }
+        self.refuse = self.shared.is_shut();
+        self.refuse.is_some()
+    }
+
+    /// A service without heads has no keys: it goes through the breaker of those, and stays there.
+    #[cold]
+    #[inline(never)]
+    fn settle(&mut self) {
+        #[cfg(feature = "http")]
+        if let Some(by_key) = self.shared.by_key() {
+            self.shared = Arc::clone(&by_key.keyless);
+        }
+    }
+}
+
+#[inline(always)]
+fn call_inner<S: Service<Req>, Req>(breaker: &Breaker, inner: &mut S, request: Req, ticket: Ticket) -> S::Future {
+    let panic = PanicInCall { breaker, ticket };
+    let inner = inner.call(request);
+    mem::forget(panic);
+    inner
 }
 
 /// Dropped only by a panic in the inner service's `call`.

@@ -18,6 +18,11 @@ pub enum State {
 }
 
 impl State {
+    #[cfg(feature = "http")]
+    pub(crate) fn is_forced(self) -> bool {
+        matches!(self, State::ForcedOpen | State::ForcedClosed)
+    }
+
     /// The stable name, as it stands in metrics: `closed`, `open`, `half_open`, `forced_open`, `forced_closed`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -143,6 +143,13 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         self.with_new(hash, key, now, |common, state| run(common, state))
     }
 
+    /// Looks at the state of a key that has one of its own. Makes none. As in [`with`](Self::with) a shared lock is held.
+    pub fn get<R>(&self, key: &[u8], look: impl FnOnce(&S) -> R) -> Option<R> {
+        let hash = self.places.of(key);
+        let table = self.shard(hash).read();
+        table.entries.find(hash, |e| is_same(&e.key, key)).map(|entry| look(&entry.state))
+    }
+
     /// As [`with`](Self::with), to change the state itself. It is the shard's only visitor meanwhile.
     #[cold]
     pub fn with_mut<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {

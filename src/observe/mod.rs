@@ -27,7 +27,8 @@
 //! # `tracing` (feature `tracing`)
 //!
 //! Each event is a `tracing` event too, with the target `buttress::<policy>` and the field `name`. A breaker that opens
-//! is a `WARN`, other changes of state and of limits are `INFO`; refusals (with `error.type`, the reason), timeouts,
+//! is a `WARN`, other changes of state and of limits are `INFO`, and in a layer with keys a change of state has the field
+//! `key` (a key may be a secret: do not give breakers to those); refusals (with `error.type`, the reason), timeouts,
 //! fallbacks and expired permits are `DEBUG`, for under overload they are many. A further attempt makes no event: it sets
 //! `http.request.resend_count` of the current span, and a refusal sets `error.type`, where that span has such a field.
 //! There is nothing, not even a disabled event, for an admitted call that ends well.
@@ -75,6 +76,9 @@ pub struct Event {
     pub name: Arc<str>,
     /// What happened.
     pub kind: Kind,
+    /// Whose breaker it was, in a layer with keys: set in [`Kind::StateChanged`] of a key that has a breaker of its own, and
+    /// nowhere else. At most 256 bytes of it; what is no UTF-8 is replaced.
+    pub key: Option<Arc<str>>,
 }
 
 /// What happened.

@@ -100,7 +100,15 @@ impl Reporter {
     #[inline]
     pub(crate) fn report(&self, kind: Kind) {
         if self.is_heard() {
-            self.tell(kind);
+            self.tell(kind, None);
+        }
+    }
+
+    /// As [`report`](Self::report), of this key.
+    #[cfg(feature = "http")]
+    pub(crate) fn report_of(&self, key: Option<&Arc<str>>, kind: Kind) {
+        if self.is_heard() {
+            self.tell(kind, key);
         }
     }
 
@@ -141,7 +149,7 @@ impl Reporter {
     #[cold]
     #[inline(never)]
     fn tell_of_a_success(&self, number: u32) {
-        self.tell(Kind::Attempt { number, outcome: Outcome::Success, delay: None });
+        self.tell(Kind::Attempt { number, outcome: Outcome::Success, delay: None }, None);
     }
 
     fn has_listeners(&self) -> bool {
@@ -151,19 +159,19 @@ impl Reporter {
     #[cold]
     #[inline(never)]
     fn tell_of_a_refusal(&self, reason: Reason) {
-        self.tell(Kind::Rejected { reason });
+        self.tell(Kind::Rejected { reason }, None);
     }
 
     #[cold]
-    fn tell(&self, kind: Kind) {
+    fn tell(&self, kind: Kind, key: Option<&Arc<str>>) {
         #[cfg(feature = "metrics")]
         self.contain(|| self.meters.event(&kind, || self.layer()));
         #[cfg(feature = "tracing")]
-        self.contain(|| super::trace::event(self.policy(), self.name(), &kind));
+        self.contain(|| super::trace::event(self.policy(), self.name(), key.map(|k| &**k), &kind));
         if !self.has_listeners() {
             return;
         }
-        let event = Event { policy: self.policy(), name: Arc::clone(self.origin.name()), kind };
+        let event = Event { policy: self.policy(), name: Arc::clone(self.origin.name()), kind, key: key.cloned() };
         for observer in &self.observers {
             // An observer that panics must not take the call with it, nor keep the next observer from its event.
             self.contain(|| observer.on_event(&event));

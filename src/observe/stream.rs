@@ -216,7 +216,7 @@ mod tests {
     use crate::observe::Kind;
 
     fn event(kind: Kind) -> Event {
-        Event { policy: "timeout", name: "t".into(), kind }
+        Event { policy: "timeout", name: "t".into(), kind, key: None }
     }
 
     fn limit(to: usize) -> Event {

@@ -25,14 +25,14 @@ macro_rules! event {
 }
 
 #[cold]
-pub(super) fn event(policy: &'static str, name: &str, kind: &Kind) {
+pub(super) fn event(policy: &'static str, name: &str, key: Option<&str>, kind: &Kind) {
     match kind {
         Kind::StateChanged { from, to } => {
             let (before, after) = (from.as_str(), to.as_str());
             if matches!(to, State::Open | State::ForcedOpen) {
-                event!(Level::WARN, policy, name, from = before, to = after, "state changed");
+                event!(Level::WARN, policy, name, key, from = before, to = after, "state changed");
             } else {
-                event!(Level::INFO, policy, name, from = before, to = after, "state changed");
+                event!(Level::INFO, policy, name, key, from = before, to = after, "state changed");
             }
         }
         Kind::LimitChanged { from, to } => event!(Level::INFO, policy, name, from, to, "limit changed"),
@@ -131,7 +131,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::info_span!("call", http.request.resend_count = tracing::field::Empty);
             for number in 1..=3 {
-                event("retry", "r", &Kind::Attempt { number, outcome: Outcome::Failure, delay: None });
+                event("retry", "r", None, &Kind::Attempt { number, outcome: Outcome::Failure, delay: None });
             }
         });
         assert_eq!(*recorded.lock().unwrap(), ["http.request.resend_count=1", "http.request.resend_count=2"]);

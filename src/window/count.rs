@@ -28,7 +28,7 @@ pub(crate) struct CountRing {
 /// One bit a slot, and how many are set.
 #[derive(Debug)]
 struct Bits {
-    // Not there where the window has never been one of calls.
+    // Not there where the window has never been one of calls, or where none was ever set.
     words: OnceLock<Box<[AtomicU64]>>,
     ones: AtomicU64,
 }
@@ -85,10 +85,14 @@ impl CountRing {
         CountRing { head: AtomicU64::new(0), failed: Bits::new(), slow: Bits::new() }
     }
 
-    /// Begins an epoch with an empty ring. Whoever comes with an older one is too late from now on.
-    pub(crate) fn begin(&self, epoch: u32, n: u32) {
+    /// Makes room for what the calls were, which else is made with the first that failed or was slow.
+    pub(crate) fn be_there(&self) {
         self.failed.be_there();
         self.slow.be_there();
+    }
+
+    /// Begins an epoch with an empty ring. Whoever comes with an older one is too late from now on.
+    pub(crate) fn begin(&self, epoch: u32, n: u32) {
         // Not a store: it has to come after every turn that was taken, and before every one that is.
         self.head.swap(word::pack(epoch, Head::new(n).0), word::ORDER);
     }
@@ -183,8 +187,8 @@ impl Bits {
         Bits { words: OnceLock::new(), ones: AtomicU64::new(0) }
     }
 
-    fn be_there(&self) {
-        self.words.get_or_init(|| (0..MOST / 32).map(|_| AtomicU64::new(0)).collect());
+    fn be_there(&self) -> &[AtomicU64] {
+        self.words.get_or_init(|| (0..MOST / 32).map(|_| AtomicU64::new(0)).collect())
     }
 
     fn word(&self, slot: u32) -> Option<&AtomicU64> {
@@ -193,6 +197,9 @@ impl Bits {
 
     fn set(&self, epoch: u32, slot: u32, on: bool) {
         let mask = 1 << (slot % 32);
+        if on {
+            self.be_there();
+        }
         let Some(word) = self.word(slot) else { return };
         let was = std::cell::Cell::new(on);
         word::update(word, epoch, |bits| {

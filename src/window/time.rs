@@ -19,6 +19,9 @@ use crate::{
 
 /// Ticks before the running one that are still inside.
 const BACK: u32 = 10;
+/// So many ticks after a call it is certainly outside.
+#[cfg(feature = "http")]
+pub(crate) const EMPTY_AFTER: u64 = BACK as u64 + 1;
 /// Buckets in a row: a power of two above `BACK`, with room between what is live and what is overwritten.
 const BUCKETS: usize = 16;
 /// What is added to the offset of a window to begin it anew: then all that is in it is too old to count.
@@ -32,9 +35,11 @@ const SWEEP_EVERY: u64 = 1 << 28;
 /// The calls of the last T. The length of a tick is given with each use; it must be the same all through one epoch.
 #[derive(Debug)]
 pub(crate) struct TimeRing {
-    good: Box<[Row; STRIPES]>,
-    failed: Row,
-    slow: Row,
+    /// Of successes, one a stripe, a power of two of them; then one of failures, and one of slow calls. All in one place
+    /// elsewhere, so that a ring takes no more room than it has to where there are many.
+    rows: Box<[Row]>,
+    /// One less than the stripes: what it leaves of a number is that of a stripe.
+    mask: usize,
     /// The tag of the tick in which the window was last added up, and whether a success can matter no more in it; any other
     /// number than [`SETTLED`] says that it can.
     added_up: AtomicU64,
@@ -110,11 +115,12 @@ pub(crate) fn tick_length(window: std::time::Duration) -> u64 {
 }
 
 impl TimeRing {
-    pub(crate) fn new() -> Self {
+    /// With so many stripes, or the next power of two.
+    pub(crate) fn new(stripes: usize) -> Self {
+        let stripes = stripes.next_power_of_two();
         TimeRing {
-            good: Box::new(std::array::from_fn(|_| Row::new())),
-            failed: Row::new(),
-            slow: Row::new(),
+            rows: (0..stripes + 2).map(|_| Row::new()).collect(),
+            mask: stripes - 1,
             added_up: AtomicU64::new(0),
             turns: AtomicU32::new(SETTLED + 1),
             last_sweep: AtomicU64::new(0),
@@ -126,12 +132,12 @@ impl TimeRing {
     #[inline]
     pub(crate) fn record(&self, tick: Tick, stripe: usize, sample: Sample, minimum: u64) -> Option<Sums> {
         if sample.failed {
-            self.failed.add(tick, 1);
+            self.failed().add(tick, 1);
         } else {
-            self.good[stripe % STRIPES].add(tick, 1);
+            self.good(stripe).add(tick, 1);
         }
         if sample.slow {
-            self.slow.add(tick, 1);
+            self.slow().add(tick, 1);
         }
         if !sample.failed && !sample.slow && !self.may_matter(tick) {
             return None;
@@ -143,7 +149,7 @@ impl TimeRing {
     /// cross a threshold, and has to be [added up](Self::add_up); `None` if it was not recorded.
     #[inline(always)]
     pub(crate) fn record_good(&self, stamp: u64, stripe: usize) -> Option<bool> {
-        let bucket = &self.good[stripe % STRIPES].0[(stamp >> 32) as usize % BUCKETS];
+        let bucket = &self.good(stripe).0[(stamp >> 32) as usize % BUCKETS];
         if word::increment(bucket, stamp) {
             Some(self.added_up.load(ORDER) != stamp | u64::from(SETTLED))
         } else {
@@ -161,15 +167,15 @@ impl TimeRing {
     /// Records calls that were counted elsewhere: successes, failures, and how many of both were slow.
     pub(crate) fn refill(&self, tick: Tick, sums: Sums) {
         let counted = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        self.failed.add(tick, counted(sums.failures));
-        self.good[0].add(tick, counted(sums.calls - sums.failures));
-        self.slow.add(tick, counted(sums.slow));
+        self.failed().add(tick, counted(sums.failures));
+        self.good(0).add(tick, counted(sums.calls - sums.failures));
+        self.slow().add(tick, counted(sums.slow));
     }
 
     pub(crate) fn sums(&self, tick: Tick) -> Sums {
-        let failures = self.failed.sum(tick);
-        let good: u64 = self.good.iter().map(|row| row.sum(tick)).sum();
-        Sums { calls: good + failures, failures, slow: self.slow.sum(tick) }
+        let failures = self.failed().sum(tick);
+        let good: u64 = self.all_good().iter().map(|row| row.sum(tick)).sum();
+        Sums { calls: good + failures, failures, slow: self.slow().sum(tick) }
     }
 
     /// The figures of each tick that is inside, with how many ticks ago it was.
@@ -177,9 +183,9 @@ impl TimeRing {
         (0..=BACK).rev().map(move |back| {
             let then = Tick { number: tick.number, tag: tick.tag.wrapping_sub(back) };
             let at = |row: &Row| u64::from(word::value(&row.0[then.bucket()], then.tag));
-            let failures = at(&self.failed);
-            let good: u64 = self.good.iter().map(at).sum();
-            (u64::from(back), Sums { calls: good + failures, failures, slow: at(&self.slow) })
+            let failures = at(self.failed());
+            let good: u64 = self.all_good().iter().map(at).sum();
+            (u64::from(back), Sums { calls: good + failures, failures, slow: at(self.slow()) })
         })
     }
 
@@ -208,9 +214,24 @@ impl TimeRing {
     /// Empties every bucket that is not inside. Rows are used unequally: one of failures may rest for months.
     #[cold]
     fn sweep(&self, tick: Tick) {
-        for row in self.good.iter().chain([&self.failed, &self.slow]) {
-            row.sweep(tick);
-        }
+        self.rows.iter().for_each(|row| row.sweep(tick));
+    }
+
+    #[inline(always)]
+    fn good(&self, stripe: usize) -> &Row {
+        &self.rows[stripe & self.mask]
+    }
+
+    fn all_good(&self) -> &[Row] {
+        &self.rows[..=self.mask]
+    }
+
+    fn failed(&self) -> &Row {
+        &self.rows[self.mask + 1]
+    }
+
+    fn slow(&self) -> &Row {
+        &self.rows[self.mask + 2]
     }
 }
 
@@ -279,7 +300,7 @@ mod tests {
             calls in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..40u64, 0..8usize, 0..60u8), 0..400),
         ) {
             let length = 1_000;
-            let (ring, mut epoch, mut list) = (TimeRing::new(), epoch, VecDeque::new());
+            let (ring, mut epoch, mut list) = (TimeRing::new(STRIPES), epoch, VecDeque::new());
             let mut now = start * length;
             for (failed, slow, step, stripe, turn) in calls {
                 now += step * 100;
@@ -304,7 +325,7 @@ mod tests {
     fn keeps_the_young_and_drops_the_old() {
         let length = tick_length(std::time::Duration::from_secs(10));
         assert_eq!(length, 1_000_000_000);
-        let ring = TimeRing::new();
+        let ring = TimeRing::new(STRIPES);
         let at = |seconds: f64| Tick::new(1, length, (seconds * 1e9) as u64);
         ring.record(at(0.999), 0, FAILED, 1);
         // 10 s later it is still in, and no later than at 11 s of age it is out.
@@ -314,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_success_asks_for_a_sum_only_when_it_could_matter() {
-        let (ring, good) = (TimeRing::new(), Sample::default());
+        let (ring, good) = (TimeRing::new(STRIPES), Sample::default());
         let tick = |n: u64| Tick::new(1, 10, n * 10);
         assert!(ring.record(tick(5), 0, good, 3).is_some());
         assert!(ring.record(tick(5), 1, good, 3).is_some());
@@ -328,7 +349,7 @@ mod tests {
     #[test]
     fn a_silence_of_any_length_is_no_riddle() {
         for silence in [17, 1 << 20, 1 << 31, (1 << 31) + 5, (1 << 32) - 3, 1 << 32, (1 << 32) + 1, 1 << 40] {
-            let ring = TimeRing::new();
+            let ring = TimeRing::new(STRIPES);
             for n in 0..20u64 {
                 ring.record(Tick::new(1, 10, n * 10), 0, FAILED, 1);
             }
@@ -347,7 +368,7 @@ mod tests {
     fn a_row_that_rests_is_no_riddle_either() {
         for step in [1 << 27, 1 << 28, (1 << 28) + 1] {
             for rests in [(1u64 << 31) / step + 1, (1u64 << 32) / step - 1, (1 << 32) / step, (1 << 32) / step + 1] {
-                let (ring, tick) = (TimeRing::new(), |n| Tick::new(1, 1, n));
+                let (ring, tick) = (TimeRing::new(STRIPES), |n| Tick::new(1, 1, n));
                 ring.record(tick(20), 0, FAILED, 1);
                 let mut now = 20;
                 for _ in 0..rests {
@@ -363,7 +384,7 @@ mod tests {
 
     #[test]
     fn threads_lose_nothing_across_ticks() {
-        let ring = TimeRing::new();
+        let ring = TimeRing::new(STRIPES);
         let (threads, each) = (4, 50_000u64);
         std::thread::scope(|s| {
             for stripe in 0..threads {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use buttress::{CircuitBreakerBuilder, CircuitBreakerLayer, DeadlineLayer, OpenTime, State, TimeoutLayer};
+use buttress::{CircuitBreakerBuilder, CircuitBreakerLayer, DeadlineLayer, Key, OpenTime, State, TimeoutLayer};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::sleep;
@@ -62,6 +62,26 @@ async fn fifty_connections_are_behind_one_breaker() {
         assert_eq!((hits.load(SeqCst), state(&layer)), (25, State::Open));
         // It is one for the whole router, other routes included.
         assert_eq!(status(&hyper(version), &server, "/ok").await.as_u16(), 503);
+        server.stop().await;
+    }
+}
+
+/// The same with a breaker for each route.
+#[tokio::test]
+async fn fifty_connections_share_the_breaker_of_a_route() {
+    for version in BOTH {
+        let builder = third().consecutive_failures(25).minimum_calls(1_000).per_key(Key::MatchedPath);
+        let (layer, hits) = (builder.build().unwrap(), Arc::default());
+        let server = Server::axum(failing(&hits).layer(layer.clone())).await;
+        for i in 0..50 {
+            let client = hyper(version);
+            let expected = if i < 25 { 500 } else { 503 };
+            assert_eq!(status(&client, &server, "/500").await.as_u16(), expected, "{version:?} {i}");
+            assert_eq!(status(&client, &server, "/ok").await.as_u16(), 200, "{version:?} {i}");
+        }
+        let seen = layer.handle().snapshot();
+        assert_eq!((hits.load(SeqCst), seen.keys, seen.open_keys, seen.rejected), (25, 2, 1, 25));
+        assert!(layer.handle().for_key("/500").is_some_and(|key| key.snapshot().state == State::Open));
         server.stop().await;
     }
 }

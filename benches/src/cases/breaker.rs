@@ -4,7 +4,7 @@
 
 use std::{thread, time::Duration};
 
-use buttress::{CircuitBreakerBuilder, CircuitBreakerLayer, OpenTime};
+use buttress::{CircuitBreakerBuilder, CircuitBreakerLayer, Key, OpenTime};
 use failsafe::{backoff, failure_policy, futures::CircuitBreaker as _};
 use recloser::{AsyncRecloser, Recloser};
 use tower::{Layer, Service, service_fn};
@@ -35,6 +35,10 @@ fn closed() -> Vec<Case> {
         Case::new("breaker/closed buttress time 10s, slow calls", || plain(ours(slow()))),
         Case::new("breaker/closed buttress time 10s http", || http(layer(time()).layer(Bare), bare::http_request))
             .over(bare::HTTP),
+        Case::new("breaker/closed buttress per key http", || {
+            http(layer(time().per_key(Key::GrpcMethod)).layer(Bare), bare::http_request)
+        })
+        .over(bare::HTTP),
         Case::new("breaker/closed tower-resilience count100", || plain(resilience(count100())))
             .judged(Judge::RatioTo(TIME))
             .on_threads(),

@@ -15,18 +15,28 @@ use crate::{
     time::Span,
 };
 
+/// What is seen at one look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Not every call is refused.
+    Passes,
+    Refuses(Refusal),
+    /// [Look closer](Machine::is_shut).
+    Unclear,
+}
+
 impl Machine {
-    /// Would every call be refused now? A call that comes after `None` may still be. The clock is asked unless it is closed.
+    /// Would every call be refused now? A call that comes after that may still be. The clock is asked where it is open.
     #[inline(always)]
-    pub(crate) fn is_shut(&self, now: impl FnOnce() -> u64) -> Option<Refusal> {
+    pub(crate) fn look(&self, now: impl FnOnce() -> u64) -> Look {
         let gate = self.gate();
         if gate.lets_all_through() {
-            return None;
+            return Look::Passes;
         }
         if gate.is_open() {
-            return self.open_refusal(now());
+            return self.open_refusal(now()).map_or(Look::Passes, Look::Refuses);
         }
-        self.is_shut_otherwise(gate, now)
+        Look::Unclear
     }
 
     /// The way of nearly all calls: closed, not ramping, and nobody asks how long they take. One look at one word.
@@ -45,15 +55,17 @@ impl Machine {
         }
     }
 
+    /// As [`look`](Self::look), whatever it may be.
     #[cold]
     #[inline(never)]
-    fn is_shut_otherwise(&self, gate: Gate, now: impl FnOnce() -> u64) -> Option<Refusal> {
+    pub(crate) fn is_shut(&self, now: u64) -> Option<Refusal> {
+        let gate = self.gate();
         match gate.state() {
             _ if gate.is_shadow() => None,
             State::Closed | State::ForcedClosed => None,
             State::ForcedOpen => Some(Refusal { reason: Reason::ForcedOpen, retry_after: Span::NONE }),
-            State::Open => self.open_refusal(now()),
-            State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now()).then_some(Refusal::OPEN),
+            State::Open => self.open_refusal(now),
+            State::HalfOpen => self.probes.are_out(self.limits.probes.load(Relaxed), now).then_some(Refusal::OPEN),
         }
     }
 

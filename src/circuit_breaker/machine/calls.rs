@@ -22,6 +22,8 @@ pub(crate) struct Calls {
     offset: AtomicU32,
     count: CountRing,
     time: OnceLock<TimeRing>,
+    /// Of a ring of time.
+    stripes: usize,
     /// Failures since the last success, tagged with the epoch.
     consecutive: AtomicU64,
 }
@@ -36,6 +38,11 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    #[cfg(feature = "http")]
+    pub(crate) fn layout(self) -> Layout {
+        self.layout
+    }
+
     pub(crate) fn has_ticks(self) -> bool {
         matches!(self.layout, Layout::Time(_))
     }
@@ -60,13 +67,15 @@ pub(crate) enum Run {
 }
 
 impl Calls {
-    pub(crate) fn new(layout: Layout) -> Self {
+    /// Successes are counted by so many threads without a fight. With one, what is not needed is not made.
+    pub(crate) fn new(layout: Layout, stripes: usize) -> Self {
         let calls = Calls {
             shape: AtomicU64::new(0),
             tick: AtomicU64::new(1),
             offset: AtomicU32::new(0),
             count: CountRing::new(),
             time: OnceLock::new(),
+            stripes,
             consecutive: AtomicU64::new(0),
         };
         calls.set(Shape { epoch: 1, offset: time::ANEW, layout });
@@ -82,11 +91,14 @@ impl Calls {
     fn set(&self, shape: Shape) {
         let n = match shape.layout {
             Layout::Count(n) => {
+                if self.stripes > 1 {
+                    self.count.be_there();
+                }
                 self.count.begin(shape.epoch, n);
                 n
             }
             Layout::Time(tick) => {
-                self.time.get_or_init(TimeRing::new);
+                self.time.get_or_init(|| TimeRing::new(self.stripes));
                 self.tick.store(tick, SeqCst);
                 0
             }

@@ -75,6 +75,11 @@ impl Limits {
         Some(self.slow_call.load(Relaxed)).filter(|t| *t != NONE)
     }
 
+    #[cfg(feature = "http")]
+    pub(crate) fn asks_for_runs(&self) -> bool {
+        self.consecutive.load(Relaxed) != NONE
+    }
+
     /// Do these figures trip?
     #[inline(never)]
     pub(crate) fn rate_trips(&self, sums: Sums) -> bool {

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU64;
 
-pub(crate) use self::gate::Pass;
+pub(crate) use self::{admission::Look, gate::Pass};
 use self::{
     calls::Calls,
     gate::Gate,
@@ -18,12 +18,14 @@ use crate::{
     rejection::{Reason, Told},
     sync::{AtomicU32, AtomicU64, Ordering::SeqCst, step_aside},
     time::Span,
-    window::Sums,
+    window::{Sums, time::STRIPES},
 };
 
 mod admission;
 mod calls;
 mod gate;
+#[cfg(feature = "http")]
+mod idle;
 pub(super) mod limits;
 #[cfg(all(test, not(loom)))]
 mod model;
@@ -127,12 +129,22 @@ pub(crate) struct Status {
 
 impl Machine {
     pub(crate) fn new(config: &CircuitBreakerConfig, now: u64) -> Self {
+        Machine::made(config, now, STRIPES, Probes::new())
+    }
+
+    /// As small as may be, for there are many: threads meet in one stripe, and slots are made for the first probe.
+    #[cfg(any(test, feature = "http"))]
+    pub(crate) fn small(config: &CircuitBreakerConfig, now: u64) -> Self {
+        Machine::made(config, now, 1, Probes::later())
+    }
+
+    fn made(config: &CircuitBreakerConfig, now: u64, stripes: usize, probes: Probes) -> Self {
         let mut machine = Machine {
             gate: AtomicU64::new(0),
             ramp_until: AtomicU64::new(0),
             limits: Limits::new(config),
-            calls: Calls::new(Layout::from(config.window)),
-            probes: Probes::new(),
+            calls: Calls::new(Layout::from(config.window), stripes),
+            probes,
             since: AtomicU64::new(now),
             open_until: AtomicU64::new(0),
             openings: AtomicU32::new(0),
@@ -153,7 +165,7 @@ impl Machine {
         self.gate().is_shadow()
     }
 
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "it has a gauge of its own"))]
+    #[cfg_attr(not(any(feature = "metrics", feature = "http")), allow(dead_code, reason = "it has a gauge of its own"))]
     pub(crate) fn state(&self) -> State {
         self.gate().state()
     }

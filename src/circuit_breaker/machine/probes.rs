@@ -3,7 +3,7 @@
 //! A slot is a lease. It holds the instant at which it ends; zero is free. A probe gives its slot back by swapping
 //! exactly the word it was given, so one that comes back late, after its slot went to somebody else, changes nothing.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, sync::OnceLock};
 
 use crate::sync::{AtomicU64, Ordering::SeqCst};
 
@@ -16,8 +16,11 @@ const SHORTEST: NonZeroU64 = NonZeroU64::new(2).unwrap();
 
 #[derive(Debug)]
 pub(crate) struct Probes {
-    slots: [AtomicU64; MOST as usize],
+    // Elsewhere, for there may be many breakers, and few that are not closed.
+    slots: OnceLock<Box<Slots>>,
 }
+
+type Slots = [AtomicU64; MOST as usize];
 
 /// A slot that was given to a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,14 +52,30 @@ pub(crate) enum Claim {
 
 impl Probes {
     pub(crate) fn new() -> Self {
-        Probes { slots: std::array::from_fn(|_| AtomicU64::new(0)) }
+        let probes = Probes::later();
+        probes.all();
+        probes
+    }
+
+    /// Makes its slots when the first is claimed.
+    pub(crate) fn later() -> Self {
+        Probes { slots: OnceLock::new() }
+    }
+
+    fn all(&self) -> &Slots {
+        self.slots.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))))
+    }
+
+    /// Those that may not be free.
+    fn known(&self) -> &[AtomicU64] {
+        self.slots.get().map_or(&[], |slots| &**slots)
     }
 
     /// Takes one of the first `limit` slots until `lease_end`: a free one, or one whose lease has ended.
     pub(crate) fn claim(&self, limit: u32, now: u64, lease_end: u64) -> Claim {
         // The lowest bit is spoken for; two nanoseconds are near enough.
         let lease = NonZeroU64::new(lease_end & !GOOD_HEAD).unwrap_or(SHORTEST);
-        for (number, slot) in (0..limit.min(MOST)).zip(&self.slots) {
+        for (number, slot) in (0..limit.min(MOST)).zip(self.all()) {
             let mut seen = slot.load(SeqCst);
             while seen == 0 || is_over(seen, now) {
                 let good_head = seen & GOOD_HEAD != 0;
@@ -93,7 +112,7 @@ impl Probes {
     }
 
     pub(crate) fn clear(&self) {
-        for slot in &self.slots {
+        for slot in self.known() {
             slot.store(0, SeqCst);
         }
     }
@@ -113,11 +132,11 @@ impl Probes {
             let seen = slot.load(SeqCst);
             seen != 0 && !is_over(seen, now)
         };
-        self.slots.iter().take(limit as usize).filter(running).count() as u32
+        self.known().iter().take(limit as usize).filter(running).count() as u32
     }
 
     fn word(&self, slot: Slot) -> &AtomicU64 {
-        &self.slots[slot.number as usize]
+        &self.all()[slot.number as usize]
     }
 }
 

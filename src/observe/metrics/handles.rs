@@ -43,7 +43,7 @@ const LIMIT: &str = "buttress_limit";
 const QUEUE_WAIT: &str = "buttress_queue_wait_seconds";
 
 /// Figures of a policy that are gauges when they are published, and their names there.
-const FLEETING: [(&str, &str); 10] = [
+const FLEETING: [(&str, &str); 11] = [
     ("in_flight", "buttress_in_flight"),
     ("waiting", "buttress_waiting"),
     ("oldest_wait", "buttress_oldest_wait_seconds"),
@@ -53,6 +53,7 @@ const FLEETING: [(&str, &str); 10] = [
     ("rate", "buttress_rate"),
     ("budget_left", "buttress_budget_left"),
     ("keys", "buttress_keys"),
+    ("open_keys", "buttress_open_keys"),
     ("shadow", "buttress_shadow"),
 ];
 
@@ -197,6 +198,7 @@ fn describe(recorder: &dyn Recorder) {
         ("buttress_rate", "Calls a second that are allowed."),
         ("buttress_budget_left", "What is left of the budget."),
         ("buttress_keys", "Keys with a state of their own."),
+        ("buttress_open_keys", "Keys whose circuit breaker is open."),
         ("buttress_shadow", "1 in shadow."),
     ];
     for (name, text) in gauges {

@@ -32,6 +32,7 @@
 //! | `buttress_rate` | gauge | | calls a second that an adaptive rate allows | published |
 //! | `buttress_budget_left` | gauge | | further attempts that a budget would give, or the tokens it has | published |
 //! | `buttress_keys` | gauge | | keys with a state of their own | published |
+//! | `buttress_open_keys` | gauge | | keys whose breaker is open or forced open | published |
 //! | `buttress_shadow` | gauge | | 1 in shadow | published |
 //!
 //! *At once*: right at every moment, with nothing to be done. *Published*: these move with every call, and a recorder is
@@ -48,6 +49,10 @@
 //! }));
 //! # drop(app);
 //! ```
+//!
+//! No series has a key for a label: keys have no bound that a recorder would like. The state of breakers by key is the worst
+//! that one of them is in; where that one is forgotten for want of calls, it shows when another changes or is published. Which
+//! one opened is told by its [event](super::Event).
 //!
 //! Without it those gauges are absent, never stale. A gauge that nobody can tell (a rate of too few calls, the age of an
 //! empty queue) is NaN. Histograms of the Prometheus recorder grow until they are rendered or `run_upkeep` is called.
