@@ -60,7 +60,8 @@
 //!
 //! # A breaker for each key
 //!
-//! With [`per_key`](CircuitBreakerBuilder::per_key) every upstream, route or tenant has a breaker of its own, and one that is
+//! With [`per_key`](CircuitBreakerBuilder::per_key) every upstream ([`Key::Authority`](crate::Key::Authority): the host that a
+//! client calls), route or tenant has a breaker of its own, and one that is
 //! down shuts the door to no other. Each has its own state, window and probes. They share the name, the numbers and what is
 //! told of them.
 //!
