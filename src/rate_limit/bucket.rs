@@ -93,6 +93,15 @@ impl Bucket {
         None
     }
 
+    /// When the next unit will be there, if it is not now.
+    pub(crate) fn next_unit(&self, now: u64) -> Option<u64> {
+        let word = self.word.load(Acquire);
+        let meter = self.meter();
+        let at = meter.take(word >> BITS, meter.at(now), meter.unit).err()?;
+        // Of one piece, or not known.
+        (word & LOCKED == 0 && self.word.load(Acquire) == word).then(|| meter.instant(at))
+    }
+
     /// Takes units if they are there.
     pub(crate) fn take(&self, units: u32, now: u64) -> Taken {
         let mut word = self.word.load(Acquire);

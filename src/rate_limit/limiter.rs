@@ -117,6 +117,21 @@ impl<St: Engine> Limiter<St> {
         false
     }
 
+    /// The short way of a refusal, where it was known that nothing is left: there is nothing still, and nobody waits or is
+    /// told more. Booked.
+    #[cold]
+    pub(crate) fn refuses_at_once(&self) -> Option<Refusal> {
+        if self.rules.wait.is_some() || self.rules.shows() || self.in_shadow() {
+            return None;
+        }
+        let Local(buckets) = self.store.local()?;
+        let now = self.now();
+        // Asked anew: what is known may be of an older quota.
+        let left = buckets.common.next_unit(now)?.saturating_sub(now);
+        let refusal = Refusal { retry_after: Span(left), ..Refusal::new(Reason::RateLimited) };
+        self.refuses(refusal.reason).then_some(refusal)
+    }
+
     /// The short way: takes what the call costs, if it is there and nothing else has to be asked.
     #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "no head to look at"))]
     #[inline(always)]

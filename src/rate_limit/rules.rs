@@ -89,6 +89,14 @@ impl Rules {
         false
     }
 
+    /// Is a quota told of in headers?
+    pub(crate) fn shows(&self) -> bool {
+        #[cfg(feature = "http")]
+        return self.http.shows();
+        #[cfg(not(feature = "http"))]
+        false
+    }
+
     /// Sees whose quota a call uses, how many units of it, and until when its caller waits. User functions run before, and
     /// outside of every lock.
     #[inline]

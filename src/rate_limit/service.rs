@@ -66,6 +66,11 @@ where
             let inner = self.inner.call(request);
             return ResponseFuture::running(inner, self.protocol.clone(), context, None);
         }
+        if self.unready
+            && let Some(refusal) = self.shared.refuses_at_once()
+        {
+            return ResponseFuture::refused(refusal, self.protocol.clone(), context, self.shared.share());
+        }
         match self.shared.decide(&self.protocol, &mut request) {
             Decision::Go(after) if !self.unready => {
                 let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
