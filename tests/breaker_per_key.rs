@@ -553,6 +553,18 @@ async fn one_that_is_held_stays() {
     assert_eq!(came(&mut runs), Came::Failed);
     drop(runs);
     one.goes_after(s(3_600)).await;
+    // Or that it may be: that counts from its end, whatever the window.
+    for builder in [builder().time_window(s(10)), builder().count_window(10)] {
+        let mut one = One::new(builder);
+        one.probe.hangs();
+        let mut runs = call(&mut one.service, to("/a"));
+        assert_eq!(came(&mut runs), Came::Pending);
+        advance(s(10_000)).await;
+        one.probe.fails();
+        assert_eq!(came(&mut runs), Came::Failed);
+        drop(runs);
+        one.goes_after(s(3_600)).await;
+    }
     // By a handle.
     let mut one = One::after(rates(), "S");
     let handle = one.layer.handle().for_key("/a");

@@ -5,11 +5,14 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
-use buttress::{Attempts, Backoff, Budget, HedgeLayer, Key, RetryLayer, Stopped};
+use buttress::{Attempts, Backoff, BoxError, Budget, HedgeLayer, Key, RetryLayer, Stopped};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
@@ -66,7 +69,7 @@ fn down(_: &str) -> std::future::Ready<StatusCode> {
 
 #[tokio::test(start_paused = true)]
 async fn one_host_does_not_use_up_what_another_has() {
-    let budget = Budget::new(0.0, 4, ms(1_000)).unwrap().per_key(Key::Authority);
+    let budget = Budget::new(0.0, 4, ms(1_000)).unwrap().per_key(Key::Authority).unwrap();
     let hosts = Hosts::default();
     let service = retry(&budget).layer(hosts.service(down));
     for _ in 0..5 {
@@ -93,7 +96,7 @@ async fn one_host_does_not_use_up_what_another_has() {
 
 #[tokio::test(start_paused = true)]
 async fn each_host_earns_its_own_share() {
-    let budget = Budget::new(0.5, 0, ms(1_000)).unwrap().per_key(Key::Authority);
+    let budget = Budget::new(0.5, 0, ms(1_000)).unwrap().per_key(Key::Authority).unwrap();
     let hosts = Hosts::default();
     let up = retry(&budget).layer(hosts.service(|_| std::future::ready(StatusCode::OK)));
     for _ in 0..9 {
@@ -113,30 +116,9 @@ async fn each_host_earns_its_own_share() {
     assert_eq!(hosts.calls("a"), 9 + 3 + 6 + 1);
 }
 
-/// The retry throttling of gRPC for each: the failures of one host, of last attempts too, stop no retries of another.
-#[tokio::test(start_paused = true)]
-async fn tokens_of_each_host() {
-    let budget = Budget::tokens(8, 1.0).unwrap().per_key(Key::Authority);
-    let hosts = Hosts::default();
-    let service = retry(&budget).layer(hosts.service(down));
-    // Three failures leave five of eight, which is above the half; the next one does not.
-    service.clone().oneshot(get("http://a/")).await.unwrap();
-    assert_eq!(hosts.calls("a"), 3);
-    service.clone().oneshot(get("http://a/")).await.unwrap();
-    assert_eq!(hosts.calls("a"), 4);
-    service.clone().oneshot(get("http://b/")).await.unwrap();
-    assert_eq!(hosts.calls("b"), 3);
-    // A success gives one back to its own host.
-    let up = retry(&budget).layer(hosts.service(|_| std::future::ready(StatusCode::OK)));
-    up.clone().oneshot(get("http://a/")).await.unwrap();
-    up.clone().oneshot(get("http://a/")).await.unwrap();
-    service.clone().oneshot(get("http://a/")).await.unwrap();
-    assert_eq!(hosts.calls("a"), 4 + 2 + 2, "six were left: one failure, and the next leaves the half");
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_hedge_and_a_retry_around_it_share_the_budget_of_a_host_and_pay_once() {
-    let budget = Budget::new(0.1, 0, ms(10_000)).unwrap().per_key(Key::Authority);
+    let budget = Budget::new(0.1, 0, ms(10_000)).unwrap().per_key(Key::Authority).unwrap();
     let hosts = Hosts::default();
     let slow = |host: &str| {
         let takes = if host == "slow" { 50 } else { 1 };
@@ -160,7 +142,7 @@ async fn a_hedge_and_a_retry_around_it_share_the_budget_of_a_host_and_pay_once()
 /// Hosts beyond the bound share budgets, and those that were there keep their own; what is as new makes room.
 #[tokio::test(start_paused = true)]
 async fn many_hosts_are_bounded() {
-    let budget = Budget::new(0.0, 2, ms(1_000)).unwrap().per_key(Key::Authority);
+    let budget = Budget::new(0.0, 2, ms(1_000)).unwrap().per_key(Key::Authority).unwrap();
     let hosts = Hosts::default();
     let service = retry(&budget).layer(hosts.service(down));
     for n in 0..12_000 {
@@ -173,4 +155,47 @@ async fn many_hosts_are_bounded() {
     service.clone().oneshot(get("http://h11999/")).await.unwrap();
     service.oneshot(get("http://h11998/")).await.unwrap();
     assert!(hosts.calls("h11999") >= 4 && hosts.calls("h11998") >= 4);
+}
+
+/// Services that are not HTTP have no keys: all their calls share the common budget, as if it had none.
+#[tokio::test(start_paused = true)]
+async fn plain_services_share_the_common_one() {
+    let share = || Budget::new(0.5, 0, ms(10_000)).unwrap();
+    let attempts = |budget: Budget| async move {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let layer = RetryLayer::builder().attempts(2).backoff(Backoff::Constant(Duration::ZERO)).budget(budget);
+        let service = layer.build().unwrap().boxed().layer(service_fn(move |(): ()| {
+            counted.fetch_add(1, SeqCst);
+            async { Err::<(), BoxError>("down".into()) }
+        }));
+        for _ in 0..10 {
+            service.clone().oneshot(()).await.unwrap_err();
+        }
+        calls.load(SeqCst)
+    };
+    assert_eq!(attempts(share()).await, 15);
+    assert_eq!(attempts(share().per_key(Key::Authority).unwrap()).await, 15);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_plain_call_has_taken_comes_back() {
+    let budget = Budget::new(0.0, 1, ms(1_000)).unwrap().per_key(Key::Authority).unwrap();
+    let layer = RetryLayer::builder().backoff(Backoff::Constant(ms(100))).budget(budget.clone()).build().unwrap();
+    let service = layer.boxed().layer(service_fn(|(): ()| async { Err::<(), BoxError>("down".into()) }));
+    let call = service.oneshot(());
+    assert!(tokio::time::timeout(ms(10), call).await.is_err(), "it waits for its second attempt");
+    assert!(budget.withdraw());
+}
+
+#[test]
+fn what_can_have_no_key() {
+    let share = || Budget::new(0.5, 0, ms(10_000)).unwrap();
+    let fields = |error: buttress::ConfigError| error.fields().iter().map(|f| f.field).collect::<Vec<_>>();
+    assert_eq!(fields(share().per_key(Key::ForwardedFor { proxies: 0 }).unwrap_err()), ["per_key"]);
+    assert_eq!(fields(Budget::tokens(10, 0.1).unwrap().per_key(Key::Authority).unwrap_err()), ["per_key"]);
+    // Another key in its place, and no bound for none.
+    let both = share().per_key(Key::GrpcMethod).unwrap().per_key(Key::Authority).unwrap();
+    assert!(format!("{both:?}").contains("Authority"));
+    assert!(Budget::unlimited().per_key(Key::Authority).unwrap().withdraw());
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Budget, Kind, share::Share, tokens::Tokens};
+use super::{Budget, Kind, share::Share};
 use crate::{
     key::Key,
     keyed::{Keyed, State},
@@ -23,19 +23,16 @@ pub(super) struct ByKey {
 
 /// What all of them have in common.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Numbers {
-    Share { ratio: u64, minimum: u64, tick: u64 },
-    Tokens { most: u64, ratio: u64 },
+pub(super) struct Numbers {
+    pub(super) ratio: u64,
+    pub(super) minimum: u64,
+    pub(super) tick: u64,
 }
 
 impl Numbers {
     fn budget(&self) -> Budget {
-        Budget(Arc::new(match *self {
-            Numbers::Share { ratio, minimum, tick } => {
-                Kind::Share { epoch: Epoch::new(), share: Share::new(ratio, minimum, tick) }
-            }
-            Numbers::Tokens { most, ratio } => Kind::Tokens(Tokens::new(most, ratio)),
-        }))
+        let share = Share::new(self.ratio, self.minimum, self.tick);
+        Budget(Arc::new(Kind::Share { epoch: Epoch::new(), share }))
     }
 }
 
@@ -67,8 +64,7 @@ impl State<Numbers> for Budget {
         let as_new = Arc::strong_count(&self.0) == 1
             && match &*self.0 {
                 Kind::Share { epoch, share } => share.is_as_new(epoch.now()),
-                Kind::Tokens(tokens) => tokens.is_full(),
-                Kind::Unlimited | Kind::ByKey(_) => true,
+                Kind::Tokens(_) | Kind::Unlimited | Kind::ByKey(_) => true,
             };
         as_new.then_some(0)
     }

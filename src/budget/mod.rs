@@ -108,7 +108,7 @@ impl Budget {
         checks.finish()?;
         // Of three digits, as the specification has it.
         let ratio = (ratio * tokens::THOUSAND as f64).round() as u64;
-        Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(u64::from(max) * tokens::THOUSAND, ratio)))))
+        Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(max, ratio)))))
     }
 
     /// No bound at all. In an outage every call then becomes as many as its attempts: only for backends that can take it.
@@ -120,34 +120,37 @@ impl Budget {
     /// that a host that is down does not use up what calls to the others may add.
     ///
     /// Requests without a key, and plain services, share this one, which is also the one that [`deposit`](Self::deposit) and
-    /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own; more share 128 others until one of those has
-    /// not been used for a window. A call takes a shared lock for it, and a look at the clock.
+    /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own, of some 2.5 KB; more share 128 others until
+    /// one of those has not been used for a window. A key's budget begins as this one did. A call takes a shared lock to find
+    /// it, and a look at the clock, and so does each end of an attempt that failed.
     ///
     /// ```
     /// use buttress::{Budget, Key, RetryLayer};
     /// use std::time::Duration;
     ///
     /// # fn main() -> Result<(), buttress::ConfigError> {
-    /// let each = Budget::new(0.1, 3, Duration::from_secs(10))?.per_key(Key::Authority);
+    /// let each = Budget::new(0.1, 3, Duration::from_secs(10))?.per_key(Key::Authority)?;
     /// let layer = RetryLayer::builder().budget(each).build()?;
     /// # drop(layer); Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// On `per_key`: a key that no request has, and a budget of [`tokens`](Self::tokens): those are of one server.
     #[cfg(feature = "http")]
-    pub fn per_key(self, key: crate::Key) -> Self {
-        let numbers = match &*self.0 {
-            Kind::Share { share, .. } => {
-                let (ratio, minimum, tick) = share.numbers();
-                Numbers::Share { ratio, minimum, tick }
-            }
-            Kind::Tokens(tokens) => {
-                let (most, ratio) = tokens.numbers();
-                Numbers::Tokens { most, ratio }
-            }
-            // Without a bound there is nothing to be told apart.
-            Kind::Unlimited => return self,
+    pub fn per_key(self, key: crate::Key) -> Result<Self, ConfigError> {
+        let mut checks = Checks::default();
+        key.check(&mut checks);
+        let has_tokens = matches!(&*self.0, Kind::Tokens(_));
+        checks.require(!has_tokens, "per_key", "tokens", "a budget that is a share: tokens are of one server");
+        checks.finish()?;
+        let (ratio, minimum, tick) = match &*self.0 {
+            Kind::Share { share, .. } => share.numbers(),
             Kind::ByKey(by_key) => return by_key.common.clone().per_key(key),
+            // Without a bound there is nothing to be told apart.
+            Kind::Unlimited | Kind::Tokens(_) => return Ok(self),
         };
-        Budget(Arc::new(Kind::ByKey(ByKey::new(key, self, numbers))))
+        Ok(Budget(Arc::new(Kind::ByKey(ByKey::new(key, self, Numbers { ratio, minimum, tick })))))
     }
 
     fn share(ratio: f64, min_per_second: u32, over: Duration) -> Self {
@@ -177,8 +180,11 @@ impl Budget {
     /// A call begins.
     #[inline(always)]
     pub(crate) fn began(&self, stripe: usize) {
-        if let Kind::Share { epoch, share } = &*self.0 {
-            share.deposit(|| epoch.now(), stripe);
+        match &*self.0 {
+            Kind::Share { epoch, share } => share.deposit(|| epoch.now(), stripe),
+            Kind::Tokens(_) | Kind::Unlimited => {}
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.deposit(),
         }
     }
 
@@ -232,7 +238,7 @@ impl Budget {
             Kind::Tokens(_) => true,
             Kind::Share { .. } | Kind::Unlimited => false,
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.counts_successes(),
+            Kind::ByKey(_) => false,
         }
     }
 
@@ -276,8 +282,11 @@ impl Budget {
 
     /// It was not used.
     pub(crate) fn give_back(&self, taken: Taken) {
-        if let (Kind::Share { share, .. }, Taken(Some(withdrawal))) = (&*self.0, taken) {
-            share.give_back(withdrawal);
+        match (&*self.0, taken) {
+            (Kind::Share { share, .. }, Taken(Some(withdrawal))) => share.give_back(withdrawal),
+            #[cfg(feature = "http")]
+            (Kind::ByKey(by_key), taken) => by_key.common.give_back(taken),
+            _ => {}
         }
     }
 

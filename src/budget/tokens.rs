@@ -15,8 +15,8 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Both in thousandths.
-    pub(crate) fn new(most: u64, ratio: u64) -> Self {
+    pub(crate) fn new(most: u32, ratio: u64) -> Self {
+        let most = u64::from(most) * THOUSAND;
         Tokens { left: AtomicU64::new(most), most, ratio }
     }
 
@@ -31,16 +31,6 @@ impl Tokens {
     /// A failed attempt. May it be retried?
     pub(crate) fn failed(&self) -> bool {
         self.change(|left| left.saturating_sub(THOUSAND)) > self.most / 2
-    }
-
-    #[cfg(feature = "http")]
-    pub(crate) fn numbers(&self) -> (u64, u64) {
-        (self.most, self.ratio)
-    }
-
-    #[cfg(feature = "http")]
-    pub(crate) fn is_full(&self) -> bool {
-        self.left() == self.most
     }
 
     pub(crate) fn left(&self) -> u64 {
@@ -66,7 +56,7 @@ mod tests {
     /// Scenario 69.
     #[test]
     fn the_upper_half_is_for_retries() {
-        let tokens = Tokens::new(10 * THOUSAND, 100);
+        let tokens = Tokens::new(10, 100);
         let retried: Vec<_> = (0..5).map(|_| tokens.failed()).collect();
         assert_eq!((retried, tokens.left()), (vec![true, true, true, true, false], 5_000));
         tokens.succeeded();

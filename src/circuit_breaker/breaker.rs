@@ -158,6 +158,11 @@ impl Breaker {
 
     #[cold]
     pub(crate) fn settle(&self, ticket: Ticket, outcome: Outcome, slow: bool, now: u64, hint: Option<Duration>) {
+        // The call may have begun long ago, and what it says now is remembered from now on.
+        #[cfg(feature = "http")]
+        if let Role::Key(of_key) = &self.role {
+            of_key.touch(now);
+        }
         let change = self.machine.settle(ticket, outcome, slow, now, thread_number());
         if change.is_some() {
             self.changed(change, hint);

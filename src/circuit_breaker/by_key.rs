@@ -54,6 +54,11 @@ impl OfKey {
     pub(super) fn name(&self) -> Option<&Arc<str>> {
         self.name.get()
     }
+
+    /// It is in use at this time.
+    pub(super) fn touch(&self, now: u64) {
+        self.used.store(now, Relaxed);
+    }
 }
 
 impl ByKey {
@@ -213,7 +218,7 @@ impl Breaker {
 
     fn is_used(&self, key: &[u8], now: u64) {
         if let Role::Key(of_key) = &self.role {
-            of_key.used.store(now, Relaxed);
+            of_key.touch(now);
             of_key.name.get_or_init(|| shown(key));
         }
     }

@@ -131,6 +131,15 @@ impl Hedger {
         Some(taken)
     }
 
+    /// An attempt failed, or not. Those before a further attempt were counted when that was taken.
+    pub(crate) fn count_in_tokens(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Done => self.budget.succeeded(),
+            Verdict::Stop => self.budget.failed(),
+            Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
+        }
+    }
+
     /// A further attempt begins.
     pub(crate) fn began_again(&self) {
         self.hedges.fetch_add(1, Relaxed);
@@ -166,15 +175,6 @@ impl Hedger {
     }
 }
 
-/// An attempt failed, or not. Those before a further attempt were counted when that was taken.
-pub(crate) fn count_in_tokens(budget: &Budget, verdict: Verdict) {
-    match verdict {
-        Verdict::Done => budget.succeeded(),
-        Verdict::Stop => budget.failed(),
-        Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
-    }
-}
-
 impl Shared<Hedger> {
     /// A call begins. Does it pay into the budget? Not where a retry around it has paid for it already.
     #[inline(always)]
@@ -190,9 +190,9 @@ impl Shared<Hedger> {
 
     /// An attempt ended well.
     #[inline(always)]
-    pub(crate) fn succeeded(&self, number: u32, pays: bool, own_budget: impl FnOnce() -> Option<Budget>) {
+    pub(crate) fn succeeded(&self, number: u32, pays: bool) {
         if self.tells_of_successes {
-            self.tell_of_a_success(number, pays.then(own_budget));
+            self.tell_of_a_success(number, pays);
         } else {
             self.reporter().succeeded_unheard(number);
         }
@@ -200,9 +200,9 @@ impl Shared<Hedger> {
 
     #[cold]
     #[inline(never)]
-    fn tell_of_a_success(&self, number: u32, paid: Option<Option<Budget>>) {
-        if let Some(own_budget) = paid {
-            own_budget.as_ref().unwrap_or(&self.budget).succeeded();
+    fn tell_of_a_success(&self, number: u32, pays: bool) {
+        if pays {
+            self.budget.succeeded();
         }
         self.reporter().succeeded(number);
     }

@@ -62,10 +62,11 @@ impl From<String> for KeyBytes<'_> {
     }
 }
 
+/// Its eight bytes, the most significant first. What takes keys as text (a store, `quota_fn`) sees these, and not digits.
 impl From<u64> for KeyBytes<'_> {
     #[inline]
     fn from(number: u64) -> Self {
-        KeyBytes(Repr::Number(number.to_ne_bytes()))
+        KeyBytes(Repr::Number(number.to_be_bytes()))
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderName;
 
 use crate::{
+    config::Checks,
     key::{KeyBytes, forwarded},
     protocol::Head,
 };
@@ -58,6 +59,15 @@ pub enum MissingKey {
 pub(crate) type Range = (IpAddr, u8);
 
 impl Key {
+    /// Can a request have it?
+    pub(crate) fn check(&self, checks: &mut Checks) {
+        if let Key::ForwardedFor { proxies } | Key::Forwarded { proxies } = self {
+            checks.require(*proxies > 0, "per_key", self, "1 to 255 proxies");
+        }
+        let knows_routes = cfg!(feature = "axum") || *self != Key::MatchedPath;
+        checks.require(knows_routes, "per_key", self, "another key, or the feature `axum`: it knows routes");
+    }
+
     /// The key of a request. `trusted`: whose word about the client counts; everybody's where there is no such list.
     #[inline]
     pub(crate) fn of<'a>(&self, head: Head<'a>, trusted: Option<&[Range]>) -> Option<KeyBytes<'a>> {

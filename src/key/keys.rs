@@ -57,11 +57,9 @@ impl Keys {
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.require((1..=MOST).contains(&self.most), "max_keys", self.most, "1 to 268435456");
         checks.require(self.ways <= 1, "per_key", &self.way, "one of `per_key` and `key_fn`, once");
-        if let Way::Key(Key::ForwardedFor { proxies } | Key::Forwarded { proxies }) = &self.way {
-            checks.require(*proxies > 0, "per_key", &self.way, "1 to 255 proxies");
+        if let Way::Key(key) = &self.way {
+            key.check(checks);
         }
-        let knows_routes = cfg!(feature = "axum") || !matches!(self.way, Way::Key(Key::MatchedPath));
-        checks.require(knows_routes, "per_key", &self.way, "another key, or the feature `axum`: it knows routes");
         for (ip, length) in self.trusted.iter().flatten() {
             let most = if ip.is_ipv4() { 32 } else { 128 };
             let expected = "addresses with prefix lengths of up to 32 (IPv4) or 128 (IPv6)";

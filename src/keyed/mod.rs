@@ -7,8 +7,8 @@
 //!   Should somebody find out keys whose places meet all the same, they fill one shard with a few hundred of them, and the
 //!   rest overflows: what that costs others is bounded, whatever the hasher is worth.
 //! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no state
-//!   is idle they share the overflow, and they get a state of their own at the first call after one has become idle. It
-//!   begins with what its overflow state knew, so that moving is no way to start anew.
+//!   is idle they share the overflow, and they get a state of their own at the first call after one has become idle. A
+//!   quota begins with what its overflow state knew, so that moving is no way to start anew.
 //! - **A known key costs one hash, one shared lock and one comparison**, whatever comes beside it. Nothing is allocated.
 //!
 //! A shard holds some 64 to 128 keys and one overflow state, so there are far fewer overflow states than keys (one at
@@ -134,9 +134,14 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     #[cold]
     #[inline(never)]
     fn with_unknown<R>(&self, hash: u64, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
-        let table = self.shard(hash).read();
-        let is_full = self.len() >= self.most || table.entries.len() >= self.most_in_shard;
-        if is_full && !self.may_be_idle(now) {
+        let shard = self.shard(hash);
+        let table = shard.read();
+        let overflows = if table.entries.len() >= self.most_in_shard {
+            !shard.may_be_idle(now)
+        } else {
+            self.len() >= self.most && !self.may_be_idle(now)
+        };
+        if overflows {
             return run(&table.common, &table.overflow);
         }
         drop(table);
@@ -187,8 +192,11 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     #[cold]
     #[inline(never)]
     fn with_new<R>(&self, hash: u64, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {
-        let has_room = self.has_room() || (self.may_be_idle(now) && self.sweep(now) && self.has_room());
         let shard = self.shard(hash);
+        if shard.may_be_idle(now) && shard.read().entries.len() >= self.most_in_shard {
+            self.len.fetch_sub(shard.sweep(now), SeqCst);
+        }
+        let has_room = self.has_room() || (self.may_be_idle(now) && self.sweep(now) && self.has_room());
         let table = &mut *shard.write();
         let Table { entries, common, overflow } = table;
         // Somebody else may have brought it since.
@@ -258,6 +266,10 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
 }
 
 impl<S: State<C>, C> Shard<S, C> {
+    fn may_be_idle(&self, now: u64) -> bool {
+        now >= self.nothing_idle_before.load(SeqCst)
+    }
+
     /// Drops what is idle. How many that was.
     fn sweep(&self, now: u64) -> usize {
         let table = &mut *self.write();
@@ -326,5 +338,32 @@ mod tests {
         // The other shards have room.
         keyed.with(b"another", 0, |(), _| ());
         assert_eq!(keyed.len(), most + 1);
+    }
+
+    struct IdleAt(u64);
+
+    impl State<()> for IdleAt {
+        fn idle_at(&self, (): &()) -> Option<u64> {
+            Some(self.0)
+        }
+
+        fn promoted(_: &Self, (): &(), now: u64) -> Self {
+            IdleAt(now + 1_000)
+        }
+    }
+
+    #[test]
+    fn a_shard_makes_room_by_itself() {
+        let keyed = Keyed::new(10_000, (), || IdleAt(u64::MAX));
+        let own = |key: &[u8]| keyed.shard(7).read().entries.iter().any(|e| *e.key == *key);
+        for n in 0..2_000_u32 {
+            keyed.with_unknown(7, &n.to_ne_bytes(), 0, |(), _| ());
+        }
+        keyed.with_unknown(7, b"early", 999, |(), _| ());
+        // It has been looked at and is not again: no call is held up by one that overflows.
+        assert!(!own(b"early") && keyed.shard(7).nothing_idle_before.load(SeqCst) == 1_000);
+        keyed.with_unknown(7, b"late", 1_000, |(), _| ());
+        assert!(own(b"late"));
+        assert_eq!(keyed.len(), 1);
     }
 }

@@ -70,7 +70,7 @@ macro_rules! holds {
                     Ok(response) => Judged::Bad(End::Outcome(judged), Ok(response)),
                     Err($given) => {
                         let error = $convert;
-                        let ours = <Self as Hold<Req, Res, E>>::rejection(Err(&error)).map(End::of_rejection);
+                        let ours = end_of(&error, |$e: &$error| $rejection);
                         Judged::Bad(ours.unwrap_or(End::Outcome(judged)), Err(error))
                     }
                 }
@@ -86,6 +86,13 @@ macro_rules! holds {
             }
         }
     };
+}
+
+/// What a rejection of ours that an error is, or that is behind it, says of the end of a call. Out of the way of the others.
+#[cold]
+#[inline(never)]
+fn end_of<E>(error: &E, rejection: impl FnOnce(&E) -> Option<&Rejection>) -> Option<End> {
+    rejection(error).map(End::of_rejection)
 }
 
 holds!(Plain, [std::error::Error + 'static], Error<E>, |e| Error::Inner(e), |e| match e {

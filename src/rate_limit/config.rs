@@ -41,7 +41,8 @@ impl RateLimitBuilder {
     /// Keep the quotas in this store, which a fleet may share, and not in memory. The quota given here is then only what
     /// the headers tell of. What is of the own store alone (`quota_fn`, `charge_fn`) is an error with it.
     ///
-    /// Without a key (and on plain services) the store is asked for the layer's name.
+    /// The store is asked for the key as text: as it is, or in hexadecimal where it is no text. Without a key (and on plain
+    /// services that know none) it is asked for the layer's name.
     pub fn store<T: Store<Arc<str>>>(self, store: T) -> RateLimitBuilder<Remote<T>> {
         RateLimitBuilder { identity: self.identity, quota: self.quota, rules: self.rules, seed: store, has_store: true }
     }

@@ -128,9 +128,9 @@ impl Retrier {
 
     /// An attempt ended well.
     #[inline(always)]
-    pub(crate) fn succeeded(&self, own_budget: impl FnOnce() -> Option<Budget>, number: u32) {
+    pub(crate) fn succeeded(&self, number: u32) {
         if self.tells_of_successes {
-            self.tell_of_a_success(own_budget().as_ref().unwrap_or(&self.budget), number);
+            self.tell_of_a_success(number);
         } else {
             self.reporter().succeeded_unheard(number);
         }
@@ -138,8 +138,8 @@ impl Retrier {
 
     #[cold]
     #[inline(never)]
-    fn tell_of_a_success(&self, budget: &Budget, number: u32) {
-        budget.succeeded();
+    fn tell_of_a_success(&self, number: u32) {
+        self.budget.succeeded();
         self.reporter().succeeded(number);
     }
 

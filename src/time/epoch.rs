@@ -18,19 +18,24 @@ pub(crate) struct Epoch {
 impl Epoch {
     pub(crate) fn new() -> Self {
         let base = now();
-        Epoch { base, zero: if Parts::are_readable(base) { Parts::of(base) } else { i64::MAX } }
+        Epoch { base, zero: Parts::zero(base).unwrap_or(i64::MAX) }
     }
 
-    /// This instant as a number; zero before the epoch. It lasts for 292 years.
+    /// This instant as a number: zero before the epoch, and the last number beyond that.
     #[inline(always)]
     pub(crate) fn at(&self, instant: Instant) -> u64 {
-        let parts = Parts::of(instant);
-        if parts > self.zero { (parts - self.zero) as u64 } else { self.by_difference(instant) }
+        match Parts::of(instant).checked() {
+            Some(parts) if parts > self.zero => (parts - self.zero) as u64,
+            _ => self.by_difference(instant),
+        }
     }
 
     #[inline(always)]
     pub(crate) fn now(&self) -> u64 {
-        self.at(now())
+        let now = now();
+        // The present is not beyond any number; a deadline may be.
+        let parts = Parts::of(now).unchecked();
+        if parts > self.zero { (parts - self.zero) as u64 } else { self.by_difference(now) }
     }
 
     /// When that is. `None` beyond the clock's range.
@@ -59,25 +64,35 @@ struct Parts {
 }
 
 impl Parts {
-    /// As nanoseconds since whatever the operating system counts from: since it was started, as a rule.
     #[inline(always)]
-    fn of(instant: Instant) -> i64 {
+    fn of(instant: Instant) -> Parts {
         let mut parts = Parts::default();
         instant.hash(&mut parts);
-        parts.finish() as i64
+        parts
     }
 
-    fn are_readable(base: Instant) -> bool {
-        let zero = Parts::of(base);
+    /// As nanoseconds since whatever the operating system counts from: since it was started, as a rule. `None` beyond 292
+    /// years.
+    #[inline(always)]
+    fn checked(&self) -> Option<i64> {
+        (self.seconds as i64).checked_mul(1_000_000_000)?.checked_add(self.nanos as i64)
+    }
+
+    #[inline(always)]
+    fn unchecked(&self) -> i64 {
+        self.finish() as i64
+    }
+
+    /// Those of this instant, if they can be read.
+    fn zero(base: Instant) -> Option<i64> {
         // It must not be from a clock that counts centuries, or is behind itself.
-        if !(0..i64::MAX / 2).contains(&zero) {
-            return false;
-        }
+        let zero = Parts::of(base).checked().filter(|zero| (0..i64::MAX / 2).contains(zero))?;
         // So that each of the two parts has to grow by itself, and one has to carry into the other.
-        [0, 1, 999_999_999, 1_000_000_000, 86_400_000_000_001].into_iter().all(|step| {
+        let grows = [0, 1, 999_999_999, 1_000_000_000, 86_400_000_000_001].into_iter().all(|step| {
             let later = base.checked_add(Duration::from_nanos(step));
-            later.is_some_and(|later| Parts::of(later) == zero + step as i64)
-        })
+            later.is_some_and(|later| Parts::of(later).checked() == Some(zero + step as i64))
+        });
+        grows.then_some(zero)
     }
 }
 
@@ -118,9 +133,26 @@ mod tests {
         assert_ne!(Epoch::new().zero, i64::MAX);
     }
 
+    /// As deadlines are that are meant to be none.
+    #[test]
+    fn what_is_far_is_far() {
+        let epoch = Epoch::new();
+        let later = epoch.base + Duration::from_millis(500);
+        for far in [
+            Duration::from_millis(u64::MAX),
+            Duration::from_micros(u64::MAX),
+            Duration::from_nanos(u64::MAX),
+            Duration::from_secs(u64::MAX / 4),
+            Duration::from_secs(20_000_000_000),
+            Duration::from_secs(9_223_372_036),
+        ] {
+            assert_eq!(epoch.at(later + far), nanos(far + Duration::from_millis(500)), "{far:?}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn both_ways_give_the_same(before in 0..u64::MAX / 8, after in 0..u64::MAX / 4) {
+        fn both_ways_give_the_same(before in 0..u64::MAX / 8, after in 0..=u64::MAX) {
             let quick = Epoch::new();
             let slow = Epoch { zero: i64::MAX, ..quick };
             let later = quick.instant(after).unwrap();

@@ -182,7 +182,7 @@ where
                     // Nobody had to wait, so there is nothing to be given up.
                     Judged::Good(held) => {
                         let kept = this.kept;
-                        kept.succeeded::<S, Req, S::Response, S::Error>(1, this.spare);
+                        kept.shared.succeeded(1, kept.pays);
                         return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
                     }
                     // Arms of their own, for a whole attempt that might be moved on would be asked about again.
@@ -197,14 +197,6 @@ where
 }
 
 impl<P, C> Kept<P, C> {
-    #[inline(always)]
-    fn succeeded<S, Req, Res, Err>(&self, number: u32, spare: &Option<Spare<S, P::Original>>)
-    where
-        P: Retryable<Req, Res, Err>,
-    {
-        self.shared.succeeded(number, self.pays, || self.own_budget::<S, Req, Res, Err>(spare));
-    }
-
     /// The budget of a call, where each key has one.
     #[inline(always)]
     fn own_budget<S, Req, Res, Err>(&self, spare: &Option<Spare<S, P::Original>>) -> Option<Budget>

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::{Attempt, Ended, Failure, First, Held, Output, POLLED, ResponseFuture, Rest, Stage, open};
 use crate::{
-    hedge::hedger::{Meaning, count_in_tokens},
+    hedge::hedger::Meaning,
     outcome::{End, Outcome},
     permit::Cause,
     protocol::Judged,
@@ -102,12 +102,11 @@ where
             self.measure();
         }
         self.as_mut().finish(number);
-        let this = self.project();
-        let kept = this.kept;
+        let kept = self.project().kept;
         if number > 1 {
             kept.shared.won();
         }
-        kept.succeeded::<S, Req, S::Response, S::Error>(number, this.spare);
+        kept.shared.succeeded(number, kept.pays);
         kept.protocol.pass(&kept.context, held, None)
     }
 
@@ -135,11 +134,9 @@ where
         } else {
             self.as_mut().only_one_reads();
         }
-        let this = self.project();
-        let kept = this.kept;
+        let kept = self.project().kept;
         if kept.pays {
-            let own_budget = kept.own_budget::<S, Req, S::Response, S::Error>(this.spare);
-            count_in_tokens(own_budget.as_ref().unwrap_or(&kept.shared.budget), verdict);
+            kept.shared.count_in_tokens(verdict);
         }
         kept.shared.report(number, end.outcome(), next.then_some(Duration::ZERO));
         over.then(|| held.map(|held| kept.protocol.pass(&kept.context, held, None)))

@@ -61,7 +61,7 @@ where
         if let Some(since) = *this.waited_since {
             this.shared.measure(since);
         }
-        this.shared.succeeded(|| own_budget(this.protocol, this.shared, this.spare), *this.number);
+        this.shared.succeeded(*this.number);
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
@@ -206,9 +206,7 @@ where
         let own_budget = own_budget(this.protocol, this.shared, this.spare);
         let Spare { mut service, original } = this.spare.take().expect(POLLED);
         let settings = &this.shared.settings;
-        // How the last one ends is told to the budget of its key, which is known by the original.
-        let is_last = *this.number + 1 >= settings.attempts && own_budget.is_none();
-        let (original, mut request) = this.protocol.again(original, is_last);
+        let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts);
         let mark = Mark {
             previous: *this.number,
             left: this.deadline.map(Deadline::remaining),
