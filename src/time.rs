@@ -68,7 +68,7 @@ impl Clock {
 
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        self.at(now())
+        self.epoch.now()
     }
 
     /// What was [worked out](Self::work_out_tick) of the tick that runs, if it is at hand.

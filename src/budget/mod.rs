@@ -180,11 +180,21 @@ impl Budget {
     /// A call begins.
     #[inline(always)]
     pub(crate) fn began(&self, stripe: usize) {
+        if let Kind::Share { epoch, share } = &*self.0 {
+            share.deposit(|| epoch.now(), stripe);
+        } else {
+            self.began_otherwise();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn began_otherwise(&self) {
         match &*self.0 {
-            Kind::Share { epoch, share } => share.deposit(|| epoch.now(), stripe),
-            Kind::Tokens(_) | Kind::Unlimited => {}
             #[cfg(feature = "http")]
             Kind::ByKey(by_key) => by_key.common.deposit(),
+            // Tokens are not for calls.
+            _ => {}
         }
     }
 

@@ -75,7 +75,8 @@ impl Parts {
     /// years.
     #[inline(always)]
     fn checked(&self) -> Option<i64> {
-        (self.seconds as i64).checked_mul(1_000_000_000)?.checked_add(self.nanos as i64)
+        // Where the sum does not fit it is below zero, which is before everything too.
+        Some((self.seconds as i64).checked_mul(1_000_000_000)?.wrapping_add(self.nanos as i64))
     }
 
     #[inline(always)]
