@@ -28,9 +28,10 @@ use std::{
 
 use hashbrown::HashTable;
 
-use self::place::{Places, is_same};
+use self::{place::Places, stored::Stored};
 
 mod place;
+mod stored;
 
 /// What is kept for a key. `C` is what all states have in common: a quota, for one.
 pub trait State<C>: Sized {
@@ -71,7 +72,7 @@ struct Table<S, C> {
 }
 
 struct Entry<S> {
-    key: Box<[u8]>,
+    key: Stored,
     state: S,
 }
 
@@ -123,7 +124,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     pub fn with<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
         let hash = self.places.of(key);
         let table = self.shard(hash).read();
-        if let Some(entry) = table.entries.find(hash, |e| is_same(&e.key, key)) {
+        if let Some(entry) = table.entries.find(hash, |e| e.key.is(key)) {
             return run(&table.common, &entry.state);
         }
         drop(table);
@@ -152,7 +153,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     pub fn get<R>(&self, key: &[u8], look: impl FnOnce(&S) -> R) -> Option<R> {
         let hash = self.places.of(key);
         let table = self.shard(hash).read();
-        table.entries.find(hash, |e| is_same(&e.key, key)).map(|entry| look(&entry.state))
+        table.entries.find(hash, |e| e.key.is(key)).map(|entry| look(&entry.state))
     }
 
     /// As [`with`](Self::with), to change the state itself. It is the shard's only visitor meanwhile.
@@ -161,7 +162,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         let hash = self.places.of(key);
         {
             let table = &mut *self.shard(hash).write();
-            if let Some(entry) = table.entries.find_mut(hash, |e| *e.key == *key) {
+            if let Some(entry) = table.entries.find_mut(hash, |e| e.key.is(key)) {
                 return run(&table.common, &mut entry.state);
             }
         }
@@ -200,7 +201,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         let table = &mut *shard.write();
         let Table { entries, common, overflow } = table;
         // Somebody else may have brought it since.
-        if let Some(entry) = entries.find_mut(hash, |e| *e.key == *key) {
+        if let Some(entry) = entries.find_mut(hash, |e| e.key.is(key)) {
             if has_room {
                 self.len.fetch_sub(1, SeqCst);
             }
@@ -214,7 +215,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
             return run(common, overflow);
         }
         let entry = Entry { key: key.into(), state: S::promoted(overflow, common, now) };
-        let mut entry = entries.insert_unique(hash, entry, |e| self.places.of(&e.key));
+        let mut entry = entries.insert_unique(hash, entry, |e| self.places.of(e.key.as_bytes()));
         let result = run(common, &mut entry.get_mut().state);
         // It may be idle sooner than all that are known.
         shard.nothing_idle_before.store(0, SeqCst);
@@ -332,7 +333,7 @@ mod tests {
         for n in 0..2_000_u32 {
             let key = n.to_ne_bytes();
             keyed.with_unknown(7, &key, 0, |(), _| ());
-            own += usize::from(keyed.shard(7).read().entries.iter().any(|e| *e.key == key));
+            own += usize::from(keyed.shard(7).read().entries.iter().any(|e| e.key.is(&key)));
         }
         assert_eq!((own, keyed.len()), (most, most));
         // The other shards have room.
@@ -355,7 +356,7 @@ mod tests {
     #[test]
     fn a_shard_makes_room_by_itself() {
         let keyed = Keyed::new(10_000, (), || IdleAt(u64::MAX));
-        let own = |key: &[u8]| keyed.shard(7).read().entries.iter().any(|e| *e.key == *key);
+        let own = |key: &[u8]| keyed.shard(7).read().entries.iter().any(|e| e.key.is(key));
         for n in 0..2_000_u32 {
             keyed.with_unknown(7, &n.to_ne_bytes(), 0, |(), _| ());
         }

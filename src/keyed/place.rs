@@ -30,18 +30,6 @@ impl Places {
     }
 }
 
-/// By words where keys are short, as most are: that takes less than the call which compares memory.
-#[inline(always)]
-pub(super) fn is_same(a: &[u8], b: &[u8]) -> bool {
-    match (a.first_chunk::<8>(), b.first_chunk::<8>(), a.last_chunk::<8>(), b.last_chunk::<8>()) {
-        (Some(a0), Some(b0), Some(a1), Some(b1)) if a.len() == b.len() && a.len() <= 16 => {
-            let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
-            word(a0) == word(b0) && word(a1) == word(b1)
-        }
-        _ => a == b,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -49,17 +37,6 @@ mod tests {
     use super::*;
 
     proptest! {
-        #[test]
-        fn the_same_is_the_same(a in prop::collection::vec(0..3u8, 0..20), b in prop::collection::vec(0..3u8, 0..20), at in any::<usize>()) {
-            prop_assert_eq!(is_same(&a, &b), a == b);
-            prop_assert!(is_same(&a, &a.clone()));
-            let mut other = a.clone();
-            if let Some(byte) = a.len().checked_sub(1).map(|last| at % (last + 1)).and_then(|at| other.get_mut(at)) {
-                *byte ^= 1;
-                prop_assert!(!is_same(&a, &other));
-            }
-        }
-
         /// As evenly as it has to be for shards: of 128 none gets four times its share.
         #[test]
         fn shards_fill_evenly(stride in 1..1_000_000_u64) {
