@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use crate::{
     deadline::{self, Deadline},
     outcome::Classify,
-    protocol::{BoxError, Boxed, Flat, Head, Hold, Judged, Plain, Protocol, Watch, sealed::Sealed},
+    protocol::{BoxError, Boxed, Flat, Head, Hold, Judged, Plain, Protocol, Watch, as_its_form, sealed::Sealed},
     rejection::Rejection,
 };
 
@@ -151,32 +151,7 @@ where
     P: Protocol<Req, Res, Err>,
     F: Clone,
 {
-    const HAS_BODY: bool = P::HAS_BODY;
-
-    type Context = P::Context;
-    type Response<W: Watch> = P::Response<W>;
-    type Error = P::Error;
-
-    fn context(&self, request: &Req) -> P::Context {
-        self.form.context(request)
-    }
-
-    fn reject<W: Watch>(&self, context: &P::Context, rejection: Rejection) -> Result<P::Response<W>, P::Error> {
-        self.form.reject(context, rejection)
-    }
-
-    fn finish<W: Watch>(
-        &self,
-        context: &P::Context,
-        result: Result<Res, Err>,
-        watch: &mut Option<W>,
-    ) -> Result<P::Response<W>, P::Error> {
-        self.form.finish(context, result, watch)
-    }
-
-    fn error(error: Err) -> P::Error {
-        P::error(error)
-    }
+    as_its_form!(Req, Res, Err);
 }
 
 #[diagnostic::do_not_recommend]

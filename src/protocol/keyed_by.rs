@@ -4,8 +4,7 @@ use std::fmt;
 
 use crate::{
     key::KeyBytes,
-    protocol::{Protocol, Watch, sealed::Sealed},
-    rejection::Rejection,
+    protocol::{Protocol, as_its_form, sealed::Sealed},
 };
 
 /// A form without HTTP, in which a function knows the key of a request. Made by
@@ -30,35 +29,9 @@ where
     P: Protocol<Req, Res, Err>,
     F: Fn(&Req) -> Option<KeyBytes<'_>> + Clone,
 {
-    const HAS_BODY: bool = P::HAS_BODY;
     const KNOWS_KEYS: bool = true;
 
-    type Context = P::Context;
-    type Response<W: Watch> = P::Response<W>;
-    type Error = P::Error;
-
-    #[inline(always)]
-    fn context(&self, request: &Req) -> P::Context {
-        self.form.context(request)
-    }
-
-    fn reject<W: Watch>(&self, context: &P::Context, rejection: Rejection) -> Result<P::Response<W>, P::Error> {
-        self.form.reject(context, rejection)
-    }
-
-    #[inline(always)]
-    fn finish<W: Watch>(
-        &self,
-        context: &P::Context,
-        result: Result<Res, Err>,
-        watch: &mut Option<W>,
-    ) -> Result<P::Response<W>, P::Error> {
-        self.form.finish(context, result, watch)
-    }
-
-    fn error(error: Err) -> P::Error {
-        P::error(error)
-    }
+    as_its_form!(Req, Res, Err);
 
     #[inline(always)]
     fn key<'a>(&self, request: &'a Req) -> Option<KeyBytes<'a>> {

@@ -54,7 +54,6 @@ pub(crate) mod unsent;
 pub(crate) mod verdict;
 mod watch;
 
-pub(crate) use self::again::{Mark, Trust};
 #[cfg(feature = "http")]
 pub(crate) use self::{again::PREVIOUS_ATTEMPTS, hint::PUSHBACK as GRPC_PUSHBACK, http_form::is_grpc};
 pub use self::{
@@ -62,6 +61,10 @@ pub use self::{
     hold::{Hold, Judged},
     plain::{Boxed, Flat, Plain},
     watch::{Unwatched, Watch},
+};
+pub(crate) use self::{
+    again::{Mark, Trust},
+    plain::as_its_form,
 };
 #[cfg(feature = "http")]
 pub use self::{

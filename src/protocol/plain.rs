@@ -125,6 +125,46 @@ where
     }
 }
 
+/// What a form over another form `P`, its field `form`, has of that.
+macro_rules! as_its_form {
+    ($req:ty, $res:ty, $err:ty) => {
+        const HAS_BODY: bool = P::HAS_BODY;
+
+        type Context = P::Context;
+        type Response<W: crate::protocol::Watch> = P::Response<W>;
+        type Error = P::Error;
+
+        #[inline(always)]
+        fn context(&self, request: &$req) -> P::Context {
+            self.form.context(request)
+        }
+
+        fn reject<W: crate::protocol::Watch>(
+            &self,
+            context: &P::Context,
+            rejection: crate::Rejection,
+        ) -> Result<P::Response<W>, P::Error> {
+            self.form.reject(context, rejection)
+        }
+
+        #[inline(always)]
+        fn finish<W: crate::protocol::Watch>(
+            &self,
+            context: &P::Context,
+            result: Result<$res, $err>,
+            watch: &mut Option<W>,
+        ) -> Result<P::Response<W>, P::Error> {
+            self.form.finish(context, result, watch)
+        }
+
+        fn error(error: $err) -> P::Error {
+            P::error(error)
+        }
+    };
+}
+
+pub(crate) use as_its_form;
+
 // Two, so that nothing looks again at what was known to be good; and both take the watch: what is passed by reference
 // has to be in memory, here and wherever it comes from.
 #[inline(always)]
