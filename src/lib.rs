@@ -108,6 +108,7 @@ mod priority;
 pub mod protocol;
 mod queue;
 pub mod rate_limit;
+mod readiness;
 pub mod registry;
 mod rejection;
 pub mod retry;

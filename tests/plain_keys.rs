@@ -7,10 +7,14 @@ use std::{
     fmt,
     future::{Ready, ready},
     net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use buttress::{BoxError, Error, KeyBytes, MissingKey, Quota, RateLimitBuilder, RateLimitLayer, Reason, Rejection};
+use buttress::{
+    BoxError, Error, Grant, KeyBytes, MissingKey, Quota, RateLimitBuilder, RateLimitLayer, Reason, Rejection, Store,
+};
 use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -156,6 +160,31 @@ async fn numbers_and_addresses_are_keys() {
     ] {
         assert_eq!(layer.clone().oneshot(ip.parse().unwrap()).await.is_ok(), is_new, "{ip}");
     }
+}
+
+/// What it is asked for.
+struct Asked(Arc<Mutex<Vec<String>>>);
+
+impl Store<Arc<str>> for Asked {
+    type Acquire = Ready<Grant>;
+
+    fn acquire(&self, key: &Arc<str>, _cost: NonZeroU32) -> Ready<Grant> {
+        self.0.lock().unwrap().push(key.to_string());
+        ready(Grant::Granted { remaining: 1, reset: Duration::ZERO })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_is_asked_for_the_key_as_text() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let builder = || limit(1).name("jobs").missing_key(MissingKey::Shared).store(Asked(Arc::clone(&asked)));
+    let service = builder().build_plain_per_key(tenant).unwrap().layer(works());
+    service.clone().oneshot(job("acme")).await.unwrap();
+    service.clone().oneshot(nobodys()).await.unwrap();
+    let service = service_fn(|_: u64| ready(Ok::<_, Infallible>(())));
+    let numbers = builder().build_plain_per_key(|n: &u64| Some((*n).into())).unwrap().layer(service);
+    numbers.clone().oneshot(0xff00).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["acme", "jobs", "\u{7f}000000000000ff00"]);
 }
 
 #[test]

@@ -76,6 +76,25 @@ fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
 
 // === the quota ===
 
+/// What `poll_ready` knew may have changed until `call`: by time, or by hand.
+#[tokio::test(start_paused = true)]
+async fn one_that_was_known_to_be_refused_goes_if_it_can_after_all() {
+    let layer = limit(Quota::per_second(1)).build().unwrap().plain();
+    let mut service = layer.layer(service_fn(|(): ()| ready(Ok::<_, Infallible>(()))));
+    readied(&mut service).await.call(()).await.unwrap();
+    let refused = readied(&mut service).await.call(()).await;
+    let Err(Error::Rejected(rejection)) = refused else { panic!("{refused:?}") };
+    assert_eq!(rejection.retry_after(), Some(ms(1_000)));
+    readied(&mut service).await;
+    advance(ms(1_000)).await;
+    service.call(()).await.unwrap();
+    readied(&mut service).await;
+    layer.handle().set_quota(Quota::per_second(2)).unwrap();
+    service.call(()).await.unwrap();
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.admitted, snapshot.rejected), (3, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn units_come_back_one_by_one_on_the_dot() {
     for (quota, interval) in [(Quota::per_second(10), ms(100)), (Quota::per(3, ms(300)), ms(100))] {

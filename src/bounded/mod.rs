@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    deadline::Deadline,
+    deadline::{self, Deadline},
     observe::{Figure, Kind, Reporter},
     rejection::{Reason, Rejection},
     time::{Instant, Span},
@@ -147,6 +147,27 @@ impl Ledger {
         }
         self.refuse(reason);
         true
+    }
+
+    /// Has the ambient deadline passed, so that the inner service is not to be asked whether it is ready?
+    #[inline(always)]
+    pub(crate) fn refuses_readiness(&self) -> bool {
+        #[cold]
+        fn looks_closer(ledger: &Ledger) -> bool {
+            deadline::current_passed() && !ledger.in_shadow()
+        }
+        Deadline::current().is_some() && looks_closer(self)
+    }
+
+    /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
+    #[cold]
+    pub(crate) fn is_late(&self) -> bool {
+        self.run_out(Reason::DeadlineExceeded)
+    }
+
+    /// What a caller is told who is late.
+    pub(crate) fn late(&self) -> Rejection {
+        self.rejection(Reason::DeadlineExceeded, Duration::ZERO)
     }
 
     /// As [`run_out`](Self::run_out), where the call can't go on even in shadow.

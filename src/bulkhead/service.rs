@@ -18,6 +18,7 @@ use crate::{
     deadline::{self, Deadline},
     priority::Priority,
     protocol::{Http, Protocol},
+    readiness::give_back,
     stripe::Striped,
 };
 
@@ -185,8 +186,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
     #[cold]
     fn drop_readiness(&mut self, door: Door) {
         if door == Door::Open {
-            let unready = self.inner.clone();
-            drop(mem::replace(&mut self.inner, unready));
+            give_back(&mut self.inner);
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     deadline::{self, Deadline},
     permit::Permit,
     protocol::{Http, Protocol},
+    readiness::give_back,
     rejection::Told,
     stripe::Striped,
 };
@@ -124,9 +125,7 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
     where
         S: Service<Req>,
     {
-        // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-        let unready = self.inner.clone();
-        drop(mem::replace(&mut self.inner, unready));
+        give_back(&mut self.inner);
         ResponseFuture::refused(self.shared.refuse(told), self.protocol.clone(), context)
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         wire::{self, Read},
     },
     protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
+    readiness::give_back,
     rejection::Reason,
     time::{self, Instant, Span},
 };
@@ -80,9 +81,7 @@ where
         let caller = self.layer.caller(context.is_grpc(), &mut request, now);
         let too_late = caller.has_passed(now);
         if too_late && ledger.run_out(Reason::DeadlineExceeded) {
-            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-            let unready = self.inner.clone();
-            drop(mem::replace(&mut self.inner, unready));
+            give_back(&mut self.inner);
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
         let scope = caller.deadline;

@@ -11,6 +11,7 @@ use tower_service::Service;
 use crate::{
     drain::{Gate, Inside, ResponseFuture},
     protocol::{Http, Protocol},
+    readiness::give_back,
     stripe::{Shared, Striped},
 };
 
@@ -65,9 +66,7 @@ where
             return self.refused(context, gate);
         }
         if !gate.enter(gate.stripe()) {
-            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-            let unready = self.inner.clone();
-            drop(mem::replace(&mut self.inner, unready));
+            give_back(&mut self.inner);
             return self.refused(context, gate);
         }
         let inside = Inside::new(gate);

@@ -10,11 +10,10 @@ use crate::{
     bounded::Ledger,
     budget::{Budget, Taken},
     builder::Identity,
-    deadline,
     hedge::{HedgeSnapshot, config::Settings, delay::Delay},
     observe::{Kind, Reporter},
     outcome::{End, Outcome},
-    rejection::{Reason, Rejection},
+    rejection::Reason,
     retry::Verdict,
     stripe::Shared,
     time::{self, Instant},
@@ -30,7 +29,7 @@ pub(crate) struct Hedger {
     tells_of_successes: bool,
     pub(crate) delay: Delay,
     /// Says what came too late, and all else.
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     hedges: AtomicU64,
     won: AtomicU64,
     stopped_by_budget: AtomicU64,
@@ -99,22 +98,6 @@ impl Hedger {
 
     pub(crate) fn shadow(&self, on: bool) {
         self.ledger.shadow(on);
-    }
-
-    /// There is an ambient deadline: has it passed, so that the inner service is to be left alone?
-    #[cold]
-    pub(crate) fn would_be_late(&self) -> bool {
-        deadline::current_passed() && !self.in_shadow()
-    }
-
-    /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
-    #[cold]
-    pub(crate) fn is_late(&self) -> bool {
-        self.ledger.run_out(Reason::DeadlineExceeded)
-    }
-
-    pub(crate) fn rejection(&self) -> Rejection {
-        self.ledger.rejection(Reason::DeadlineExceeded, Duration::ZERO)
     }
 
     /// It is the turn of a further attempt.

@@ -1,7 +1,6 @@
 //! The service: the first attempt, and what is kept for further ones.
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -9,13 +8,13 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline::Deadline,
     hedge::{
         ResponseFuture,
         future::{Kept, Spare},
         hedger::Hedger,
     },
     protocol::Http,
+    readiness::give_back,
     retry::Retryable,
     stripe::Striped,
     time,
@@ -57,7 +56,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = Deadline::current().is_some() && self.shared.would_be_late();
+        self.refuse = self.shared.ledger.refuses_readiness();
         if self.refuse {
             return Poll::Ready(Ok(()));
         }
@@ -69,15 +68,13 @@ where
         let context = self.protocol.context(&request);
         // It stays so until the next readiness: the inner service has not been asked.
         if self.refuse {
-            self.shared.is_late();
+            self.shared.ledger.is_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there no second attempt is made in any case.
-        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.is_late() {
-            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-            let unready = self.inner.clone();
-            drop(mem::replace(&mut self.inner, unready));
+        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.ledger.is_late() {
+            give_back(&mut self.inner);
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let shared = self.shared.share();

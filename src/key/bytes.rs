@@ -170,5 +170,6 @@ mod tests {
             assert_eq!(key.as_bytes(), b"acme");
         }
         assert_eq!(KeyBytes::from(7_u32).as_bytes(), KeyBytes::from(7_u64).as_bytes());
+        assert_eq!(KeyBytes::from(0x0102_0304_0506_0708_u64).as_bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 }

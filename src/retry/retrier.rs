@@ -10,10 +10,10 @@ use crate::{
     bounded::Ledger,
     budget::{Budget, Taken},
     builder::Identity,
-    deadline::{self, Deadline},
+    deadline::Deadline,
     observe::{Kind, Reporter},
     outcome::Outcome,
-    rejection::{Reason, Rejection},
+    rejection::Reason,
     retry::{Backoff, RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
     rng,
     time::{self, Epoch, Instant, LONGEST, Span},
@@ -34,7 +34,7 @@ pub(crate) struct Retrier {
     /// Does the budget count successes, or may somebody listen? Asked once, for all calls.
     tells_of_successes: bool,
     /// Says what came too late, and all else.
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     epoch: Epoch,
     latencies: Latencies,
     further: AtomicU64,
@@ -99,25 +99,9 @@ impl Retrier {
         self.ledger.shadow(on);
     }
 
-    /// There is an ambient deadline: has it passed, so that the inner service is to be left alone?
-    #[cold]
-    pub(crate) fn would_be_late(&self) -> bool {
-        deadline::current_passed() && !self.in_shadow()
-    }
-
     /// A further attempt begins.
     pub(crate) fn began_again(&self) {
         self.further.fetch_add(1, Relaxed);
-    }
-
-    /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
-    #[cold]
-    pub(crate) fn is_late(&self) -> bool {
-        self.ledger.run_out(Reason::DeadlineExceeded)
-    }
-
-    pub(crate) fn rejection(&self) -> Rejection {
-        self.ledger.rejection(Reason::DeadlineExceeded, Duration::ZERO)
     }
 
     /// Makes a call for which this has paid into the budget: a hedge in there that shares it pays nothing.

@@ -1,7 +1,6 @@
 //! The service: what bounds this call?
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -12,6 +11,7 @@ use crate::{
     bounded::{BodyClock, Plan, ResponseFuture},
     deadline::{self, Deadline, caller::Caller},
     protocol::{Http, Protocol},
+    readiness::give_back,
     rejection::Reason,
     time::{self, Instant, Span},
     timeout::layer::Shared,
@@ -73,9 +73,7 @@ where
         let caller = self.shared.caller::<P, Req, S::Response, S::Error>(&context, &mut request, now, after);
         let too_late = caller.has_passed(now);
         if too_late && self.shared.ledger.run_out(Reason::DeadlineExceeded) {
-            // What the readied instance holds must not wait for the next call: it goes, and an unready one comes.
-            let unready = self.inner.clone();
-            drop(mem::replace(&mut self.inner, unready));
+            give_back(&mut self.inner);
             return self.refused(context);
         }
         let body = if P::HAS_BODY { self.shared.settings().body() } else { None };

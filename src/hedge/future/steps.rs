@@ -252,6 +252,6 @@ where
 
     pub(super) fn reject(mut self: Pin<&mut Self>) -> Output<S, P, Req> {
         let kept = self.as_mut().project().kept;
-        kept.protocol.reject(&kept.context, kept.shared.rejection())
+        kept.protocol.reject(&kept.context, kept.shared.ledger.late())
     }
 }

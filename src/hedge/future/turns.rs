@@ -84,7 +84,7 @@ where
             return Poll::Ready(None);
         }
         // The last answer was given up for the attempt that can't be made any more.
-        self.kept.shared.is_late();
+        self.kept.shared.ledger.is_late();
         Poll::Ready(Some(self.reject()))
     }
 

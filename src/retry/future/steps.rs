@@ -187,7 +187,7 @@ where
                     Poll::Pending => ready!(poll_deadline(timer, *this.deadline, cx)),
                 }
                 // The last answer was given up for the attempt that can't be made any more.
-                this.shared.is_late();
+                this.shared.ledger.is_late();
                 *this.spare = None;
                 let made = *this.number;
                 Poll::Ready(Some(self.reject(made)))
@@ -237,7 +237,7 @@ where
         let mut this = self.project();
         this.step.set(Some(Step::Refused { made }));
         let attempts = Attempts { made, stopped: Stopped::Deadline };
-        let mut rejected = this.protocol.reject(this.context, this.shared.rejection())?;
+        let mut rejected = this.protocol.reject(this.context, this.shared.ledger.late())?;
         P::note_rejection(&mut rejected, attempts);
         Ok(rejected)
     }
