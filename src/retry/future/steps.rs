@@ -119,7 +119,7 @@ where
             this.inner.set(None);
             match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {
-                    self.call_again();
+                    self.call_again(own_budget);
                     return None;
                 }
                 Poll::Ready(Err(error)) => {
@@ -180,7 +180,8 @@ where
                         return Poll::Ready(Some(Err(P::error(error))));
                     }
                     Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
-                        self.call_again();
+                        let own_budget = own_budget(this.protocol, this.shared, this.spare);
+                        self.call_again(own_budget);
                         return Poll::Ready(None);
                     }
                     Poll::Ready(Ok(())) => {}
@@ -199,11 +200,10 @@ where
         }
     }
 
-    /// The instance is ready.
+    /// The instance is ready. The budget is that of the call, where each key has one.
     #[inline(always)]
-    fn call_again(self: Pin<&mut Self>) {
+    fn call_again(self: Pin<&mut Self>, own_budget: Option<Budget>) {
         let mut this = self.project();
-        let own_budget = own_budget(this.protocol, this.shared, this.spare);
         let Spare { mut service, original } = this.spare.take().expect(POLLED);
         let settings = &this.shared.settings;
         let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts);
