@@ -122,7 +122,7 @@ impl Budget {
     /// Requests without a key, and plain services, share this one, which is also the one that [`deposit`](Self::deposit) and
     /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own, of some 2.5 KB; more share 128 others until
     /// one of those has not been used for a window. A key's budget begins as this one did. A call takes a shared lock to find
-    /// it, and a look at the clock, and so does each end of an attempt that failed.
+    /// it, and a look at the clock; so does each end of an attempt that failed, and each attempt that comes after a delay.
     ///
     /// ```
     /// use buttress::{Budget, Key, RetryLayer};
