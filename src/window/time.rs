@@ -31,6 +31,8 @@ pub(crate) const STRIPES: usize = if cfg!(loom) { 2 } else { 8 };
 const SETTLED: u32 = 1;
 /// A tag that is older than 2^31 ticks would be taken for a newer one. Long before that it is swept out.
 const SWEEP_EVERY: u64 = 1 << 28;
+/// So many ticks one thread can be ahead of another. What is further ahead is not, but very old: tags wrap.
+pub(crate) const AHEAD: u32 = 1 << 10;
 
 /// The calls of the last T. The length of a tick is given with each use; it must be the same all through one epoch.
 #[derive(Debug)]
@@ -246,11 +248,12 @@ impl Row {
         &self.0[tick.bucket()]
     }
 
-    /// Empties every bucket that is not inside.
+    /// Empties every bucket that is too old to be inside. Another thread may be in a later tick already, and have counted in it.
     pub(crate) fn sweep(&self, tick: Tick) {
         for bucket in &self.0 {
             let seen = bucket.load(ORDER);
-            if !tick.has_inside(word::unpack(seen).0) {
+            let tag = word::unpack(seen).0;
+            if !tick.has_inside(tag) && tag.wrapping_sub(tick.tag) > AHEAD {
                 // Lost to a record of this very moment, which has emptied it already.
                 let _ = bucket.compare_exchange(seen, 0, ORDER, ORDER);
             }
@@ -290,6 +293,16 @@ mod tests {
             failures: inside().filter(|s| s.failed).count() as u64,
             slow: inside().filter(|s| s.slow).count() as u64,
         }
+    }
+
+    #[test]
+    fn who_comes_late_does_not_sweep_out_what_is_newer() {
+        let (row, at) = (Row::new(), |number: u64| Tick::new(1, 100, number * 100));
+        row.add(at(7), 3);
+        row.sweep(at(6));
+        assert_eq!(row.sum(at(7)), 3);
+        row.sweep(at(18));
+        assert_eq!(row.sum(at(7)), 0);
     }
 
     proptest! {
