@@ -23,6 +23,8 @@ pub enum Outcome {
 /// How one call ended, told to a policy exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+// Its parts beside each other, so that each can be kept in a register; else they share bytes, and all are copied for one.
+#[repr(u8)]
 pub enum End {
     /// It was judged.
     Outcome(Outcome),
@@ -41,6 +43,7 @@ pub enum End {
 
 impl End {
     /// What an error or an answer in which a policy of ours speaks means to the policies around it.
+    #[cold]
     pub(crate) fn of_rejection(r: &Rejection) -> End {
         use crate::rejection::Reason;
         match r.reason() {

@@ -34,6 +34,7 @@ struct Stripe<T> {
     state: Arc<T>,
     number: usize,
     tally: AtomicU64,
+    further: AtomicU64,
 }
 
 /// A counted reference to the state.
@@ -42,7 +43,9 @@ pub(crate) struct Shared<T>(Arc<Stripe<T>>);
 impl<T> Striped<T> {
     pub(crate) fn new(state: T) -> Self {
         let state = Arc::new(state);
-        let stripe = |number| Arc::new(Stripe { state: Arc::clone(&state), number, tally: AtomicU64::new(0) });
+        let stripe = |number| {
+            Arc::new(Stripe { state: Arc::clone(&state), number, tally: AtomicU64::new(0), further: AtomicU64::new(0) })
+        };
         let own: Vec<_> = (0..count()).map(stripe).collect();
         let stripes = array::from_fn(|n| Arc::clone(&own[n % own.len()]));
         Self { state, stripes, different: own.len() }
@@ -58,13 +61,23 @@ impl<T> Striped<T> {
     pub(crate) fn tally(&self) -> u64 {
         self.stripes[..self.different].iter().map(|stripe| stripe.tally.load(Relaxed)).sum()
     }
+
+    /// What all stripes have [counted beside](Shared::count_further).
+    pub(crate) fn further(&self) -> u64 {
+        self.stripes[..self.different].iter().map(|stripe| stripe.further.load(Relaxed)).sum()
+    }
 }
 
 impl<T> Shared<T> {
     /// Of a state that has no stripes: all references are counted in one place.
     #[cfg(feature = "http")]
     pub(crate) fn alone(state: T) -> Self {
-        Shared(Arc::new(Stripe { state: Arc::new(state), number: 0, tally: AtomicU64::new(0) }))
+        Shared(Arc::new(Stripe {
+            state: Arc::new(state),
+            number: 0,
+            tally: AtomicU64::new(0),
+            further: AtomicU64::new(0),
+        }))
     }
 
     /// Is this the only reference to a state [without stripes](Shared::alone)?
@@ -83,6 +96,12 @@ impl<T> Shared<T> {
     #[inline]
     pub(crate) fn count(&self) {
         self.0.tally.fetch_add(1, Relaxed);
+    }
+
+    /// Counts another one that belongs to one that was [counted](Self::count).
+    #[inline]
+    pub(crate) fn count_further(&self) {
+        self.0.further.fetch_add(1, Relaxed);
     }
 }
 
@@ -199,7 +218,8 @@ mod tests {
 
     #[test]
     fn counters_of_two_stripes_are_on_lines_of_their_own() {
-        let a = Arc::new(Stripe { state: Arc::new(0), number: 0, tally: AtomicU64::new(0) });
+        let a =
+            Arc::new(Stripe { state: Arc::new(0), number: 0, tally: AtomicU64::new(0), further: AtomicU64::new(0) });
         assert_eq!(std::ptr::from_ref(&*a) as usize % 128, 0);
         assert_eq!(size_of::<Stripe<u8>>() % 128, 0);
     }

@@ -321,13 +321,23 @@ fn a_budget_is_never_exceeded() {
     for (first, second) in [(0, 0), (0, 1), (3, 3)] {
         check(move || {
             let budget = Arc::new(Budget::new(0, 1_000_000));
-            let other = Arc::clone(&budget);
-            let (a, b) = both(move || other.withdraw(first), || budget.withdraw(second));
-            let taken = u64::from(a.is_some()) + u64::from(b.is_some());
-            assert!(taken <= 1);
-            assert_eq!(taken + budget.balance(first.max(second)), 1);
+            one_is_there(&budget, first, second);
+        });
+        // In a tick that runs already.
+        check(move || {
+            let budget = Arc::new(Budget::new(0, 2_000_000));
+            budget.withdraw(first).unwrap();
+            one_is_there(&budget, first, second);
         });
     }
+}
+
+fn one_is_there(budget: &Arc<Budget>, first: u64, second: u64) {
+    let other = Arc::clone(budget);
+    let (a, b) = both(move || other.withdraw(first), || budget.withdraw(second));
+    let taken = u64::from(a.is_some()) + u64::from(b.is_some());
+    assert!(taken <= 1);
+    assert_eq!(taken + budget.balance(first.max(second)), 1);
 }
 
 /// A deposit pays for a withdrawal whenever it comes, and what is given back can be had again.

@@ -174,7 +174,7 @@ impl Budget {
 
     /// Takes one further attempt. `false`: there is none. (Of tokens: an attempt failed. `false`: do not retry it.)
     pub fn withdraw(&self) -> bool {
-        self.take(time::now()).is_some()
+        self.take(time::now).is_some()
     }
 
     /// A call begins.
@@ -267,15 +267,12 @@ impl Budget {
         }
     }
 
-    /// As [`withdraw`](Self::withdraw); what was taken can be given back.
+    /// As [`withdraw`](Self::withdraw); what was taken can be given back. The clock is asked if it matters.
     #[inline(always)]
-    pub(crate) fn take(&self, now: Instant) -> Option<Taken> {
+    pub(crate) fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
         match &*self.0 {
-            Kind::Share { epoch, share } => share.withdraw(epoch.at(now)).map(|w| Taken(Some(w))),
-            Kind::Tokens(tokens) => tokens.failed().then_some(Taken(None)),
-            Kind::Unlimited => Some(Taken(None)),
-            #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.take(now),
+            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
+            other => other.take(now),
         }
     }
 
@@ -293,7 +290,7 @@ impl Budget {
     /// It was not used.
     pub(crate) fn give_back(&self, taken: Taken) {
         match (&*self.0, taken) {
-            (Kind::Share { share, .. }, Taken(Some(withdrawal))) => share.give_back(withdrawal),
+            (Kind::Share { share, .. }, Taken(withdrawal)) => share.give_back(withdrawal),
             #[cfg(feature = "http")]
             (Kind::ByKey(by_key), taken) => by_key.common.give_back(taken),
             _ => {}
@@ -306,6 +303,19 @@ impl Budget {
     }
 }
 
+impl Kind {
+    #[cold]
+    fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
+        match self {
+            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
+            Kind::Tokens(tokens) => tokens.failed().then_some(Taken::NOTHING),
+            Kind::Unlimited => Some(Taken::NOTHING),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.0.take(now),
+        }
+    }
+}
+
 /// The default of a retry.
 impl Default for Budget {
     fn default() -> Self {
@@ -315,7 +325,12 @@ impl Default for Budget {
 
 /// What was taken from a budget.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Taken(Option<Withdrawal>);
+pub(crate) struct Taken(Withdrawal);
+
+impl Taken {
+    /// What a budget without windows gives, which takes nothing back.
+    const NOTHING: Taken = Taken(Withdrawal::NOTHING);
+}
 
 /// What was taken and not used yet. Dropped, it is given back.
 #[derive(Debug)]

@@ -13,18 +13,15 @@
 
 use crate::{
     budget::deposits::Deposits,
-    sync::AtomicU64,
+    sync::{self, AtomicU64},
     window::{
-        time::{Row, Tick},
+        time::{AHEAD, Row, Tick},
         word::{self, ORDER},
     },
 };
 
 /// A ratio is kept as an integer.
 const MILLION: u64 = 1_000_000;
-
-/// So many ticks one thread can be ahead of another. What is further ahead is not, but very old: tags wrap.
-const AHEAD: u32 = 1 << 10;
 
 /// See the module. `now` is in nanoseconds of any clock that does not go back.
 #[derive(Debug)]
@@ -38,11 +35,18 @@ pub(crate) struct Share {
     withdrawals: Row,
     /// The tag of the running tick, and how many withdrawals it may have.
     limit: AtomicU64,
+    /// When the running tick ends: until then nobody has to work out which one it is.
+    until: AtomicU64,
 }
 
 /// A withdrawal that can be given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Withdrawal(u32);
+
+impl Withdrawal {
+    /// Where nothing is counted. It is not given back to a share.
+    pub(crate) const NOTHING: Withdrawal = Withdrawal(0);
+}
 
 impl Share {
     /// `ratio` and `minimum` (in a window) are in millionths.
@@ -54,6 +58,7 @@ impl Share {
             deposits: Deposits::new(),
             withdrawals: Row::new(),
             limit: AtomicU64::new(word::pack(0, 0)),
+            until: AtomicU64::new(0),
         }
     }
 
@@ -85,12 +90,35 @@ impl Share {
     /// One withdrawal, if the budget has it. Under contention it may refuse the last one, and never gives too many.
     #[inline(always)]
     pub(crate) fn withdraw(&self, now: u64) -> Option<Withdrawal> {
+        // What nearly always is so: the tick runs, has a limit, and nobody else withdraws at this very moment.
+        let running = now < self.until.load(ORDER);
+        let limit = self.limit.load(ORDER);
+        let (tag, _) = word::unpack(limit);
+        let bucket = self.withdrawals.bucket(Tick::of_tag(tag));
+        let seen = bucket.load(ORDER);
+        if running
+            && word::unpack(seen).0 == tag
+            && seen < limit
+            && bucket.compare_exchange_weak(seen, seen + 1, ORDER, ORDER).is_ok()
+        {
+            let taken = Withdrawal(tag);
+            if self.is_valid(taken) {
+                return Some(taken);
+            }
+            self.give_back(taken);
+        }
+        self.withdraw_by_hand(now)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn withdraw_by_hand(&self, now: u64) -> Option<Withdrawal> {
         let own = self.tick(now).tag();
         loop {
             let (tag, limit) = word::unpack(self.limit.load(ORDER));
             // Where another thread's clock is a little ahead, the tick is the one that runs there.
             if tag.wrapping_sub(own) > AHEAD {
-                self.begin(own);
+                self.begin(own, now);
                 continue;
             }
             if !self.count(tag, limit) {
@@ -100,14 +128,18 @@ impl Share {
                 return None;
             }
             let taken = Withdrawal(tag);
-            // Adds nothing: it is a load that stands in one order with the write that begins a tick. Who begins a tick after
-            // this sees the withdrawal, and who began one before is seen here.
-            if word::unpack(self.limit.fetch_add(0, ORDER)).0 == tag {
+            if self.is_valid(taken) {
                 return Some(taken);
             }
-            // The next tick has begun meanwhile, and may have been added up without this.
             self.give_back(taken);
         }
+    }
+
+    /// It was counted in the tick that runs. Who begins a tick after this sees the withdrawal, and who began one before is seen
+    /// here: that one may have been added up without this.
+    #[inline(always)]
+    fn is_valid(&self, Withdrawal(tag): Withdrawal) -> bool {
+        word::unpack(sync::load_in_order(&self.limit)).0 == tag
     }
 
     /// The withdrawal was not used.
@@ -158,11 +190,13 @@ impl Share {
 
     /// The tick has begun: from here on withdrawals in older ones are void. Its limit is worked out by whoever needs it.
     #[cold]
-    fn begin(&self, tag: u32) {
+    fn begin(&self, tag: u32, now: u64) {
         let seen = self.limit.load(ORDER);
         if word::unpack(seen).0.wrapping_sub(tag) > AHEAD
             && self.limit.compare_exchange(seen, word::pack(tag, 0), ORDER, ORDER).is_ok()
         {
+            let until = (now / self.tick + 1).saturating_mul(self.tick);
+            self.until.fetch_max(until, ORDER);
             // Tags wrap, and rows may rest for months.
             let tick = Tick::of_tag(tag);
             self.deposits.sweep(tick);

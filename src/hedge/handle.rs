@@ -41,7 +41,7 @@ impl HedgeHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> HedgeSnapshot {
-        self.shared.snapshot(self.shared.tally())
+        self.shared.snapshot()
     }
 
     /// Shadow: no further attempts are made, and `would_have_hedged` counts the calls that would have had one.
@@ -56,7 +56,7 @@ impl Watched for Striped<Hedger> {
     }
 
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        let seen = self.snapshot(self.tally());
+        let seen = self.snapshot();
         visit("calls", Figure::Count(seen.calls));
         visit("hedges", Figure::Count(seen.hedges));
         visit("won", Figure::Count(seen.won));

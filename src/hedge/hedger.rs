@@ -15,7 +15,7 @@ use crate::{
     outcome::{End, Outcome},
     rejection::Reason,
     retry::Verdict,
-    stripe::Shared,
+    stripe::{Shared, Striped},
     time::{self, Instant},
 };
 
@@ -30,7 +30,6 @@ pub(crate) struct Hedger {
     pub(crate) delay: Delay,
     /// Says what came too late, and all else.
     pub(crate) ledger: Ledger,
-    hedges: AtomicU64,
     won: AtomicU64,
     stopped_by_budget: AtomicU64,
     would_have_hedged: AtomicU64,
@@ -70,7 +69,6 @@ impl Hedger {
             budget,
             delay,
             ledger: Ledger::new(reporter, shadow),
-            hedges: AtomicU64::new(0),
             won: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
             would_have_hedged: AtomicU64::new(0),
@@ -102,7 +100,7 @@ impl Hedger {
 
     /// It is the turn of a further attempt.
     pub(crate) fn take(&self, budget: &Budget, now: Instant) -> Option<Taken> {
-        let Some(taken) = budget.take(now) else {
+        let Some(taken) = budget.take(|| now) else {
             self.stopped_by_budget.fetch_add(1, Relaxed);
             return None;
         };
@@ -123,11 +121,6 @@ impl Hedger {
         }
     }
 
-    /// A further attempt begins.
-    pub(crate) fn began_again(&self) {
-        self.hedges.fetch_add(1, Relaxed);
-    }
-
     pub(crate) fn won(&self) {
         self.won.fetch_add(1, Relaxed);
     }
@@ -143,12 +136,14 @@ impl Hedger {
     pub(crate) fn report(&self, number: u32, outcome: Outcome, delay: Option<Duration>) {
         self.reporter().report(Kind::Attempt { number, outcome, delay });
     }
+}
 
-    pub(crate) fn snapshot(&self, calls: u64) -> HedgeSnapshot {
+impl Striped<Hedger> {
+    pub(crate) fn snapshot(&self) -> HedgeSnapshot {
         let figures = self.ledger.figures();
         HedgeSnapshot {
-            calls,
-            hedges: self.hedges.load(Relaxed),
+            calls: self.tally(),
+            hedges: self.further(),
             won: self.won.load(Relaxed),
             stopped_by_budget: self.stopped_by_budget.load(Relaxed),
             deadline_exceeded: figures.deadline_exceeded,

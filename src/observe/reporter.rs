@@ -104,6 +104,14 @@ impl Reporter {
         }
     }
 
+    /// As [`report`](Self::report), where making the event would be work for nothing.
+    #[inline(always)]
+    pub(crate) fn report_with(&self, kind: impl FnOnce() -> Kind) {
+        if self.is_heard() {
+            self.tell(kind(), None);
+        }
+    }
+
     /// As [`report`](Self::report), of this key.
     #[cfg(feature = "http")]
     pub(crate) fn report_of(&self, key: Option<&Arc<str>>, kind: Kind) {

@@ -70,8 +70,11 @@ macro_rules! holds {
                     Ok(response) => Judged::Bad(End::Outcome(judged), Ok(response)),
                     Err($given) => {
                         let error = $convert;
-                        let ours = end_of(&error, |$e: &$error| $rejection);
-                        Judged::Bad(ours.unwrap_or(End::Outcome(judged)), Err(error))
+                        let end = match ours(&error, |$e: &$error| $rejection) {
+                            None => End::Outcome(judged),
+                            Some(rejection) => End::of_rejection(rejection),
+                        };
+                        Judged::Bad(end, Err(error))
                     }
                 }
             }
@@ -88,11 +91,11 @@ macro_rules! holds {
     };
 }
 
-/// What a rejection of ours that an error is, or that is behind it, says of the end of a call. Out of the way of the others.
+/// The rejection of ours that an error is, or that is behind it. Out of the way of the others.
 #[cold]
 #[inline(never)]
-fn end_of<E>(error: &E, rejection: impl FnOnce(&E) -> Option<&Rejection>) -> Option<End> {
-    rejection(error).map(End::of_rejection)
+fn ours<E>(error: &E, rejection: impl FnOnce(&E) -> Option<&Rejection>) -> Option<&Rejection> {
+    rejection(error)
 }
 
 holds!(Plain, [std::error::Error + 'static], Error<E>, |e| Error::Inner(e), |e| match e {

@@ -18,11 +18,17 @@ pub struct RetryBuilder {
     budget: Option<Budget>,
 }
 
+/// How long to wait before an attempt.
+pub(crate) enum Delays {
+    Backoff(Backoff),
+    /// By how many attempts there were.
+    Own(Box<dyn Fn(u32) -> Duration + Send + Sync>),
+}
+
 /// What is fixed by `build()`.
 pub(crate) struct Settings {
     pub(crate) attempts: u32,
-    pub(crate) backoff: Backoff,
-    pub(crate) backoff_fn: Option<Box<dyn Fn(u32) -> Duration + Send + Sync>>,
+    pub(crate) delays: Delays,
     pub(crate) replay_cap: usize,
     pub(crate) max_hint: Duration,
     pub(crate) peek: Option<Duration>,
@@ -35,8 +41,7 @@ impl Default for RetryBuilder {
     fn default() -> Self {
         let settings = Settings {
             attempts: 3,
-            backoff: Backoff::default(),
-            backoff_fn: None,
+            delays: Delays::Backoff(Backoff::default()),
             replay_cap: 64 * 1024,
             max_hint: Duration::from_secs(60),
             peek: None,
@@ -59,15 +64,14 @@ impl RetryBuilder {
 
     /// How long to wait before the next attempt. Default: 50 ms, doubled up to 5 s, with full jitter.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.settings.backoff = backoff;
-        self.settings.backoff_fn = None;
+        self.settings.delays = Delays::Backoff(backoff);
         self
     }
 
     /// An own wait before the next attempt, by how many attempts there were. Zero is at once, and what is above 365 days is
     /// that. It runs outside every lock.
     pub fn backoff_fn(mut self, f: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
-        self.settings.backoff_fn = Some(Box::new(f));
+        self.settings.delays = Delays::Own(Box::new(f));
         self
     }
 
@@ -132,8 +136,8 @@ impl RetryBuilder {
         let mut checks = Checks::default();
         self.identity.check("retry", &mut checks);
         checks.require(self.settings.attempts > 0, "attempts", self.settings.attempts, "at least 1, the first one");
-        if self.settings.backoff_fn.is_none() {
-            self.settings.backoff.check(&mut checks);
+        if let Delays::Backoff(backoff) = &self.settings.delays {
+            backoff.check(&mut checks);
         }
         checks.duration("max_hint", self.settings.max_hint);
         if let Some(peek) = self.settings.peek {
@@ -158,8 +162,12 @@ impl fmt::Debug for RetryBuilder {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut settings = f.debug_struct("Settings");
-        settings.field("attempts", &self.attempts).field("backoff", &self.backoff);
-        settings.field("backoff_fn", &self.backoff_fn.is_some()).field("replay_cap", &self.replay_cap);
+        settings.field("attempts", &self.attempts);
+        match &self.delays {
+            Delays::Backoff(backoff) => settings.field("backoff", backoff),
+            Delays::Own(_) => settings.field("backoff_fn", &true),
+        };
+        settings.field("replay_cap", &self.replay_cap);
         settings.field("max_hint", &self.max_hint).field("peek", &self.peek).field("trust", &self.trust);
         settings.finish_non_exhaustive()
     }

@@ -39,7 +39,7 @@ impl RetryHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> RetrySnapshot {
-        self.shared.snapshot(self.shared.tally())
+        self.shared.snapshot()
     }
 
     /// Shadow: the first answer is passed on, and the event of its attempt tells what delay there would have been.
@@ -54,7 +54,7 @@ impl Watched for Striped<Retrier> {
     }
 
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        let seen = self.snapshot(self.tally());
+        let seen = self.snapshot();
         visit("calls", Figure::Count(seen.calls));
         visit("attempts", Figure::Count(seen.attempts));
         visit("stopped_by_budget", Figure::Count(seen.stopped_by_budget));

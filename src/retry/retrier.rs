@@ -12,10 +12,15 @@ use crate::{
     builder::Identity,
     deadline::Deadline,
     observe::{Kind, Reporter},
-    outcome::Outcome,
+    outcome::End,
     rejection::Reason,
-    retry::{Backoff, RetrySnapshot, Stopped, config::Settings, verdict::Verdict},
+    retry::{
+        Backoff, RetrySnapshot, Stopped,
+        config::{Delays, Settings},
+        verdict::Verdict,
+    },
     rng,
+    stripe::Striped,
     time::{self, Epoch, Instant, LONGEST, Span},
     window::latency::Latencies,
 };
@@ -37,18 +42,15 @@ pub(crate) struct Retrier {
     pub(crate) ledger: Ledger,
     epoch: Epoch,
     latencies: Latencies,
-    further: AtomicU64,
     stopped_by_budget: AtomicU64,
     stopped_by_deadline: AtomicU64,
 }
 
-/// What becomes of a call after an attempt.
+/// Another attempt after so long, for which the budget was asked.
 #[derive(Debug)]
-pub(crate) enum Next {
-    /// Its result is the call's.
-    Pass(Stopped),
-    /// Another one after so long, for which the budget was asked.
-    Again { delay: Duration, taken: Taken },
+pub(crate) struct Further {
+    pub(crate) delay: Duration,
+    pub(crate) taken: Taken,
 }
 
 /// What is known of an attempt that came to its end.
@@ -56,7 +58,7 @@ pub(crate) enum Next {
 pub(crate) struct Ended {
     /// Its number, from 1.
     pub(crate) number: u32,
-    pub(crate) outcome: Outcome,
+    pub(crate) end: End,
     pub(crate) verdict: Verdict,
     pub(crate) deadline: Option<Deadline>,
     /// The delay before it.
@@ -75,7 +77,6 @@ impl Retrier {
             ledger: Ledger::new(reporter, shadow),
             epoch: Epoch::new(),
             latencies: Latencies::new(LATENCY_WINDOW),
-            further: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
             stopped_by_deadline: AtomicU64::new(0),
         }
@@ -97,11 +98,6 @@ impl Retrier {
 
     pub(crate) fn shadow(&self, on: bool) {
         self.ledger.shadow(on);
-    }
-
-    /// A further attempt begins.
-    pub(crate) fn began_again(&self) {
-        self.further.fetch_add(1, Relaxed);
     }
 
     /// Makes a call for which this has paid into the budget: a hedge in there that shares it pays nothing.
@@ -134,70 +130,59 @@ impl Retrier {
         self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
-    /// After a failed attempt. `can_again`: can the request be sent again? `give_up` makes sure of it.
+    /// After a failed attempt: what comes next, or why nothing does. `can_again`: can the request be sent again? `give_up`
+    /// makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,
         budget: &Budget,
         ended: Ended,
-        can_again: impl Fn() -> bool,
-        give_up: impl Fn() -> bool,
-    ) -> Next {
-        let next = match self.decide(budget, ended, can_again) {
-            // In shadow nothing is given up, and the event says what would have been.
-            Next::Again { taken, .. } if !self.in_shadow() && !give_up() => {
-                budget.give_back(taken);
-                Next::Pass(Stopped::BodyTooLarge)
-            }
-            next => next,
-        };
-        let delay = match &next {
-            Next::Again { delay, .. } => Some(*delay),
-            Next::Pass(_) => None,
-        };
-        self.reporter().report(Kind::Attempt { number: ended.number, outcome: ended.outcome, delay });
-        match next {
-            Next::Again { taken, .. } if self.in_shadow() => {
-                budget.give_back(taken);
-                Next::Pass(Stopped::NotRetryable)
-            }
-            next => next,
-        }
-    }
-
-    #[inline(always)]
-    fn decide(&self, budget: &Budget, ended: Ended, can_again: impl Fn() -> bool) -> Next {
-        let hint = match ended.verdict {
-            Verdict::Again(hint) => hint,
-            other => return Next::Pass(self.stopped(budget, other)),
-        };
-        if ended.number >= self.settings.attempts {
-            return stop(budget, Stopped::Attempts);
+        can_again: impl FnOnce() -> bool,
+        give_up: impl FnOnce() -> bool,
+    ) -> Result<Further, Stopped> {
+        let Ended { number, end, .. } = ended;
+        let Verdict::Again(hint) = ended.verdict else { return Err(self.done(budget, number, end, ended.verdict)) };
+        if number >= self.settings.attempts {
+            return Err(self.stop(budget, number, end, Stopped::Attempts));
         }
         if !can_again() {
-            return stop(budget, Stopped::BodyTooLarge);
+            return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
-        let now = time::now();
         let delay = match hint {
             Some(hint) => hint.min(self.settings.max_hint),
-            None => self.backoff(ended.number, ended.last_delay),
+            None => self.backoff(number, ended.last_delay),
         };
-        if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay, now)) {
+        if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
             self.stopped_by_deadline.fetch_add(1, Relaxed);
-            return stop(budget, Stopped::Deadline);
+            return Err(self.stop(budget, number, end, Stopped::Deadline));
         }
-        match budget.take(now) {
-            Some(taken) => Next::Again { delay, taken },
-            None => {
-                self.stopped_by_budget.fetch_add(1, Relaxed);
-                Next::Pass(Stopped::Budget)
-            }
+        let Some(taken) = budget.take(time::now) else {
+            self.stopped_by_budget.fetch_add(1, Relaxed);
+            return Err(self.pass(number, end, Stopped::Budget));
+        };
+        if self.in_shadow() {
+            return Err(self.only_told(budget, taken, attempt(number, end, Some(delay))));
         }
+        if !give_up() {
+            budget.give_back(taken);
+            return Err(self.pass(number, end, Stopped::BodyTooLarge));
+        }
+        self.reporter().report_with(|| attempt(number, end, Some(delay)));
+        Ok(Further { delay, taken })
     }
 
+    /// In shadow nothing is given up, and the event says what would have been.
     #[cold]
-    fn stopped(&self, budget: &Budget, verdict: Verdict) -> Stopped {
-        match verdict {
+    fn only_told(&self, budget: &Budget, taken: Taken, attempt: Kind) -> Stopped {
+        budget.give_back(taken);
+        self.reporter().report(attempt);
+        Stopped::NotRetryable
+    }
+
+    /// There is no further attempt, by the verdict on this one.
+    #[cold]
+    fn done(&self, budget: &Budget, number: u32, end: End, verdict: Verdict) -> Stopped {
+        let stopped = match verdict {
             Verdict::Done => {
                 budget.succeeded();
                 Stopped::Succeeded
@@ -211,13 +196,27 @@ impl Retrier {
                 Stopped::Deadline
             }
             Verdict::Never | Verdict::Again(_) => Stopped::NotRetryable,
-        }
+        };
+        self.pass(number, end, stopped)
+    }
+
+    /// It failed, and there is no further attempt for another reason than the budget.
+    #[cold]
+    fn stop(&self, budget: &Budget, number: u32, end: End, stopped: Stopped) -> Stopped {
+        budget.failed();
+        self.pass(number, end, stopped)
+    }
+
+    #[cold]
+    fn pass(&self, number: u32, end: End, stopped: Stopped) -> Stopped {
+        self.reporter().report(attempt(number, end, None));
+        stopped
     }
 
     #[inline(always)]
     fn backoff(&self, n: u32, last: Span) -> Duration {
-        match (&self.settings.backoff_fn, self.settings.backoff) {
-            (None, Backoff::Constant(delay)) => delay,
+        match self.settings.delays {
+            Delays::Backoff(Backoff::Constant(delay)) => delay,
             _ => self.grown_backoff(n, last),
         }
     }
@@ -225,26 +224,28 @@ impl Retrier {
     #[cold]
     #[inline(never)]
     fn grown_backoff(&self, n: u32, last: Span) -> Duration {
-        match &self.settings.backoff_fn {
-            Some(own) => own(n).min(LONGEST),
-            None => self.settings.backoff.delay(n, last.duration().unwrap_or_default(), rng::unit),
+        match &self.settings.delays {
+            Delays::Own(own) => own(n).min(LONGEST),
+            Delays::Backoff(backoff) => backoff.delay(n, last.duration().unwrap_or_default(), rng::unit),
         }
     }
 
     /// Would an attempt that begins after this delay, and takes as long as attempts usually do, come after the deadline?
     #[cold]
-    fn ends_after(&self, deadline: Deadline, delay: Duration, now: Instant) -> bool {
+    fn ends_after(&self, deadline: Deadline, delay: Duration) -> bool {
+        let now = time::now();
         let left = deadline.instant().saturating_duration_since(now);
         let usual = self.latencies.quantile(self.epoch.at(now), 0.5, SAMPLES).unwrap_or_default();
         left <= delay.saturating_add(usual)
     }
+}
 
-    /// The calls are those that the stripes have counted: each thread on a line that it writes anyway.
-    pub(crate) fn snapshot(&self, calls: u64) -> RetrySnapshot {
-        let figures = self.ledger.figures();
+impl Striped<Retrier> {
+    pub(crate) fn snapshot(&self) -> RetrySnapshot {
+        let (calls, figures) = (self.tally(), self.ledger.figures());
         RetrySnapshot {
             calls,
-            attempts: calls + self.further.load(Relaxed),
+            attempts: calls + self.further(),
             stopped_by_budget: self.stopped_by_budget.load(Relaxed),
             stopped_by_deadline: self.stopped_by_deadline.load(Relaxed),
             deadline_exceeded: figures.deadline_exceeded,
@@ -253,11 +254,8 @@ impl Retrier {
     }
 }
 
-/// It failed, and there is no further attempt for another reason than the budget.
-#[cold]
-fn stop(budget: &Budget, stopped: Stopped) -> Next {
-    budget.failed();
-    Next::Pass(stopped)
+fn attempt(number: u32, end: End, delay: Option<Duration>) -> Kind {
+    Kind::Attempt { number, outcome: end.outcome(), delay }
 }
 
 impl fmt::Debug for Retrier {

@@ -147,7 +147,7 @@ where
         if let Stage::Starting(reservation) = std::mem::replace(rest.stage, Stage::Last) {
             reservation.spend();
         }
-        kept.shared.began_again();
+        kept.shared.count_further();
         let mut service = spare.service.take().expect(POLLED);
         let more = original.is_some() && *rest.made < kept.shared.settings.max;
         spare.service = more.then(|| service.clone());

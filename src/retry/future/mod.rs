@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
@@ -130,8 +130,6 @@ type Output<S, P, Req> = Result<
     <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error,
 >;
 
-/// An attempt as its form judges it.
-type Attempt<S, P, Req> = Judged<Held<S, P, Req>, Failure<S, P, Req>>;
 type Held<S, P, Req> = <P as Hold<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Held;
 type Failure<S, P, Req> = <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error;
 
@@ -142,20 +140,29 @@ where
 {
     type Output = Output<S, P, Req>;
 
-    // Only what every call needs is here; all that follows a failure is a loop of its own, out of line.
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.as_mut().project();
-        let Some(inner) = this.inner.as_pin_mut() else { return self.go_on(None, cx) };
-        let Poll::Ready(result) = inner.poll(cx) else {
-            wait(this.waited_since);
-            return Poll::Pending;
-        };
-        match this.protocol.hold(this.context, result) {
-            Judged::Good(held) => Poll::Ready(Ok(self.succeeded(held))),
-            // Arms of their own, for a whole attempt that might be moved on would be asked about again.
-            Judged::Bad(end, held) => self.go_on(Some(Judged::Bad(end, held)), cx),
-            Judged::Unclear(held) => self.go_on(Some(Judged::Unclear(held)), cx),
+        loop {
+            let this = self.as_mut().project();
+            let Some(inner) = this.inner.as_pin_mut() else {
+                match ready!(self.as_mut().between(cx)) {
+                    Some(output) => return Poll::Ready(output),
+                    None => continue,
+                }
+            };
+            let Poll::Ready(result) = inner.poll(cx) else {
+                wait(this.waited_since);
+                return Poll::Pending;
+            };
+            match this.protocol.hold(this.context, result) {
+                Judged::Good(held) => return Poll::Ready(Ok(self.succeeded(held))),
+                Judged::Bad(end, held) => {
+                    if let Some(output) = self.as_mut().ended(end, held, cx) {
+                        return Poll::Ready(output);
+                    }
+                }
+                Judged::Unclear(held) => self.as_mut().stop(Step::Peeking { held: Some(held), patience: None }),
+            }
         }
     }
 }

@@ -8,17 +8,17 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Attempt, Failure, Held, Output, POLLED, ResponseFuture, Spare, Step, StepProj, wait,
+    Failure, Held, Output, POLLED, ResponseFuture, Spare, Step, StepProj, wait,
     wait::{Wait, poll_deadline, poll_patience},
 };
 use crate::{
     budget::Budget,
     deadline::Deadline,
     outcome::{End, Outcome},
-    protocol::{Judged, Mark},
+    protocol::Mark,
     retry::{
         Attempts, Stopped,
-        retrier::{Ended, Next, Retrier},
+        retrier::{Ended, Further, Retrier},
         verdict::Retryable,
     },
     time::{self, Span, nanos},
@@ -29,32 +29,6 @@ where
     S: Service<Req>,
     P: Retryable<Req, S::Response, S::Error>,
 {
-    /// Polls what comes after a failure, until it is over or pending.
-    #[inline(never)]
-    pub(super) fn go_on(
-        mut self: Pin<&mut Self>,
-        ended: Option<Attempt<S, P, Req>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Output<S, P, Req>> {
-        let mut over = ended.and_then(|judged| self.as_mut().judged(judged, cx));
-        loop {
-            if let Some(output) = over {
-                return Poll::Ready(output);
-            }
-            let this = self.as_mut().project();
-            let Some(inner) = this.inner.as_pin_mut() else {
-                over = ready!(self.as_mut().between(cx));
-                continue;
-            };
-            let Poll::Ready(result) = inner.poll(cx) else {
-                wait(this.waited_since);
-                return Poll::Pending;
-            };
-            let judged = this.protocol.hold(this.context, result);
-            over = self.as_mut().judged(judged, cx);
-        }
-    }
-
     #[inline(always)]
     pub(super) fn succeeded(self: Pin<&mut Self>, held: Held<S, P, Req>) -> P::Response<()> {
         let this = self.project();
@@ -65,22 +39,9 @@ where
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
-    /// The head has come, or an error. `None`: the call goes on.
-    #[inline(always)]
-    fn judged(mut self: Pin<&mut Self>, judged: Attempt<S, P, Req>, cx: &mut Context<'_>) -> Option<Output<S, P, Req>> {
-        match judged {
-            Judged::Good(held) => Some(Ok(self.succeeded(held))),
-            Judged::Bad(end, held) => self.ended(end, held, cx),
-            Judged::Unclear(held) => {
-                self.as_mut().stop(Step::Peeking { held: Some(held), patience: None });
-                None
-            }
-        }
-    }
-
     /// The attempt has ended, and not well. `None`: the call goes on.
     #[inline(always)]
-    fn ended(
+    pub(super) fn ended(
         mut self: Pin<&mut Self>,
         end: End,
         held: Result<Held<S, P, Req>, Failure<S, P, Req>>,
@@ -89,13 +50,8 @@ where
         let mut this = self.as_mut().project();
         let context = &*this.context;
         let verdict = this.protocol.verdict(context, *this.safe, end, held.as_ref());
-        let ended = Ended {
-            number: *this.number,
-            outcome: end.outcome(),
-            verdict,
-            deadline: *this.deadline,
-            last_delay: *this.last_delay,
-        };
+        let ended =
+            Ended { number: *this.number, end, verdict, deadline: *this.deadline, last_delay: *this.last_delay };
         let (protocol, spare) = (&*this.protocol, this.spare.as_ref());
         let own_budget = own_budget(this.protocol, this.shared, this.spare);
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
@@ -105,31 +61,39 @@ where
             || spare.is_some_and(|s| protocol.can_again(&s.original)),
             || spare.is_some_and(|s| protocol.give_up(&s.original)),
         );
-        let (delay, taken) = match next {
-            Next::Again { delay, taken } => (delay, taken),
-            Next::Pass(stopped) => {
+        let Further { delay, taken } = match next {
+            Ok(further) => further,
+            Err(stopped) => {
                 let attempts = Attempts { made: *this.number, stopped };
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
             }
         };
-        *this.last_delay = Span(nanos(delay));
-        let rest = held.ok().and_then(P::rest);
-        if delay.is_zero() && rest.is_none() && this.deadline.is_none() {
-            // The attempt that failed is dropped before the next one is begun.
-            this.inner.set(None);
-            match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {
-                    self.call_again(own_budget);
-                    return None;
+        // No arm for both, for an error would be moved there and asked about again.
+        let rest = match held {
+            Ok(held) => P::rest(held),
+            Err(_) => None,
+        };
+        if delay.is_zero() {
+            *this.last_delay = Span::ZERO;
+            if rest.is_none() && this.deadline.is_none() {
+                // The attempt that failed is dropped before the next one is begun.
+                this.inner.set(None);
+                match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.call_again(own_budget);
+                        return None;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        budget.give_back(taken);
+                        let made = *this.number;
+                        self.stop(Step::Refused { made });
+                        return Some(Err(P::error(error)));
+                    }
+                    Poll::Pending => {}
                 }
-                Poll::Ready(Err(error)) => {
-                    budget.give_back(taken);
-                    let made = *this.number;
-                    self.stop(Step::Refused { made });
-                    return Some(Err(P::error(error)));
-                }
-                Poll::Pending => {}
             }
+        } else {
+            *this.last_delay = Span(nanos(delay));
         }
         let reservation = Some(budget.hold(taken));
         self.stop(Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
@@ -137,15 +101,15 @@ where
     }
 
     /// Here the future of the attempt goes, and this comes instead.
-    fn stop(self: Pin<&mut Self>, step: Step<P::Held, P::Rest>) {
+    pub(super) fn stop(self: Pin<&mut Self>, step: Step<P::Held, P::Rest>) {
         let mut this = self.project();
         this.inner.set(None);
         this.step.set(Some(step));
     }
 
     /// No attempt runs. `Ready(None)`: now one does, or has ended.
-    #[inline(always)]
-    fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
+    #[inline(never)]
+    pub(super) fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
         let mut this = self.as_mut().project();
         match this.step.as_mut().as_pin_mut().expect(POLLED).project() {
             StepProj::Peeking { held, patience } => {
@@ -171,7 +135,7 @@ where
                 this.step.set(Some(Step::Readying { timer: None, reservation }));
                 Poll::Ready(None)
             }
-            StepProj::Readying { timer, .. } => {
+            StepProj::Readying { timer, reservation } => {
                 let service = &mut this.spare.as_mut().expect(POLLED).service;
                 match service.poll_ready(cx) {
                     Poll::Ready(Err(error)) => {
@@ -180,6 +144,10 @@ where
                         return Poll::Ready(Some(Err(P::error(error))));
                     }
                     Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
+                        if let Some(reservation) = reservation.take() {
+                            reservation.spend();
+                        }
+                        this.step.set(None);
                         let own_budget = own_budget(this.protocol, this.shared, this.spare);
                         self.call_again(own_budget);
                         return Poll::Ready(None);
@@ -216,15 +184,7 @@ where
             header: std::marker::PhantomData,
         };
         this.protocol.mark(&mut request, &mark);
-        if let Some(step) = this.step.as_mut().as_pin_mut() {
-            if let StepProj::Readying { reservation, .. } = step.project()
-                && let Some(reservation) = reservation.take()
-            {
-                reservation.spend();
-            }
-            this.step.set(None);
-        }
-        this.shared.began_again();
+        this.shared.count_further();
         *this.number += 1;
         *this.waited_since = None;
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
