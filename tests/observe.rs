@@ -5,13 +5,16 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use buttress::{
-    AdaptiveRateLayer, Backoff, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error, FallbackLayer, Key,
-    OpenTime, Quota, RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
+    AdaptiveRateLayer, Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, DeadlineLayer, Error,
+    FallbackLayer, HedgeLayer, Key, OpenTime, Quota, RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
     observe::{self, Event, Kind, Streamed, metrics::publish},
     testing::{Probe, ProbeError},
 };
@@ -257,6 +260,45 @@ fn attempts_and_admissions_are_counted() {
     });
 }
 
+/// What an operator asks of retries and hedges: how many attempts they add, of what use these are, and what forbids more.
+#[test]
+fn further_attempts_and_what_stops_them_are_counted() {
+    recorded(|handle| async move {
+        let probe = Probe::new();
+        let once = Budget::new(0.0, 1, Duration::from_secs(1)).unwrap();
+        let wait = Backoff::Constant(Duration::from_secs(1));
+        let retry = RetryLayer::builder().name("r").attempts(5).backoff(wait).budget(once).build().unwrap();
+        let service = retry.plain().clone_with(|&()| Some(())).layer(probe.clone());
+        service.clone().oneshot(()).await.unwrap();
+        probe.fails();
+        service.clone().oneshot(()).await.unwrap_err();
+        let short = Deadline::after(Duration::from_millis(1));
+        short.scope(service.oneshot(())).await.unwrap_err();
+        let series = |metric: &str, more: &str, policy: &str| {
+            value(&handle, &format!("buttress_{metric}{{{more},policy=\"{policy}\"}}"))
+        };
+        let further = |outcome| series("further_attempts_total", &format!("name=\"r\",outcome=\"{outcome}\""), "retry");
+        assert_eq!(["success", "failure"].map(further), [0.0, 1.0]);
+        let stopped = |by| series("attempts_stopped_total", &format!("by=\"{by}\",name=\"r\""), "retry");
+        assert_eq!(["budget", "deadline"].map(stopped), [1.0, 1.0]);
+
+        // The second attempt is the one that answers.
+        let hedge = HedgeLayer::builder().name("h").after(Duration::from_millis(10)).build().unwrap().plain();
+        let calls = Arc::new(AtomicU32::new(0));
+        let slow_once = tower::service_fn(move |()| {
+            let slow = calls.fetch_add(1, Relaxed) == 0;
+            async move {
+                tokio::time::sleep(Duration::from_secs(u64::from(slow))).await;
+                Ok::<_, std::io::Error>(())
+            }
+        });
+        hedge.layer(slow_once).oneshot(()).await.unwrap();
+        let of = |metric, outcome| series(metric, &format!("name=\"h\",outcome=\"{outcome}\""), "hedge");
+        assert_eq!(["success", "cancelled"].map(|outcome| of("attempts_total", outcome)), [1.0, 1.0]);
+        assert_eq!(["success", "cancelled"].map(|outcome| of("further_attempts_total", outcome)), [1.0, 0.0]);
+    });
+}
+
 #[test]
 fn a_bulkhead_shows_who_is_in_and_who_waits() {
     recorded(|handle| async move {
@@ -336,6 +378,9 @@ async fn everything_happens() {
     retry.clone().plain().clone_with(|&()| Some(())).layer(failing()).oneshot(()).await.unwrap_err();
     let limit = RateLimitLayer::builder().name("all").quota(Quota::per_second(1)).build().unwrap();
     let rate = AdaptiveRateLayer::builder().name("all").build().unwrap();
+    let nothing = Budget::new(0.0, 0, Duration::from_secs(1)).unwrap();
+    let stopped = RetryLayer::builder().name("stopped").budget(nothing).build().unwrap();
+    stopped.plain().clone_with(|&()| Some(())).layer(failing()).oneshot(()).await.unwrap_err();
     std::mem::forget((retry, limit, rate));
     let fallback = FallbackLayer::builder().name("all");
     let fallback = fallback.build_plain_from_fn(|_: &Error<ProbeError>| Some(())).unwrap();

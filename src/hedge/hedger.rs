@@ -11,7 +11,7 @@ use crate::{
     budget::{Budget, Taken},
     builder::Identity,
     hedge::{HedgeSnapshot, config::Settings, delay::Delay},
-    observe::{Kind, Reporter},
+    observe::{Kind, Reporter, StoppedBy},
     outcome::{End, Outcome},
     rejection::Reason,
     retry::Verdict,
@@ -102,6 +102,7 @@ impl Hedger {
     pub(crate) fn take(&self, budget: &Budget, now: Instant) -> Option<Taken> {
         let Some(taken) = budget.take(|| now) else {
             self.stopped_by_budget.fetch_add(1, Relaxed);
+            self.reporter().stopped(StoppedBy::Budget);
             return None;
         };
         if self.in_shadow() {

@@ -57,7 +57,7 @@ mod trace;
 mod watched;
 
 pub(crate) use self::{
-    reporter::Reporter,
+    reporter::{Reporter, StoppedBy},
     stream::Hub,
     watched::{Watched, watched},
 };

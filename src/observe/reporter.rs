@@ -34,6 +34,18 @@ pub(crate) struct Reporter {
     meters: Meters,
 }
 
+/// What forbids a further attempt.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StoppedBy {
+    Budget,
+    Deadline,
+}
+
+#[cfg(feature = "metrics")]
+impl StoppedBy {
+    pub(crate) const NAMES: [&'static str; 2] = ["budget", "deadline"];
+}
+
 impl Reporter {
     /// `reasons` are those the policy can give.
     pub(crate) fn new(
@@ -146,7 +158,7 @@ impl Reporter {
     #[inline(always)]
     #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), allow(unused_variables, reason = "nobody counts"))]
     pub(crate) fn succeeded_unheard(&self, number: u32) {
-        if cfg!(feature = "tracing") && number > 1 {
+        if cfg!(any(feature = "metrics", feature = "tracing")) && number > 1 {
             self.tell_of_a_success(number);
         } else {
             #[cfg(feature = "metrics")]
@@ -158,6 +170,14 @@ impl Reporter {
     #[inline(never)]
     fn tell_of_a_success(&self, number: u32) {
         self.tell(Kind::Attempt { number, outcome: Outcome::Success, delay: None }, None);
+    }
+
+    /// A further attempt was not made.
+    #[cold]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nobody counts"))]
+    pub(crate) fn stopped(&self, by: StoppedBy) {
+        #[cfg(feature = "metrics")]
+        self.meters.stopped(by, || self.layer());
     }
 
     fn has_listeners(&self) -> bool {

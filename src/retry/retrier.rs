@@ -11,7 +11,7 @@ use crate::{
     budget::{Budget, Taken},
     builder::Identity,
     deadline::Deadline,
-    observe::{Kind, Reporter},
+    observe::{Kind, Reporter, StoppedBy},
     outcome::End,
     rejection::Reason,
     retry::{
@@ -153,11 +153,11 @@ impl Retrier {
             None => self.backoff(number, ended.last_delay),
         };
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
-            self.stopped_by_deadline.fetch_add(1, Relaxed);
+            self.count_stopped(StoppedBy::Deadline);
             return Err(self.stop(budget, number, end, Stopped::Deadline));
         }
         let Some(taken) = budget.take(time::now) else {
-            self.stopped_by_budget.fetch_add(1, Relaxed);
+            self.count_stopped(StoppedBy::Budget);
             return Err(self.pass(number, end, Stopped::Budget));
         };
         if self.in_shadow() {
@@ -192,12 +192,22 @@ impl Retrier {
                 Stopped::ServerSaidStop
             }
             Verdict::Late => {
-                self.stopped_by_deadline.fetch_add(1, Relaxed);
+                self.count_stopped(StoppedBy::Deadline);
                 Stopped::Deadline
             }
             Verdict::Never | Verdict::Again(_) => Stopped::NotRetryable,
         };
         self.pass(number, end, stopped)
+    }
+
+    #[cold]
+    fn count_stopped(&self, by: StoppedBy) {
+        let count = match by {
+            StoppedBy::Budget => &self.stopped_by_budget,
+            StoppedBy::Deadline => &self.stopped_by_deadline,
+        };
+        count.fetch_add(1, Relaxed);
+        self.reporter().stopped(by);
     }
 
     /// It failed, and there is no further attempt for another reason than the budget.

@@ -7,7 +7,7 @@ use metrics::{Histogram, Recorder, Unit};
 use super::{Who, series::Counters};
 use crate::{
     circuit_breaker::State,
-    observe::{Figure, Watched},
+    observe::{Figure, StoppedBy, Watched},
     rejection::Reason,
 };
 
@@ -34,6 +34,8 @@ const ADMITTED: &str = "buttress_admitted_total";
 const REJECTED: &str = "buttress_rejected_total";
 const WOULD_HAVE_REJECTED: &str = "buttress_would_have_rejected_total";
 const ATTEMPTS: &str = "buttress_attempts_total";
+const FURTHER_ATTEMPTS: &str = "buttress_further_attempts_total";
+const ATTEMPTS_STOPPED: &str = "buttress_attempts_stopped_total";
 const FALLBACKS: &str = "buttress_fallbacks_total";
 const PERMITS_EXPIRED: &str = "buttress_permits_expired_total";
 const STATE_CHANGES: &str = "buttress_state_changes_total";
@@ -63,6 +65,8 @@ pub(super) struct Handles {
     pub(super) rejected: Counters<{ REASONS.len() }>,
     pub(super) would_have_rejected: Counters<{ REASONS.len() }>,
     pub(super) attempts: Counters<{ OUTCOMES.len() }>,
+    pub(super) further_attempts: Counters<{ OUTCOMES.len() }>,
+    pub(super) attempts_stopped: Counters<{ StoppedBy::NAMES.len() }>,
     pub(super) fallbacks: Counters<{ OUTCOMES.len() }>,
     pub(super) permits_expired: Counters<1>,
     pub(super) state_changes: Counters<{ STATES.len() }>,
@@ -82,6 +86,8 @@ impl Handles {
             rejected: by_reason(REJECTED),
             would_have_rejected: by_reason(WOULD_HAVE_REJECTED),
             attempts: by_outcome(ATTEMPTS),
+            further_attempts: by_outcome(FURTHER_ATTEMPTS),
+            attempts_stopped: Counters::new(ATTEMPTS_STOPPED, Some("by"), StoppedBy::NAMES),
             fallbacks: by_outcome(FALLBACKS),
             permits_expired: Counters::new(PERMITS_EXPIRED, None, [""]),
             state_changes: Counters::new(STATE_CHANGES, Some("state"), STATES.map(State::as_str)),
@@ -179,6 +185,8 @@ fn describe(recorder: &dyn Recorder) {
         (REJECTED, "Calls refused or cut short, by reason."),
         (WOULD_HAVE_REJECTED, "Calls that went on only because of shadow, by reason."),
         (ATTEMPTS, "Attempts that ended, by what they meant."),
+        (FURTHER_ATTEMPTS, "Attempts after the first of their call that ended, by what they meant."),
+        (ATTEMPTS_STOPPED, "Attempts that were not made, by what forbade them."),
         (FALLBACKS, "Answers given in the place of the backend's, by what its own meant."),
         (PERMITS_EXPIRED, "Permits that stopped counting because their reader stalled."),
         (STATE_CHANGES, "Changes of state, by the new one."),

@@ -15,7 +15,9 @@
 //! | `buttress_admitted_total` | counter | | calls that were let in, by bulkheads and rate limits | at once |
 //! | `buttress_rejected_total` | counter | `reason` | calls refused or cut short, timeouts included | at once |
 //! | `buttress_would_have_rejected_total` | counter | `reason` | calls that went on only because of shadow | at once |
-//! | `buttress_attempts_total` | counter | `outcome` | attempts of retries that ended, the first ones included | at once |
+//! | `buttress_attempts_total` | counter | `outcome` | attempts of retries and hedges that ended, the first ones included | at once |
+//! | `buttress_further_attempts_total` | counter | `outcome` | of these, the ones after the first of their call; a hedge that won is a success | at once |
+//! | `buttress_attempts_stopped_total` | counter | `by` | attempts that were not made: `budget` or `deadline` | at once |
 //! | `buttress_fallbacks_total` | counter | `outcome` | answers given in the place of the backend's, by what its own meant | at once |
 //! | `buttress_permits_expired_total` | counter | | permits that stopped counting because their reader stalled | at once |
 //! | `buttress_state_changes_total` | counter | `state` | changes of a breaker's state, by the new one | at once |
@@ -72,7 +74,7 @@ use std::{
 
 use metrics::{Recorder, with_recorder};
 
-use super::{Kind, Watched, contain};
+use super::{Kind, StoppedBy, Watched, contain};
 use crate::{outcome::Outcome, rejection::Reason};
 
 mod handles;
@@ -165,7 +167,12 @@ impl Meters {
             Kind::Rejected { reason } => handles.rejected.of(who, *reason as usize),
             Kind::TimedOut => handles.rejected.of(who, Reason::Timeout as usize),
             Kind::WouldHaveRejected { reason } => handles.would_have_rejected.of(who, *reason as usize),
-            Kind::Attempt { outcome, .. } => handles.attempts.of(who, *outcome as usize),
+            Kind::Attempt { number, outcome, .. } => {
+                handles.attempts.of(who, *outcome as usize);
+                if *number > 1 {
+                    handles.further_attempts.of(who, *outcome as usize);
+                }
+            }
             Kind::FellBack { outcome } => handles.fallbacks.of(who, *outcome as usize),
             Kind::PermitExpired => handles.permits_expired.of(who, 0),
             Kind::LimitChanged { to, .. } => handles::show_limit(who, *to, layer().as_deref()),
@@ -180,6 +187,12 @@ impl Meters {
     pub(super) fn observer_panicked(&self, layer: impl FnOnce() -> Layer) {
         if let Some(handles) = self.handles(layer) {
             handles.observer_panics.of(&self.who, 0);
+        }
+    }
+
+    pub(super) fn stopped(&self, by: StoppedBy, layer: impl FnOnce() -> Layer) {
+        if let Some(handles) = self.handles(layer) {
+            handles.attempts_stopped.of(&self.who, by as usize);
         }
     }
 
