@@ -142,7 +142,9 @@ pub use self::{
     },
     registry::{PolicySnapshot, Registry, RegistrySnapshot},
     rejection::{Error, Reason, Rejection},
-    retry::{Attempts, Backoff, Jitter, Retry, RetryBuilder, RetryHandle, RetryLayer, RetrySnapshot, Stopped},
+    retry::{
+        Attempts, Backoff, Jitter, Retry, RetryBuilder, RetryConfig, RetryHandle, RetryLayer, RetrySnapshot, Stopped,
+    },
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, TimeoutLayer, TimeoutSnapshot, Until},
 };
 #[cfg(feature = "http")]

@@ -14,7 +14,8 @@ use std::{
 
 use buttress::{
     Attempts, Backoff, BoxError, Budget, CircuitBreakerLayer, Deadline, Error, HttpClassify, Jitter, Outcome,
-    PreviousAttempts, PreviousAttemptsLayer, Reason, Rejection, RetryBuilder, RetryLayer, Stopped, TimeoutLayer,
+    PreviousAttempts, PreviousAttemptsLayer, Reason, Rejection, RetryBuilder, RetryConfig, RetryLayer, Stopped,
+    TimeoutLayer,
     observe::{Event, Kind},
     testing::{Probe, ProbeError},
 };
@@ -148,6 +149,61 @@ async fn the_waits() {
     }
     let backend = Backend::failing();
     let layer = retry().attempts(4).backoff_fn(|n| ms(100 * u64::from(n))).build().unwrap().plain();
+    assert!(layer.layer(backend.clone()).oneshot(7).await.is_err());
+    assert_eq!(backend.times(), [0, 100, 300, 600]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_numbers_change_while_it_runs() {
+    let (base, max) = (ms(1_000), ms(3_000));
+    let exponential = |jitter| Backoff::Exponential { base, factor: 2.5, max, jitter };
+    let layer = RetryLayer::builder().budget(Budget::unlimited()).build().unwrap().plain();
+    assert_eq!(layer.handle().snapshot().config, RetryConfig::default());
+    for (backoff, waits) in [
+        (Backoff::Constant(ms(0)), Some([0, 0, 0])),
+        (Backoff::Constant(base), Some([0, 1_000, 2_000])),
+        (Backoff::Linear { step: base, max }, Some([0, 1_000, 3_000])),
+        (exponential(Jitter::None), Some([0, 1_000, 3_500])),
+        (exponential(Jitter::Equal), None),
+        (exponential(Jitter::Full), None),
+        (Backoff::Decorrelated { base, max }, None),
+    ] {
+        let config = RetryConfig { attempts: 3, backoff, max_hint: ms(5), peek: Some(ms(7)) };
+        layer.handle().update(config).unwrap();
+        assert_eq!(layer.handle().snapshot().config, config);
+        let backend = Backend::failing();
+        assert!(layer.layer(backend.clone()).oneshot(7).await.is_err());
+        match waits {
+            Some(waits) => assert_eq!(backend.times(), waits, "{backoff:?}"),
+            None => assert_eq!(backend.count(), 3),
+        }
+    }
+
+    // A call that runs follows at its next failure; the wait that has begun goes on.
+    let backend = Backend::failing();
+    let layer = retry().attempts(5).build().unwrap().plain();
+    let mut call = pin!(layer.layer(backend.clone()).oneshot(7));
+    assert!(poll_once(call.as_mut()).is_pending());
+    layer.handle().update(RetryConfig { attempts: 2, ..RetryConfig::default() }).unwrap();
+    assert!(call.await.is_err());
+    assert_eq!(backend.times(), [0, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_fails_changes_nothing() {
+    let handle = retry().build().unwrap().handle();
+    let before = handle.snapshot().config;
+    let step = Backoff::Linear { step: Duration::MAX, max: Duration::MAX };
+    let bad = RetryConfig { attempts: 0, backoff: step, max_hint: Duration::ZERO, peek: Some(Duration::MAX) };
+    let error = handle.update(bad).unwrap_err();
+    let fields: Vec<_> = error.fields().iter().map(|field| field.field).collect();
+    assert_eq!(fields, ["attempts", "backoff", "max_hint", "peek"]);
+    assert_eq!(handle.snapshot().config, before);
+
+    // A function stays, whatever the backoff beside it.
+    let backend = Backend::failing();
+    let layer = retry().backoff_fn(|n| ms(100 * u64::from(n))).build().unwrap().plain();
+    layer.handle().update(RetryConfig { attempts: 4, backoff: step, ..RetryConfig::default() }).unwrap();
     assert!(layer.layer(backend.clone()).oneshot(7).await.is_err());
     assert_eq!(backend.times(), [0, 100, 300, 600]);
 }
@@ -809,6 +865,11 @@ async fn a_hint_takes_the_place_of_the_backoff() {
     let backend = Http::new().with(429, &[("retry-after", "2")]);
     assert_eq!(attempts(&layer, &backend, get()).await, (429, 2, Stopped::Attempts));
     assert_eq!(backend.times(), [0, 2_000]);
+    let shorter = retry().attempts(2).build().unwrap();
+    shorter.handle().update(RetryConfig { attempts: 2, max_hint: ms(500), ..RetryConfig::default() }).unwrap();
+    let backend = Http::new().with(503, &[("retry-after", "3600")]);
+    assert_eq!(attempts(&shorter, &backend, get()).await.1, 2);
+    assert_eq!(backend.times(), [0, 500]);
     // A hint that ends past the deadline.
     let backend = Http::new().with(503, &[("retry-after", "2")]);
     let call = Deadline::after(ms(2_000)).scope(attempts(&layer, &backend, get()));

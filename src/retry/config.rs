@@ -7,49 +7,71 @@ use crate::{
     builder::{Identity, shared_setters},
     config::{Checks, ConfigError},
     protocol::Trust,
-    retry::{Backoff, RetryLayer, retrier::Retrier},
+    retry::{
+        Backoff, RetryLayer,
+        retrier::Retrier,
+        settings::{BackoffFn, Fixed, Settings},
+    },
 };
+
+/// The numbers of a retry, as plain data: what [`RetryHandle::update`](crate::RetryHandle::update) takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryConfig {
+    /// How many attempts a call may have, the first one included. From 1, which is no retry. Default: 3.
+    pub attempts: u32,
+    /// How long to wait before the next attempt. Default: 50 ms, doubled up to 5 s, with full jitter.
+    pub backoff: Backoff,
+    /// The longest wait that a server's hint may ask for. 1 ns to 365 days. Default: 60 s.
+    pub max_hint: Duration,
+    /// The longest wait for the first frame of a gRPC response whose head does not say how it went. 1 ns to 365 days.
+    /// Default: none.
+    pub peek: Option<Duration>,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        RetryConfig { attempts: 3, backoff: Backoff::default(), max_hint: Duration::from_secs(60), peek: None }
+    }
+}
+
+impl RetryConfig {
+    pub(crate) fn check(&self, has_backoff_fn: bool, checks: &mut Checks) {
+        checks.require(self.attempts > 0, "attempts", self.attempts, "at least 1, the first one");
+        if !has_backoff_fn {
+            self.backoff.check(checks);
+        }
+        checks.duration("max_hint", self.max_hint);
+        if let Some(peek) = self.peek {
+            checks.duration("peek", peek);
+        }
+    }
+}
 
 /// Builds a [`RetryLayer`].
 #[must_use = "a builder does nothing until `build()`"]
 pub struct RetryBuilder {
     identity: Identity,
-    settings: Settings,
+    config: RetryConfig,
+    backoff_fn: Option<BackoffFn>,
+    fixed: Fixed,
     budget: Option<Budget>,
-}
-
-/// How long to wait before an attempt.
-pub(crate) enum Delays {
-    Backoff(Backoff),
-    /// By how many attempts there were.
-    Own(Box<dyn Fn(u32) -> Duration + Send + Sync>),
-}
-
-/// What is fixed by `build()`.
-pub(crate) struct Settings {
-    pub(crate) attempts: u32,
-    pub(crate) delays: Delays,
-    pub(crate) replay_cap: usize,
-    pub(crate) max_hint: Duration,
-    pub(crate) peek: Option<Duration>,
-    pub(crate) trust: Trust,
-    #[cfg(feature = "http")]
-    pub(crate) header: Option<http::HeaderName>,
 }
 
 impl Default for RetryBuilder {
     fn default() -> Self {
-        let settings = Settings {
-            attempts: 3,
-            delays: Delays::Backoff(Backoff::default()),
+        let fixed = Fixed {
             replay_cap: 64 * 1024,
-            max_hint: Duration::from_secs(60),
-            peek: None,
             trust: Trust::default(),
             #[cfg(feature = "http")]
             header: None,
         };
-        RetryBuilder { identity: Identity::default(), settings, budget: None }
+        RetryBuilder {
+            identity: Identity::default(),
+            config: RetryConfig::default(),
+            backoff_fn: None,
+            fixed,
+            budget: None,
+        }
     }
 }
 
@@ -58,20 +80,21 @@ impl RetryBuilder {
 
     /// How many attempts a call may have, the first one included. From 1, which is no retry. Default: 3.
     pub fn attempts(mut self, total: u32) -> Self {
-        self.settings.attempts = total;
+        self.config.attempts = total;
         self
     }
 
     /// How long to wait before the next attempt. Default: 50 ms, doubled up to 5 s, with full jitter.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.settings.delays = Delays::Backoff(backoff);
+        self.config.backoff = backoff;
+        self.backoff_fn = None;
         self
     }
 
     /// An own wait before the next attempt, by how many attempts there were. Zero is at once, and what is above 365 days is
     /// that. It runs outside every lock.
     pub fn backoff_fn(mut self, f: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
-        self.settings.delays = Delays::Own(Box::new(f));
+        self.backoff_fn = Some(Box::new(f));
         self
     }
 
@@ -85,13 +108,13 @@ impl RetryBuilder {
     /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0 only
     /// requests without a body are. HTTP and gRPC only.
     pub fn replay_cap(mut self, bytes: usize) -> Self {
-        self.settings.replay_cap = bytes;
+        self.fixed.replay_cap = bytes;
         self
     }
 
     /// The longest wait that a server's hint may ask for: a longer one waits so long. 1 ns to 365 days. Default: 60 s.
     pub fn max_hint(mut self, d: Duration) -> Self {
-        self.settings.max_hint = d;
+        self.config.max_hint = d;
         self
     }
 
@@ -101,20 +124,20 @@ impl RetryBuilder {
     /// Not for streams in both directions: a server that waits for the client's first message while the client waits for
     /// the response waits for this time.
     pub fn peek(mut self, max: Duration) -> Self {
-        self.settings.peek = Some(max);
+        self.config.peek = Some(max);
         self
     }
 
     /// Sends requests again whatever their method: also POST and PATCH, which may then take effect twice. Default: false.
     pub fn any_method(mut self, on: bool) -> Self {
-        self.settings.trust.any_method = on;
+        self.fixed.trust.any_method = on;
         self
     }
 
     /// Sends requests again that carry an `Idempotency-Key`, whatever their method. Default: false, for only the backend
     /// knows whether it honours the key.
     pub fn retry_idempotency_key(mut self, on: bool) -> Self {
-        self.settings.trust.idempotency_key = on;
+        self.fixed.trust.idempotency_key = on;
         self
     }
 
@@ -122,7 +145,7 @@ impl RetryBuilder {
     /// Default: none. HTTP and gRPC only.
     #[cfg(feature = "http")]
     pub fn attempt_header(mut self, name: http::HeaderName) -> Self {
-        self.settings.header = Some(name);
+        self.fixed.header = Some(name);
         self
     }
 
@@ -135,17 +158,11 @@ impl RetryBuilder {
     pub fn build(self) -> Result<RetryLayer, ConfigError> {
         let mut checks = Checks::default();
         self.identity.check("retry", &mut checks);
-        checks.require(self.settings.attempts > 0, "attempts", self.settings.attempts, "at least 1, the first one");
-        if let Delays::Backoff(backoff) = &self.settings.delays {
-            backoff.check(&mut checks);
-        }
-        checks.duration("max_hint", self.settings.max_hint);
-        if let Some(peek) = self.settings.peek {
-            checks.duration("peek", peek);
-        }
+        self.config.check(self.backoff_fn.is_some(), &mut checks);
         checks.finish()?;
         let budget = self.budget.unwrap_or_default();
-        Ok(RetryLayer::new(Retrier::new(self.identity, self.settings, budget)))
+        let settings = Settings::new(self.config, self.backoff_fn, self.fixed);
+        Ok(RetryLayer::new(Retrier::new(self.identity, settings, budget)))
     }
 }
 
@@ -153,22 +170,10 @@ impl fmt::Debug for RetryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryBuilder")
             .field("identity", &self.identity)
-            .field("settings", &self.settings)
+            .field("config", &self.config)
+            .field("backoff_fn", &self.backoff_fn.is_some())
+            .field("fixed", &self.fixed)
             .field("budget", &self.budget)
             .finish()
-    }
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut settings = f.debug_struct("Settings");
-        settings.field("attempts", &self.attempts);
-        match &self.delays {
-            Delays::Backoff(backoff) => settings.field("backoff", backoff),
-            Delays::Own(_) => settings.field("backoff_fn", &true),
-        };
-        settings.field("replay_cap", &self.replay_cap);
-        settings.field("max_hint", &self.max_hint).field("peek", &self.peek).field("trust", &self.trust);
-        settings.finish_non_exhaustive()
     }
 }

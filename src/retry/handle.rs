@@ -1,14 +1,15 @@
-//! Reading a retry while it runs.
+//! Reading and changing a retry while it runs.
 
 use std::sync::Arc;
 
 use crate::{
+    config::{Checks, ConfigError},
     observe::{Figure, Reporter, Watched},
-    retry::retrier::Retrier,
+    retry::{RetryConfig, retrier::Retrier},
     stripe::Striped,
 };
 
-/// Reads a [`RetryLayer`](crate::RetryLayer) and everything it wraps.
+/// Reads and changes a [`RetryLayer`](crate::RetryLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct RetryHandle {
     shared: Arc<Striped<Retrier>>,
@@ -30,6 +31,8 @@ pub struct RetrySnapshot {
     pub deadline_exceeded: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,
+    /// The numbers in force.
+    pub config: RetryConfig,
 }
 
 impl RetryHandle {
@@ -40,6 +43,20 @@ impl RetryHandle {
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> RetrySnapshot {
         self.shared.snapshot()
+    }
+
+    /// Changes the numbers, for calls that run too: they look at their next failure. A wait that has begun goes on, a
+    /// `backoff_fn` stays, and a call that began when there was one attempt has none of the others.
+    ///
+    /// # Errors
+    ///
+    /// As `build()`; then nothing is changed.
+    pub fn update(&self, config: RetryConfig) -> Result<(), ConfigError> {
+        let mut checks = Checks::default();
+        config.check(self.shared.settings.has_backoff_fn(), &mut checks);
+        checks.finish()?;
+        self.shared.settings.store(config);
+        Ok(())
     }
 
     /// Shadow: the first answer is passed on, and the event of its attempt tells what delay there would have been.

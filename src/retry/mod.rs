@@ -57,6 +57,8 @@
 //! A pushback that is negative or can't be read means "no". Hints are capped by [`max_hint`](RetryBuilder::max_hint).
 //! A delay of zero costs no timer.
 //!
+//! These numbers can change while it runs: [`RetryHandle::update`] takes a [`RetryConfig`].
+//!
 //! # How much
 //!
 //! All calls of a layer, and of all layers that share it, draw on one [`Budget`](crate::Budget): by default a fifth of the
@@ -102,6 +104,7 @@ mod layer;
 mod previous;
 mod retrier;
 mod service;
+mod settings;
 mod verdict;
 
 #[cfg(feature = "http")]
@@ -110,7 +113,7 @@ pub(crate) use self::verdict::Verdict;
 pub use self::{
     attempts::{Attempts, Stopped},
     backoff::{Backoff, Jitter},
-    config::RetryBuilder,
+    config::{RetryBuilder, RetryConfig},
     future::ResponseFuture,
     handle::{RetryHandle, RetrySnapshot},
     layer::RetryLayer,

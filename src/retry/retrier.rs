@@ -14,12 +14,7 @@ use crate::{
     observe::{Kind, Reporter, StoppedBy},
     outcome::End,
     rejection::Reason,
-    retry::{
-        Backoff, RetrySnapshot, Stopped,
-        config::{Delays, Settings},
-        verdict::Verdict,
-    },
-    rng,
+    retry::{RetrySnapshot, Stopped, settings::Settings, verdict::Verdict},
     stripe::Striped,
     time::{self, Epoch, Instant, LONGEST, Span},
     window::latency::Latencies,
@@ -49,7 +44,7 @@ pub(crate) struct Retrier {
 /// Another attempt after so long, for which the budget was asked.
 #[derive(Debug)]
 pub(crate) struct Further {
-    pub(crate) delay: Duration,
+    pub(crate) delay: Span,
     pub(crate) taken: Taken,
 }
 
@@ -142,16 +137,13 @@ impl Retrier {
     ) -> Result<Further, Stopped> {
         let Ended { number, end, .. } = ended;
         let Verdict::Again(hint) = ended.verdict else { return Err(self.done(budget, number, end, ended.verdict)) };
-        if number >= self.settings.attempts {
+        if number >= self.settings.attempts() {
             return Err(self.stop(budget, number, end, Stopped::Attempts));
         }
         if !can_again() {
             return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
-        let delay = match hint {
-            Some(hint) => hint.min(self.settings.max_hint),
-            None => self.backoff(number, ended.last_delay),
-        };
+        let delay = self.settings.delay(hint, number, ended.last_delay);
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
             self.count_stopped(StoppedBy::Deadline);
             return Err(self.stop(budget, number, end, Stopped::Deadline));
@@ -161,13 +153,13 @@ impl Retrier {
             return Err(self.pass(number, end, Stopped::Budget));
         };
         if self.in_shadow() {
-            return Err(self.only_told(budget, taken, attempt(number, end, Some(delay))));
+            return Err(self.only_told(budget, taken, attempt(number, end, delay.duration())));
         }
         if !give_up() {
             budget.give_back(taken);
             return Err(self.pass(number, end, Stopped::BodyTooLarge));
         }
-        self.reporter().report_with(|| attempt(number, end, Some(delay)));
+        self.reporter().report_with(|| attempt(number, end, delay.duration()));
         Ok(Further { delay, taken })
     }
 
@@ -223,30 +215,13 @@ impl Retrier {
         stopped
     }
 
-    #[inline(always)]
-    fn backoff(&self, n: u32, last: Span) -> Duration {
-        match self.settings.delays {
-            Delays::Backoff(Backoff::Constant(delay)) => delay,
-            _ => self.grown_backoff(n, last),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn grown_backoff(&self, n: u32, last: Span) -> Duration {
-        match &self.settings.delays {
-            Delays::Own(own) => own(n).min(LONGEST),
-            Delays::Backoff(backoff) => backoff.delay(n, last.duration().unwrap_or_default(), rng::unit),
-        }
-    }
-
     /// Would an attempt that begins after this delay, and takes as long as attempts usually do, come after the deadline?
     #[cold]
-    fn ends_after(&self, deadline: Deadline, delay: Duration) -> bool {
+    fn ends_after(&self, deadline: Deadline, delay: Span) -> bool {
         let now = time::now();
         let left = deadline.instant().saturating_duration_since(now);
         let usual = self.latencies.quantile(self.epoch.at(now), 0.5, SAMPLES).unwrap_or_default();
-        left <= delay.saturating_add(usual)
+        left <= delay.duration().unwrap_or(LONGEST).saturating_add(usual)
     }
 }
 
@@ -254,6 +229,7 @@ impl Striped<Retrier> {
     pub(crate) fn snapshot(&self) -> RetrySnapshot {
         let (calls, figures) = (self.tally(), self.ledger.figures());
         RetrySnapshot {
+            config: self.settings.load(),
             calls,
             attempts: calls + self.further(),
             stopped_by_budget: self.stopped_by_budget.load(Relaxed),

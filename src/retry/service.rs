@@ -78,11 +78,11 @@ where
         let budget = own_budget.as_ref().unwrap_or(&shared.budget);
         budget.began(shared.stripe());
         let settings = &shared.settings;
-        let safe = self.protocol.is_safe(&context, &request, settings.trust);
-        let (spare, request) = if settings.attempts == 1 {
+        let safe = self.protocol.is_safe(&context, &request, settings.fixed.trust);
+        let (spare, request) = if settings.attempts() == 1 {
             (None, request)
         } else {
-            let (original, request) = self.protocol.split(request, settings.replay_cap);
+            let (original, request) = self.protocol.split(request, settings.fixed.replay_cap);
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };

@@ -21,7 +21,7 @@ use crate::{
         retrier::{Ended, Further, Retrier},
         verdict::Retryable,
     },
-    time::{self, Span, nanos},
+    time::{self, Span},
 };
 
 impl<S, P, Req> ResponseFuture<S, P, Req>
@@ -73,27 +73,23 @@ where
             Ok(held) => P::rest(held),
             Err(_) => None,
         };
-        if delay.is_zero() {
-            *this.last_delay = Span::ZERO;
-            if rest.is_none() && this.deadline.is_none() {
-                // The attempt that failed is dropped before the next one is begun.
-                this.inner.set(None);
-                match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        self.call_again(own_budget);
-                        return None;
-                    }
-                    Poll::Ready(Err(error)) => {
-                        budget.give_back(taken);
-                        let made = *this.number;
-                        self.stop(Step::Refused { made });
-                        return Some(Err(P::error(error)));
-                    }
-                    Poll::Pending => {}
+        *this.last_delay = delay;
+        if delay == Span::ZERO && rest.is_none() && this.deadline.is_none() {
+            // The attempt that failed is dropped before the next one is begun.
+            this.inner.set(None);
+            match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.call_again(own_budget);
+                    return None;
                 }
+                Poll::Ready(Err(error)) => {
+                    budget.give_back(taken);
+                    let made = *this.number;
+                    self.stop(Step::Refused { made });
+                    return Some(Err(P::error(error)));
+                }
+                Poll::Pending => {}
             }
-        } else {
-            *this.last_delay = Span(nanos(delay));
         }
         let reservation = Some(budget.hold(taken));
         self.stop(Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
@@ -118,7 +114,7 @@ where
                     Poll::Ready(end) => end,
                     Poll::Pending => {
                         wait(this.waited_since);
-                        ready!(poll_patience(patience, this.shared.settings.peek, cx));
+                        ready!(poll_patience(patience, this.shared.settings.peek(), cx));
                         None
                     }
                 };
@@ -174,12 +170,12 @@ where
         let mut this = self.project();
         let Spare { mut service, original } = this.spare.take().expect(POLLED);
         let settings = &this.shared.settings;
-        let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts);
+        let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts());
         let mark = Mark {
             previous: *this.number,
             left: this.deadline.map(Deadline::remaining),
             #[cfg(feature = "http")]
-            header: settings.header.as_ref(),
+            header: settings.fixed.header.as_ref(),
             #[cfg(not(feature = "http"))]
             header: std::marker::PhantomData,
         };

@@ -12,7 +12,7 @@ use tower_service::Service;
 use crate::{
     deadline::Deadline,
     retry::verdict::Retryable,
-    time::{self, Instant, Sleep, sleep_until},
+    time::{self, Instant, Sleep, Span, sleep_until},
 };
 
 /// A failed response is read for so long at most, for the sake of its connection.
@@ -57,8 +57,8 @@ struct Until {
 
 impl Wait {
     /// Zero needs no clock and no timer.
-    pub(super) fn new(delay: Duration) -> Self {
-        Wait((!delay.is_zero()).then(|| {
+    pub(super) fn new(delay: Span) -> Self {
+        Wait(delay.duration().filter(|delay| !delay.is_zero()).map(|delay| {
             let now = time::now();
             Until { end: now + delay, drain: now + delay.min(DRAIN_FOR) }
         }))
