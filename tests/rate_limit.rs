@@ -990,6 +990,43 @@ async fn a_call_waits_for_a_store_and_asks_again() {
     assert_eq!((r.reason(), r.retry_after()), (Reason::CostAboveBurst, None));
 }
 
+/// A store that does not answer holds a call until its deadline at most, whichever it has.
+#[tokio::test(start_paused = true)]
+async fn a_store_is_waited_for_until_the_deadline() {
+    let distant = |after| Distant { left: Mutex::default(), after };
+    for wait in [None, Some(ms(100))] {
+        for (takes, passed) in [(600_000, true), (501, true), (499, false)] {
+            for ambient in [false, true] {
+                let layer = limit(Quota::per_second(3));
+                let layer =
+                    wait.into_iter().fold(layer, RateLimitBuilder::wait).store(distant(ms(takes))).build().unwrap();
+                let probe = Probe::new();
+                let service = layer.layer(probe.clone());
+                let deadline = Deadline::after(ms(500));
+                let start = Instant::now();
+                let mut request = Request::new(());
+                let response = if ambient {
+                    deadline.scope(service.oneshot(request)).await.unwrap()
+                } else {
+                    request.extensions_mut().insert(deadline);
+                    service.oneshot(request).await.unwrap()
+                };
+                let reason = Rejection::in_response(&response).map(Rejection::reason);
+                assert_eq!(reason, passed.then_some(Reason::DeadlineExceeded), "{takes}");
+                assert_eq!(start.elapsed(), ms(takes.min(500)));
+                assert_eq!((probe.calls(), probe.held()), (u64::from(!passed), 0));
+                let snapshot = layer.handle().snapshot();
+                assert_eq!((snapshot.admitted, snapshot.rejected), (u64::from(!passed), u64::from(passed)));
+            }
+        }
+    }
+    // In shadow it goes on then.
+    let layer = limit(Quota::per_second(3)).shadow(true).store(distant(ms(600_000))).build().unwrap();
+    let start = Instant::now();
+    Deadline::after(ms(500)).scope(layer.clone().plain().layer(Probe::new()).oneshot(())).await.unwrap();
+    assert_eq!((start.elapsed(), layer.handle().snapshot().would_have_rejected), (ms(500), 1));
+}
+
 // === the laws ===
 
 proptest! {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    deadline::Deadline,
     rate_limit::{
         Engine, Quota,
         bucket::{Bucket, Place},
@@ -23,7 +24,7 @@ pub(crate) enum Decision<A> {
     /// Its turn comes.
     Wait(Turn),
     /// The store was asked.
-    Ask(A, Until),
+    Ask(A, Patience),
     No(Refusal),
 }
 
@@ -59,6 +60,15 @@ pub(crate) struct Turn {
 /// Until when a call may wait, in nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Until(pub(crate) u64);
+
+/// How long a call waits for its store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until when it may ask again.
+    pub(crate) until: Until,
+    /// Until when it waits for an answer.
+    pub(crate) deadline: Option<Deadline>,
+}
 
 /// A refusal. Made into words when it is asked for.
 #[derive(Debug, Clone, Copy)]

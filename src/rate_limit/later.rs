@@ -120,7 +120,7 @@ impl<St: Engine> Limiter<St> {
     where
         P: Protocol<Req, Res, Err>,
     {
-        self.rules.look(protocol, request, |whose, units, _| match whose {
+        self.rules.look(protocol, request, |whose, units| match whose {
             Whose::Common => self.store.ask(None, NonZeroU32::new(units)?),
             Whose::Key(key) => self.store.ask(Some(key), NonZeroU32::new(units)?),
             Whose::Nobodys { .. } => None,

@@ -10,14 +10,14 @@ use std::{
 };
 
 use crate::{
-    deadline::Deadline,
+    deadline::{self, Deadline},
     key::Whose,
     observe::{Kind, Reporter},
     protocol::Protocol,
     rate_limit::{
         Engine, Quota,
         bucket::{Bucket, Taken},
-        decision::{After, Decision, Refusal},
+        decision::{After, Decision, Patience, Refusal},
         gcra::Left,
         lane::Lane,
         local::Ask,
@@ -179,7 +179,10 @@ impl<St: Engine> Limiter<St> {
     where
         P: Protocol<Req, Res, Err>,
     {
-        self.rules.look(protocol, request, |whose, units, deadline| {
+        // For its turn, or for the store's answer.
+        let may_wait = self.rules.wait.is_some() || self.store.local().is_none();
+        let deadline = if may_wait { deadline::earliest(P::deadline(request), Deadline::current()) } else { None };
+        self.rules.look(protocol, request, |whose, units| {
             let Some(cost) = NonZeroU32::new(units) else { return self.goes(After::default()) };
             match whose {
                 Whose::Common => self.decide_of(None, cost, deadline),
@@ -193,7 +196,7 @@ impl<St: Engine> Limiter<St> {
     fn decide_of(&self, key: Option<&[u8]>, cost: NonZeroU32, deadline: Option<Deadline>) -> Decision<St::Acquire> {
         let Some(Local(buckets)) = self.store.local() else {
             return match self.store.ask(key, cost) {
-                Some(acquire) => Decision::Ask(acquire, self.until(self.now(), deadline)),
+                Some(acquire) => Decision::Ask(acquire, Patience { until: self.until(self.now(), deadline), deadline }),
                 None => self.goes(After::default()),
             };
         };

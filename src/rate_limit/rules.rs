@@ -2,12 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{
-    deadline::{self, Deadline},
-    key::Whose,
-    protocol::Protocol,
-    rate_limit::lane::Lane,
-};
+use crate::{key::Whose, protocol::Protocol, rate_limit::lane::Lane};
 
 #[cfg(feature = "http")]
 use crate::{
@@ -97,24 +92,22 @@ impl Rules {
         false
     }
 
-    /// Sees whose quota a call uses, how many units of it, and until when its caller waits. User functions run before, and
-    /// outside of every lock.
+    /// Sees whose quota a call uses, and how many units of it. User functions run before, and outside of every lock.
     #[inline]
     #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "keys are for HTTP"))]
     pub(crate) fn look<P, Req, Res, Err, T>(
         &self,
         protocol: &P,
         request: &mut Req,
-        decide: impl FnOnce(Whose<'_>, u32, Option<Deadline>) -> T,
+        decide: impl FnOnce(Whose<'_>, u32) -> T,
     ) -> T
     where
         P: Protocol<Req, Res, Err>,
     {
-        let deadline = self.wait.and_then(|_| deadline::earliest(P::deadline(request), Deadline::current()));
         #[cfg(feature = "http")]
-        return self.http.look(protocol, request, |whose, units| decide(whose, units, deadline));
+        return self.http.look(protocol, request, decide);
         #[cfg(not(feature = "http"))]
-        decide(Whose::Common, 1, deadline)
+        decide(Whose::Common, 1)
     }
 }
 

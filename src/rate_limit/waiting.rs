@@ -12,11 +12,12 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
+    deadline,
     protocol::Protocol,
     rate_limit::{
         Engine,
         bucket::{Bucket, Place, Turn as Look},
-        decision::{After, Decision, Refusal, Turn, Until},
+        decision::{After, Decision, Patience, Refusal, Turn, Until},
         future::{POLLED, Refused, Then},
         limiter::Limiter,
         store::Local,
@@ -51,10 +52,10 @@ pin_project! {
     enum Wait<St: Engine> {
         // In the line.
         Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, until: Until },
-        // For the answer of the store. `fresh`: the instance beside it is still ready from before the call.
-        Answer { #[pin] acquire: St::Acquire, until: Until, fresh: bool },
+        // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the call.
+        Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
         // For another answer, later.
-        Pause { #[pin] timer: Sleep, until: Until },
+        Pause { #[pin] timer: Sleep, patience: Patience },
         // For the inner service. What the call has taken goes back if nobody waits for it.
         Readiness { ticket: Option<Ticket<St>> },
     }
@@ -142,7 +143,9 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
                 let ticket = Ticket { limiter: limiter.clone(), bucket, units, place: Some(place) };
                 (Wait::Turn { timer: None, ticket: Some(ticket), until }, after)
             }
-            Decision::Ask(acquire, until) => (Wait::Answer { acquire, until, fresh }, After::default()),
+            Decision::Ask(acquire, patience) => {
+                (Wait::Answer { acquire, timer: None, patience, fresh }, After::default())
+            }
             // It may go and has taken a unit, but the inner service was not asked whether it is ready.
             Decision::Go(after) => {
                 let common = limiter.store.local().map(|Local(buckets)| Arc::clone(&buckets.common));
@@ -231,16 +234,21 @@ impl<St: Engine> Wait<St> {
                     }
                     Wait::Readiness { ticket: ticket.take() }
                 }
-                WaitProj::Answer { acquire, until, fresh } => {
+                WaitProj::Answer { acquire, timer, patience, fresh } => {
                     let Poll::Ready(grant) = acquire.poll(cx) else {
                         if mem::take(fresh) {
                             // Whoever waits holds nothing of the inner service.
                             let unready = service.clone();
                             *service = unready;
                         }
-                        return Poll::Pending;
+                        ready!(deadline::poll_passed(timer, patience.deadline, cx));
+                        if limiter.refuses(Reason::DeadlineExceeded) {
+                            return Poll::Ready(Go::Refused(Refusal::new(Reason::DeadlineExceeded)));
+                        }
+                        self.set(Wait::Readiness { ticket: None });
+                        continue;
                     };
-                    match limiter.answered(grant, *until) {
+                    match limiter.answered(grant, patience.until) {
                         Ok(Ok(granted)) => {
                             limiter.has_come();
                             *after = granted;
@@ -262,14 +270,14 @@ impl<St: Engine> Wait<St> {
                             let Some(at) = limiter.instant(at) else {
                                 return Poll::Ready(Go::Refused(Refusal::late(at, limiter.now())));
                             };
-                            Wait::Pause { timer: sleep_until(at), until: *until }
+                            Wait::Pause { timer: sleep_until(at), patience: *patience }
                         }
                     }
                 }
-                WaitProj::Pause { timer, until } => {
+                WaitProj::Pause { timer, patience } => {
                     ready!(timer.poll(cx));
                     match limiter.ask_again(protocol, request) {
-                        Some(acquire) => Wait::Answer { acquire, until: *until, fresh: false },
+                        Some(acquire) => Wait::Answer { acquire, timer: None, patience: *patience, fresh: false },
                         None => Wait::Readiness { ticket: None },
                     }
                 }

@@ -9,11 +9,11 @@ use tower_service::Service;
 
 use super::{
     Failure, Held, Output, POLLED, ResponseFuture, Spare, Step, StepProj, wait,
-    wait::{Wait, poll_deadline, poll_patience},
+    wait::{Wait, poll_patience},
 };
 use crate::{
     budget::Budget,
-    deadline::Deadline,
+    deadline::{self, Deadline},
     outcome::{End, Outcome},
     protocol::Mark,
     retry::{
@@ -149,7 +149,7 @@ where
                         return Poll::Ready(None);
                     }
                     Poll::Ready(Ok(())) => {}
-                    Poll::Pending => ready!(poll_deadline(timer, *this.deadline, cx)),
+                    Poll::Pending => ready!(deadline::poll_passed(timer, *this.deadline, cx)),
                 }
                 // The last answer was given up for the attempt that can't be made any more.
                 this.shared.ledger.is_late();

@@ -10,7 +10,6 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline::Deadline,
     retry::verdict::Retryable,
     time::{self, Instant, Sleep, Span, sleep_until},
 };
@@ -30,19 +29,6 @@ pub(super) fn poll_patience(
         patience.set(Some(sleep_until(time::now() + peek)));
     }
     patience.as_pin_mut().map_or(Poll::Ready(()), |sleep| sleep.poll(cx))
-}
-
-/// The deadline, if there is one, while the instance is not ready.
-pub(super) fn poll_deadline(
-    mut timer: Pin<&mut Option<Sleep>>,
-    deadline: Option<Deadline>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    if timer.is_none() {
-        timer.set(Some(sleep_until(deadline.instant())));
-    }
-    timer.as_pin_mut().map_or(Poll::Pending, |sleep| sleep.poll(cx))
 }
 
 /// The wait before an attempt; in its first part the rest of the failed response is read.
