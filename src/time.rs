@@ -161,6 +161,11 @@ impl Span {
     pub(crate) const NONE: Span = Span(u64::MAX);
     pub(crate) const ZERO: Span = Span(0);
 
+    /// This duration, or the longest there is.
+    pub(crate) fn at_most(d: Duration) -> Span {
+        Span(nanos(d).min(FOREVER - 1))
+    }
+
     #[inline]
     pub(crate) fn duration(self) -> Option<Duration> {
         (self.0 < FOREVER).then(|| Duration::from_nanos(self.0))

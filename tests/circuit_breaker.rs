@@ -673,9 +673,14 @@ async fn a_refusal_is_a_response() {
 #[tokio::test(start_paused = true)]
 async fn the_servers_hint_is_obeyed_within_the_maximum() {
     let growing = OpenTime::Growing { first: s(1), factor: 2.0, max: s(10), jitter: 0.0 };
-    let hint: [(Headers, Duration); 5] = [
+    let hint: [(Headers, Duration); 9] = [
         (&[("retry-after", "7")], s(7)),
         (&[("retry-after", "600")], s(10)),
+        // Longer than there are nanoseconds, seconds, digits for.
+        (&[("retry-after", "100000000000")], s(10)),
+        (&[("retry-after", "18446744073709551615")], s(10)),
+        (&[("retry-after", "18446744073709551616")], s(10)),
+        (&[("grpc-retry-pushback-ms", "18446744073709551615"), ("grpc-status", "14")], s(10)),
         (&[("retry-after", "0")], s(1)),
         (&[("retry-after", "soon")], s(1)),
         (&[("grpc-retry-pushback-ms", "2500"), ("grpc-status", "14")], ms(2_500)),
@@ -821,6 +826,34 @@ async fn a_deadline_that_was_long_enough_is_the_backends_failure() {
         let layer = touchy().deadline_blame_after(blame).build().unwrap();
         layer.layer(DeadlineLayer::server(s(2)).layer(hanging())).oneshot(get()).await.unwrap();
         assert_eq!(layer.handle().snapshot().state, state);
+    }
+    // To the millisecond, whichever is outside, and on gRPC too, where timers run out a little before.
+    let timeout = || TimeoutLayer::builder().after(s(10)).build().unwrap();
+    for (had, state) in [(999, State::Closed), (1_000, State::Open)] {
+        for outside in [false, true] {
+            let layer = touchy().build().unwrap();
+            let plain = layer.clone().plain();
+            let hangs = service_fn(|(): ()| std::future::pending::<Result<(), std::io::Error>>());
+            let call = if outside {
+                futures_util::future::Either::Left(timeout().plain().layer(plain.layer(hangs)).oneshot(()).map(drop))
+            } else {
+                futures_util::future::Either::Right(plain.layer(timeout().plain().layer(hangs)).oneshot(()).map(drop))
+            };
+            Deadline::after(ms(had)).scope(call).await;
+            assert_eq!(layer.handle().snapshot().state, state, "{had} ms, {outside}");
+            for server in [false, true] {
+                let layer = touchy().build().unwrap();
+                let request = short_grpc(&format!("{had}m"));
+                let (far, near) = (DeadlineLayer::server(s(10)), timeout());
+                match (server, outside) {
+                    (true, true) => far.layer(layer.layer(hanging())).oneshot(request).map(drop).await,
+                    (true, false) => layer.layer(far.layer(hanging())).oneshot(request).map(drop).await,
+                    (false, true) => near.layer(layer.layer(hanging())).oneshot(request).map(drop).await,
+                    (false, false) => layer.layer(near.layer(hanging())).oneshot(request).map(drop).await,
+                }
+                assert_eq!(layer.handle().snapshot().state, state, "grpc-timeout: {had}m, {outside}, {server}");
+            }
+        }
     }
     // An early failure is a failure, however short the deadline.
     let layer = touchy().build().unwrap();

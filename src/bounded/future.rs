@@ -79,7 +79,8 @@ where
                     return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
                 }
                 Poll::Ready(Ok(response)) => {
-                    let mut watch = plan.body.map(|body| BodyClock::new(plan, body, this.ledger));
+                    let early = P::has_a_timer_below(this.context);
+                    let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
                     return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
                 }
                 Poll::Ready(Err(error)) => {
@@ -91,7 +92,9 @@ where
                     // It has no body to watch.
                     return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
                 }
-                Poll::Pending => ready!(poll_overdue(plan, timer, this.ledger, cx)),
+                Poll::Pending => {
+                    ready!(poll_overdue(plan, P::has_a_timer_below(this.context), timer, this.ledger, cx))
+                }
             },
             StateProj::Refused { reason } => (*reason, Duration::ZERO),
         };
@@ -104,11 +107,12 @@ where
 /// The inner future is pending: has the bound been reached? In shadow it is dropped once it was reported.
 fn poll_overdue(
     plan: &mut Plan,
+    early: bool,
     mut timer: Pin<&mut Option<Sleep>>,
     ledger: &Shared<Ledger>,
     cx: &mut Context<'_>,
 ) -> Poll<(Reason, Duration)> {
-    let Some(Bound { at, reason }) = plan.bound() else { return Poll::Pending };
+    let Some(bound @ Bound { at, reason }) = plan.bound() else { return Poll::Pending };
     if timer.is_none() {
         timer.set(Some(sleep_until(at)));
     }
@@ -117,7 +121,7 @@ fn poll_overdue(
     }
     timer.set(None);
     (plan.after, plan.caller) = (Span::NONE, None);
-    if ledger.run_out(reason) { Poll::Ready((reason, plan.had(at))) } else { Poll::Pending }
+    if ledger.run_out(reason) { Poll::Ready((reason, plan.had(bound, early))) } else { Poll::Pending }
 }
 
 /// An error of a gRPC transport that comes once the bound has been reached is that transport's own timer: both ran out
@@ -125,7 +129,7 @@ fn poll_overdue(
 #[cold]
 fn overdue(plan: &Plan, ledger: &Shared<Ledger>) -> Option<(Reason, Duration)> {
     let bound = plan.bound().filter(|b| b.at <= time::now())?;
-    ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound.at)))
+    ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound, true)))
 }
 
 impl<F, P, C, Req> fmt::Debug for ResponseFuture<F, P, C, Req> {

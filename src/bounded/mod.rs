@@ -70,16 +70,26 @@ pub(crate) struct BodyPlan {
 }
 
 impl Plan {
-    /// How long a call has that ends there.
+    /// How long a call had that ends so. `early`: our timer for the deadline runs out a little before it.
     #[cold]
-    pub(crate) fn had(&self, at: Instant) -> Duration {
-        at.saturating_duration_since(self.start)
+    pub(crate) fn had(&self, bound: Bound, early: bool) -> Duration {
+        had(self.start, bound, early)
     }
 
     pub(crate) fn bound(&self) -> Option<Bound> {
         let timeout = self.after.duration().and_then(|after| self.start.checked_add(after));
         Bound::earliest(Bound::new(timeout, Reason::Timeout), Bound::new(self.caller, Reason::DeadlineExceeded))
     }
+}
+
+#[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "early is what is on the wire"))]
+fn had(start: Instant, bound: Bound, early: bool) -> Duration {
+    let had = bound.at.saturating_duration_since(start);
+    #[cfg(feature = "http")]
+    if early && bound.reason == Reason::DeadlineExceeded {
+        return deadline::wire::with_margin(had);
+    }
+    had
 }
 
 /// Says what ran out, and counts it. One per layer.

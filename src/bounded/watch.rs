@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bounded::{BodyPlan, Bound, Ledger, Plan},
+    bounded::{BodyPlan, Bound, Ledger, Plan, had},
     deadline::Deadline,
     protocol::{Watch, sealed::Sealed},
     rejection::{Reason, Rejection},
@@ -20,6 +20,8 @@ use crate::{
 /// Bounds a response body: as a whole, and the wait for each frame.
 pub struct BodyClock {
     start: Instant,
+    /// Does our timer for the deadline run out before it?
+    early: bool,
     total: Option<Bound>,
     idle: Option<Duration>,
     /// Since the inner body had nothing for its reader, this is how long it may go on. Not set while nobody reads.
@@ -29,10 +31,18 @@ pub struct BodyClock {
 }
 
 impl BodyClock {
-    pub(crate) fn new(plan: &Plan, body: BodyPlan, ledger: &Shared<Ledger>) -> Self {
+    pub(crate) fn new(plan: &Plan, body: BodyPlan, early: bool, ledger: &Shared<Ledger>) -> Self {
         let BodyPlan { to_the_end, idle, scope } = body;
         let total = plan.bound().filter(|_| to_the_end);
-        BodyClock { start: plan.start, total, idle: idle.duration(), idle_until: None, scope, ledger: ledger.clone() }
+        BodyClock {
+            start: plan.start,
+            early,
+            total,
+            idle: idle.duration(),
+            idle_until: None,
+            scope,
+            ledger: ledger.clone(),
+        }
     }
 
     /// What runs out first, the idle time having begun at `now` if it was not running.
@@ -56,7 +66,7 @@ impl BodyClock {
             self.idle_until = None;
             self.idle = None;
         }
-        let had = bound.at.saturating_duration_since(self.start);
+        let had = had(self.start, bound, self.early);
         self.ledger.run_out(bound.reason).then(|| self.ledger.rejection(bound.reason, had))
     }
 }

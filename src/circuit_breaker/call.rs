@@ -6,13 +6,13 @@ use crate::{
     Until,
     circuit_breaker::{
         breaker::Breaker,
-        facts::{Facts, Full, Later, NEVER, Times, early},
+        facts::{Facts, Full, Later, NEVER, Times},
         machine::{Pass, Ticket},
     },
     outcome::{End, Outcome},
     permit::Keeper,
     stripe::Shared,
-    time::{self, nanos},
+    time::{self, Span, nanos},
 };
 
 /// An admitted call of a circuit breaker.
@@ -66,10 +66,10 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
         }
         End::DeadlinePassed { had } => {
             // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
-            let own = times.since_start(now.min(times.deadline));
+            let own = times.had(now);
             let had = [own, had.map(nanos)].into_iter().flatten().min();
             // Where it is not known how long it had, nobody is to blame.
-            if had.is_none_or(|had| had + early(had) < blame_after) {
+            if had.is_none_or(|had| had < blame_after) {
                 return was_cancelled(breaker, ticket);
             }
             Outcome::Failure
@@ -150,7 +150,7 @@ impl Keeper for Call {
 
     fn hint(&mut self, after: Duration) {
         let mut full = self.facts.all();
-        full.later.hint = Some(after).into();
+        full.later.hint = Span::at_most(after);
         self.facts = Facts::Full(full);
     }
 

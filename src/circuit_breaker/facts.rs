@@ -91,10 +91,21 @@ impl Times {
         if self.started == NEVER { None } else { Some(now.saturating_sub(self.started)) }
     }
 
+    /// How long the call had whose deadline ended it now: to that, though timers run out a little before.
+    pub(super) fn had(self, now: u64) -> Option<u64> {
+        self.of_a_deadline_that_is_over(now).or_else(|| self.since_start(now))
+    }
+
     /// Is the caller's deadline over, and did it leave the backend too little time?
     pub(super) fn had_too_little(self, now: u64, blame_after: u64) -> bool {
+        self.of_a_deadline_that_is_over(now).is_some_and(|had| had < blame_after)
+    }
+
+    fn of_a_deadline_that_is_over(self, now: u64) -> Option<u64> {
         let had = self.deadline.saturating_sub(self.started);
-        self.deadline != NEVER && now.saturating_add(early(had)) >= self.deadline && had < blame_after
+        let is_over =
+            self.deadline != NEVER && self.started != NEVER && now.saturating_add(early(had)) >= self.deadline;
+        is_over.then_some(had)
     }
 }
 
@@ -125,6 +136,6 @@ impl Full {
 }
 
 /// How much before a deadline timers run out, ours and those of transports: as on the wire.
-pub(super) fn early(had: u64) -> u64 {
+fn early(had: u64) -> u64 {
     (had / 100).clamp(1_000_000, 5_000_000)
 }

@@ -150,6 +150,12 @@ pub(crate) fn margin(remaining: Duration) -> Duration {
     (remaining / 100).clamp(Duration::from_millis(1), Duration::from_millis(5))
 }
 
+/// What was left in all, if a timer ran out [a little early](margin) after so long.
+pub(crate) fn with_margin(elapsed: Duration) -> Duration {
+    // A hundredth of the whole is a ninety-ninth of the rest.
+    elapsed + (elapsed / 99).clamp(Duration::from_millis(1), Duration::from_millis(5))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +230,9 @@ mod tests {
         assert_eq!(margin(ms(100)), ms(1));
         assert_eq!(margin(ms(300)), ms(3));
         assert_eq!(margin(ms(60_000)), ms(5));
+        for whole in [1, 50, 99, 100, 101, 250, 499, 500, 501, 1_000, 60_000].map(ms) {
+            assert_eq!(with_margin(whole - margin(whole)), whole);
+        }
     }
 
     proptest! {

@@ -27,7 +27,7 @@ pub(crate) enum Hint {
 /// The delay, from now. What can't be read is no hint.
 pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
     let pushback = || number(headers, &PUSHBACK).map(Duration::from_millis);
-    let seconds = || number(headers, &header::RETRY_AFTER).map(Duration::from_secs);
+    let seconds = || seconds(headers).map(Duration::from_secs);
     if grpc {
         pushback().or_else(|| retry_info(headers)).or_else(seconds)
     } else {
@@ -43,10 +43,20 @@ pub(crate) fn for_retry(grpc: bool, headers: &HeaderMap) -> Hint {
     of(grpc, headers).map_or(Hint::None, Hint::After)
 }
 
+/// As many digits as the server likes: what is too long for a number is a very long time (RFC 9111, 1.2.2).
+fn seconds(headers: &HeaderMap) -> Option<u64> {
+    let digits = digits(headers, &header::RETRY_AFTER)?;
+    Some(digits.parse().unwrap_or(u64::MAX))
+}
+
 fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    let digits = headers.get(name)?.to_str().ok()?;
-    // `parse` alone would take a sign too.
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+    digits(headers, name)?.parse().ok()
+}
+
+// `parse` alone would take a sign too.
+fn digits<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    (!value.is_empty() && value.bytes().all(|b| b.is_ascii_digit())).then_some(value)
 }
 
 /// A date is counted from the server's own clock, where it says what that is.
@@ -151,10 +161,14 @@ mod tests {
 
     #[test]
     fn garbage_is_no_hint() {
-        for v in ["", "-1", "+1", "1.5", "soon", "99999999999999999999999", "Tue, 15 Nov"] {
+        for v in ["", "-1", "+1", "1.5", "soon", "Tue, 15 Nov"] {
             assert_eq!(hint(false, &[("retry-after", v)]), None, "{v}");
             assert_eq!(hint(true, &[("grpc-retry-pushback-ms", v)]), None, "{v}");
         }
+        // Of digits alone: a very long time, but a pushback is a number of a bounded type.
+        let long = "99999999999999999999999";
+        assert_eq!(hint(false, &[("retry-after", long)]), Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(hint(true, &[("grpc-retry-pushback-ms", long)]), None);
     }
 
     fn for_one_that_retries(grpc: bool, headers: &[(&'static str, &str)]) -> Hint {
@@ -173,7 +187,6 @@ mod tests {
                 "{v}"
             );
             assert_eq!(for_one_that_retries(false, &[("grpc-retry-pushback-ms", v)]), Hint::None, "{v}");
-            assert_eq!(for_one_that_retries(false, &[("retry-after", v)]), Hint::None, "{v}");
         }
     }
 
