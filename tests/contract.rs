@@ -360,3 +360,23 @@ async fn a_late_refusal_of_a_hedge_gives_readiness_back() {
     let plain = laws::late_refusal(|p| hedge().plain().layer(p), || (), passes);
     Deadline::after(Duration::from_millis(10)).scope(plain).await;
 }
+
+/// A closure has no `Debug`, a layer that judges by one has.
+#[test]
+fn layers_that_judge_by_a_closure_can_be_shown() {
+    let judge = |_: Result<&(), &std::io::Error>| Outcome::Failure;
+    let breaker = || CircuitBreakerLayer::builder().build().unwrap();
+    let shown = [
+        format!("{:?}", breaker().plain_with(judge)),
+        format!("{:?}", breaker().flat_with(judge)),
+        format!("{:?}", breaker().boxed_with(judge)),
+        format!("{:?}", RetryLayer::builder().build().unwrap().plain_with(judge)),
+        format!("{:?}", breaker().plain_with(judge).layer(())),
+    ];
+    for (shown, form) in shown.iter().zip(["Plain", "Flat", "Boxed", "Plain", "Plain"]) {
+        assert!(
+            shown.ends_with(&format!("protocol: {form} }}")) || shown.contains(&format!("protocol: {form},")),
+            "{shown}"
+        );
+    }
+}

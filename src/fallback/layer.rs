@@ -76,6 +76,26 @@ impl<B> FallbackLayer<crate::Backup<B>> {
     ///
     /// The request's body has to be [`Replay`](crate::Replay); of one above 64 KiB, each chunk counting 64 bytes more,
     /// nothing is sent again. The backup's own failure or error is dropped, and the first answer comes back.
+    ///
+    /// It has the response type of the service that it stands in for. Around one under a policy, which has a body type of
+    /// its own, put the backup under a layer of that kind too:
+    ///
+    /// ```
+    /// use buttress::{BulkheadLayer, FallbackLayer};
+    /// # use std::convert::Infallible;
+    /// # use bytes::Bytes;
+    /// # use http::{Request, Response};
+    /// # use http_body_util::Full;
+    /// use tower::{Layer, service_fn};
+    ///
+    /// # fn main() -> Result<(), buttress::ConfigError> {
+    /// # let primary = service_fn(|_: Request<Full<Bytes>>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    /// # let elsewhere = primary.clone();
+    /// let backup = BulkheadLayer::builder().name("backup").limit(10).build()?.layer(elsewhere);
+    /// let primary = BulkheadLayer::builder().name("primary").limit(100).build()?.layer(primary);
+    /// let service = FallbackLayer::to_service(backup).layer(primary);
+    /// # fn takes(_: impl tower::Service<Request<Full<Bytes>>>) {} takes(service); Ok(()) }
+    /// ```
     pub fn to_service(backup: B) -> Self {
         Self::new(Identity::default(), crate::Backup::new(backup), Http::default())
     }

@@ -114,7 +114,7 @@ impl HedgeBuilder {
         let mut checks = Checks::default();
         self.identity.check("hedge", &mut checks);
         match self.when {
-            When::Never => checks.require(false, "after", "missing", "`after` or `quantile`"),
+            When::Never => checks.require(false, "after", None::<Duration>, "`after` or `quantile`"),
             When::After(d) => checks.require(d <= LONGEST, "after", d, "a duration from 0 to 365 days"),
             When::Quantile(q) => checks.require(q > 0.0 && q < 1.0, "quantile", q, "a share above 0 and below 1"),
         }

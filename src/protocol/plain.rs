@@ -1,6 +1,6 @@
 //! The forms for services that are not HTTP: a refusal is an error, and the response is over when it is there.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, fmt};
 
 use crate::{
     outcome::{Classify, End, ErrFails},
@@ -9,20 +9,33 @@ use crate::{
 };
 
 /// For services whose error is a `std::error::Error`; it becomes [`Error<E>`].
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Plain<C = ErrFails>(pub(crate) C);
 
 /// For services whose error is `From<Rejection>`; it stays what it was, so stacked policies do not nest.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Flat<C = ErrFails>(pub(crate) C);
 
 /// For everything else; the error becomes a [`BoxError`].
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Boxed<C = ErrFails>(pub(crate) C);
 
 impl<C> Sealed for Plain<C> {}
 impl<C> Sealed for Flat<C> {}
 impl<C> Sealed for Boxed<C> {}
+
+// Whatever judges in them: a closure has none.
+macro_rules! debug {
+    ($($form:ident),*) => {
+        $(impl<C> fmt::Debug for $form<C> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($form))
+            }
+        })*
+    };
+}
+
+debug!(Plain, Flat, Boxed);
 
 // Without this the compiler names the bound that is missing, and not what to write.
 #[diagnostic::do_not_recommend]
