@@ -133,7 +133,7 @@ pub use self::{
     deadline::{Deadline, Scoped},
     drain::{Drain, DrainHandle, DrainLayer, DrainSnapshot, Drained},
     fallback::{Fallback, FallbackBuilder, FallbackHandle, FallbackLayer, FallbackSnapshot},
-    hedge::{Hedge, HedgeBuilder, HedgeHandle, HedgeLayer, HedgeSnapshot},
+    hedge::{Hedge, HedgeBuilder, HedgeConfig, HedgeHandle, HedgeLayer, HedgeSnapshot},
     outcome::{Classify, End, ErrFails, Outcome},
     priority::Priority,
     protocol::{BoxError, Boxed, Flat, Http, Plain, Protocol, Watch},

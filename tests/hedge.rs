@@ -17,8 +17,8 @@ use std::{
 };
 
 use buttress::{
-    Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, Error, HedgeBuilder, HedgeLayer, Outcome, Reason,
-    Rejection, RetryLayer, TimeoutLayer,
+    Backoff, Budget, BulkheadLayer, CircuitBreakerLayer, Deadline, Error, HedgeBuilder, HedgeConfig, HedgeLayer,
+    Outcome, Reason, Rejection, RetryLayer, TimeoutLayer,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe, ProbeError},
 };
@@ -703,6 +703,59 @@ async fn shadow_sends_nothing_twice() {
     layer.handle().shadow(false);
     assert_eq!(call().await.unwrap(), 3);
     assert_eq!(layer.handle().snapshot().hedges, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_numbers_change_while_it_runs() {
+    let layer = hedge().build().unwrap().plain();
+    let handle = layer.handle();
+    let before = HedgeConfig { after: Some(ms(10)), ..HedgeConfig::default() };
+    assert_eq!(handle.snapshot().config, before);
+    let backend = Backend::taking(&[1_000; 4]);
+    let mut runs = pin!(layer.layer(backend.clone()).oneshot(7));
+    assert!(poll_once(runs.as_mut()).is_pending());
+    let config = HedgeConfig { after: Some(ms(30)), max: 3, minimum_samples: 7, ..before };
+    handle.update(config).unwrap();
+    assert_eq!(handle.snapshot().config, config);
+    runs.await.unwrap();
+    // The wait that had begun went on; those after it were the new ones.
+    assert_eq!(backend.times(), [0, 10, 40, 70]);
+
+    // What was measured stays, and answers the new question.
+    let layer = hedge().quantile(0.5).minimum_samples(1_000).build().unwrap().plain();
+    for _ in 0..10 {
+        layer.layer(Backend::taking(&[20])).oneshot(7).await.unwrap();
+    }
+    layer.layer(Backend::taking(&[200])).oneshot(7).await.unwrap();
+    let config = HedgeConfig { quantile: Some(0.5), minimum_samples: 10, ..HedgeConfig::default() };
+    for (quantile, least, most) in [(0.5, 20, 21), (0.99, 200, 207)] {
+        layer.handle().update(HedgeConfig { quantile: Some(quantile), ..config }).unwrap();
+        let backend = Backend::taking(&[1_000, 0]);
+        layer.layer(backend.clone()).oneshot(7).await.unwrap();
+        let second = backend.times()[1];
+        assert!((least..=most).contains(&second), "{quantile}: {second}");
+    }
+}
+
+#[test]
+fn an_update_that_fails_changes_nothing() {
+    let bad = HedgeConfig { after: Some(Duration::MAX), quantile: Some(2.0), minimum_samples: 0, max: 11 };
+    let one = HedgeConfig::default();
+    let (fixed, measured) = (hedge, || hedge().quantile(0.9));
+    for (builder, config, fields) in [
+        (&fixed as &dyn Fn() -> HedgeBuilder, bad, &["quantile", "after", "minimum_samples", "max"][..]),
+        (&fixed, HedgeConfig { quantile: Some(0.5), ..one }, &["quantile"]),
+        (&fixed, one, &["after"]),
+        (&measured, HedgeConfig { after: Some(ms(1)), ..one }, &["after"]),
+        (&measured, one, &["after"]),
+        (&measured, HedgeConfig { quantile: Some(1.0), ..one }, &["quantile"]),
+    ] {
+        let handle = builder().build().unwrap().handle();
+        let before = handle.snapshot().config;
+        let error = handle.update(config).unwrap_err();
+        assert_eq!(error.fields().iter().map(|f| f.field).collect::<Vec<_>>(), fields, "{config:?}");
+        assert_eq!(handle.snapshot().config, before);
+    }
 }
 
 #[test]

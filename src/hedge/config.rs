@@ -6,7 +6,7 @@ use crate::{
     budget::Budget,
     builder::{Identity, shared_setters},
     config::{Checks, ConfigError},
-    hedge::{HedgeLayer, delay::Delay, hedger::Hedger},
+    hedge::{HedgeLayer, hedger::Hedger},
     protocol::Trust,
     time::LONGEST,
 };
@@ -14,28 +14,55 @@ use crate::{
 /// More attempts beside the first than anybody needs.
 const MOST: u32 = 10;
 
+/// The numbers of a hedge, as plain data: what [`HedgeHandle::update`](crate::HedgeHandle::update) takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HedgeConfig {
+    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; `None` where that is measured.
+    pub after: Option<Duration>,
+    /// Waits as long as this share of the first attempts took at most, above 0 and below 1; `None` where it is fixed.
+    pub quantile: Option<f64>,
+    /// How many first attempts must have been measured in the last 30 s. From 1. Default: 50.
+    pub minimum_samples: u32,
+    /// How many attempts a call may have beside the first. 1 to 10. Default: 1.
+    pub max: u32,
+}
+
+/// With neither `after` nor `quantile`, one of which is needed.
+impl Default for HedgeConfig {
+    fn default() -> Self {
+        HedgeConfig { after: None, quantile: None, minimum_samples: 50, max: 1 }
+    }
+}
+
+impl HedgeConfig {
+    pub(crate) fn check(&self, checks: &mut Checks) {
+        if let Some(after) = self.after {
+            checks.require(after <= LONGEST, "after", after, "a duration from 0 to 365 days");
+        }
+        match (self.after, self.quantile) {
+            (None, None) => checks.require(false, "after", None::<Duration>, "`after` or `quantile`"),
+            (None, Some(q)) => {
+                checks.require(q > 0.0 && q < 1.0, "quantile", q, "a share above 0 and below 1");
+            }
+            (Some(_), q) => checks.require(q.is_none(), "quantile", q, "none beside `after`"),
+        }
+        checks.require(self.minimum_samples > 0, "minimum_samples", self.minimum_samples, "at least 1");
+        checks.require((1..=MOST).contains(&self.max), "max", self.max, "1 to 10");
+    }
+}
+
 /// Builds a [`HedgeLayer`].
 #[must_use = "a builder does nothing until `build()`"]
 pub struct HedgeBuilder {
     identity: Identity,
-    when: When,
-    minimum_samples: u32,
-    settings: Settings,
+    config: HedgeConfig,
+    fixed: Fixed,
     budget: Option<Budget>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum When {
-    Never,
-    After(Duration),
-    Quantile(f64),
-}
-
-/// What is fixed by `build()`.
+/// What stays as `build()` made it.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    /// Attempts beside the first.
-    pub(crate) max: u32,
+pub(crate) struct Fixed {
     pub(crate) replay_cap: usize,
     pub(crate) trust: Trust,
 }
@@ -44,9 +71,8 @@ impl Default for HedgeBuilder {
     fn default() -> Self {
         HedgeBuilder {
             identity: Identity::default(),
-            when: When::Never,
-            minimum_samples: 50,
-            settings: Settings { max: 1, replay_cap: 64 * 1024, trust: Trust::default() },
+            config: HedgeConfig::default(),
+            fixed: Fixed { replay_cap: 64 * 1024, trust: Trust::default() },
             budget: None,
         }
     }
@@ -58,7 +84,7 @@ impl HedgeBuilder {
     /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as soon as
     /// the first one is not ready at once. There is no default: this or [`quantile`](Self::quantile), the later of the two.
     pub fn after(mut self, d: Duration) -> Self {
-        self.when = When::After(d);
+        (self.config.after, self.config.quantile) = (Some(d), None);
         self
     }
 
@@ -68,19 +94,19 @@ impl HedgeBuilder {
     /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further attempt is
     /// made, not even for one that failed.
     pub fn quantile(mut self, q: f64) -> Self {
-        self.when = When::Quantile(q);
+        (self.config.after, self.config.quantile) = (None, Some(q));
         self
     }
 
     /// How many first attempts must have been measured in the last 30 s. From 1. Default: 50.
     pub fn minimum_samples(mut self, n: u32) -> Self {
-        self.minimum_samples = n;
+        self.config.minimum_samples = n;
         self
     }
 
     /// How many attempts a call may have beside the first. 1 to 10. Default: 1.
     pub fn max(mut self, extra: u32) -> Self {
-        self.settings.max = extra;
+        self.config.max = extra;
         self
     }
 
@@ -93,14 +119,14 @@ impl HedgeBuilder {
 
     /// Sends requests twice whatever their method: also POST and PATCH, which may then take effect twice. Default: false.
     pub fn any_method(mut self, on: bool) -> Self {
-        self.settings.trust.any_method = on;
+        self.fixed.trust.any_method = on;
         self
     }
 
     /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0 only
     /// requests without a body are. HTTP and gRPC only.
     pub fn replay_cap(mut self, bytes: usize) -> Self {
-        self.settings.replay_cap = bytes;
+        self.fixed.replay_cap = bytes;
         self
     }
 
@@ -113,21 +139,10 @@ impl HedgeBuilder {
     pub fn build(self) -> Result<HedgeLayer, ConfigError> {
         let mut checks = Checks::default();
         self.identity.check("hedge", &mut checks);
-        match self.when {
-            When::Never => checks.require(false, "after", None::<Duration>, "`after` or `quantile`"),
-            When::After(d) => checks.require(d <= LONGEST, "after", d, "a duration from 0 to 365 days"),
-            When::Quantile(q) => checks.require(q > 0.0 && q < 1.0, "quantile", q, "a share above 0 and below 1"),
-        }
-        checks.require(self.minimum_samples > 0, "minimum_samples", self.minimum_samples, "at least 1");
-        checks.require((1..=MOST).contains(&self.settings.max), "max", self.settings.max, "1 to 10");
+        self.config.check(&mut checks);
         checks.finish()?;
-        let delay = match self.when {
-            When::After(d) => Delay::Fixed(d),
-            When::Quantile(q) => Delay::measured(q, self.minimum_samples),
-            When::Never => unreachable!("it was checked"),
-        };
         let budget = self.budget.unwrap_or_default();
-        Ok(HedgeLayer::new(Hedger::new(self.identity, self.settings, delay, budget)))
+        Ok(HedgeLayer::new(Hedger::new(self.identity, self.config, self.fixed, budget)))
     }
 }
 
@@ -135,9 +150,8 @@ impl fmt::Debug for HedgeBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HedgeBuilder")
             .field("identity", &self.identity)
-            .field("when", &self.when)
-            .field("minimum_samples", &self.minimum_samples)
-            .field("settings", &self.settings)
+            .field("config", &self.config)
+            .field("fixed", &self.fixed)
             .field("budget", &self.budget)
             .finish()
     }

@@ -5,13 +5,15 @@
 
 use std::{
     sync::atomic::{
-        AtomicU64,
+        AtomicU32, AtomicU64,
         Ordering::{Acquire, Relaxed, Release},
     },
     time::Duration,
 };
 
 use crate::{
+    config::Checks,
+    hedge::HedgeConfig,
     time::{self, Clock, Instant},
     window::latency::Latencies,
 };
@@ -25,15 +27,17 @@ const GOOD_FOR: u64 = 100_000_000;
 
 #[derive(Debug)]
 pub(crate) enum Delay {
-    Fixed(Duration),
+    /// In nanoseconds.
+    Fixed(AtomicU64),
     Measured(Box<Measured>),
 }
 
 /// A quantile of what first attempts took.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    q: f64,
-    least: u64,
+    /// The bits of a float.
+    q: AtomicU64,
+    least: AtomicU32,
     clock: Clock,
     latencies: Latencies,
     /// The last answer in nanoseconds, and until when it is good. Whichever of two answers a thread sees, it was right just now.
@@ -42,21 +46,69 @@ pub(crate) struct Measured {
 }
 
 impl Delay {
-    pub(crate) fn measured(q: f64, minimum_samples: u32) -> Self {
-        Delay::Measured(Box::new(Measured {
-            q,
-            least: minimum_samples.into(),
-            clock: Clock::new(),
-            latencies: Latencies::new(WINDOW),
-            answer: AtomicU64::new(0),
-            until: AtomicU64::new(0),
-        }))
+    pub(crate) fn new(config: &HedgeConfig) -> Self {
+        let delay = match config.quantile {
+            None => Delay::Fixed(AtomicU64::new(0)),
+            Some(_) => Delay::Measured(Box::new(Measured {
+                q: AtomicU64::new(0),
+                least: AtomicU32::new(0),
+                clock: Clock::new(),
+                latencies: Latencies::new(WINDOW),
+                answer: AtomicU64::new(0),
+                until: AtomicU64::new(0),
+            })),
+        };
+        delay.store(config);
+        delay
+    }
+
+    /// Is it for this one? A delay that is measured stays so.
+    pub(crate) fn check(&self, config: &HedgeConfig, checks: &mut Checks) {
+        match self {
+            Delay::Fixed(_) => {
+                checks.require(
+                    config.quantile.is_none(),
+                    "quantile",
+                    config.quantile,
+                    "none: it was built with `after`",
+                );
+            }
+            Delay::Measured(_) => {
+                checks.require(config.after.is_none(), "after", config.after, "none: it was built with `quantile`");
+            }
+        }
+    }
+
+    pub(crate) fn store(&self, config: &HedgeConfig) {
+        match self {
+            Delay::Fixed(delay) => delay.store(time::nanos(config.after.unwrap_or_default()), Relaxed),
+            Delay::Measured(measured) => {
+                measured.q.store(config.quantile.unwrap_or_default().to_bits(), Relaxed);
+                measured.least.store(config.minimum_samples, Relaxed);
+                // The last answer was to another question.
+                measured.until.store(0, Release);
+            }
+        }
+    }
+
+    pub(crate) fn after(&self) -> Option<Duration> {
+        match self {
+            Delay::Fixed(delay) => Some(Duration::from_nanos(delay.load(Relaxed))),
+            Delay::Measured(_) => None,
+        }
+    }
+
+    pub(crate) fn quantile(&self) -> Option<f64> {
+        match self {
+            Delay::Fixed(_) => None,
+            Delay::Measured(measured) => Some(f64::from_bits(measured.q.load(Relaxed))),
+        }
     }
 
     /// `None`: nobody knows yet.
     pub(crate) fn now(&self, now: Instant) -> Option<Duration> {
         match self {
-            Delay::Fixed(delay) => Some(*delay),
+            Delay::Fixed(_) => self.after(),
             Delay::Measured(measured) => measured.delay(measured.clock.at(now)),
         }
     }
@@ -76,13 +128,15 @@ impl Delay {
 impl Measured {
     fn delay(&self, now: u64) -> Option<Duration> {
         // Always asked anew, for it changes with every call when there are few.
-        if self.latencies.samples(now) < self.least {
+        let least = self.least.load(Relaxed).into();
+        if self.latencies.samples(now) < least {
             return None;
         }
         if now < self.until.load(Acquire) {
             return Some(Duration::from_nanos(self.answer.load(Relaxed)));
         }
-        let delay = self.latencies.quantile(now, self.q, self.least)?.max(LEAST);
+        let q = f64::from_bits(self.q.load(Relaxed));
+        let delay = self.latencies.quantile(now, q, least)?.max(LEAST);
         self.answer.store(time::nanos(delay), Relaxed);
         self.until.store(now.saturating_add(GOOD_FOR), Release);
         Some(delay)
@@ -96,7 +150,8 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn measured(q: f64, least: u32) -> Box<Measured> {
-        match Delay::measured(q, least) {
+        let config = HedgeConfig { quantile: Some(q), minimum_samples: least, ..HedgeConfig::default() };
+        match Delay::new(&config) {
             Delay::Measured(measured) => measured,
             Delay::Fixed(_) => unreachable!(),
         }

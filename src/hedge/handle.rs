@@ -1,14 +1,15 @@
-//! Reading a hedge while it runs.
+//! Reading and changing a hedge while it runs.
 
 use std::sync::Arc;
 
 use crate::{
-    hedge::hedger::Hedger,
+    config::ConfigError,
+    hedge::{HedgeConfig, hedger::Hedger},
     observe::{Figure, Reporter, Watched},
     stripe::Striped,
 };
 
-/// Reads a [`HedgeLayer`](crate::HedgeLayer) and everything it wraps.
+/// Reads and changes a [`HedgeLayer`](crate::HedgeLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct HedgeHandle {
     shared: Arc<Striped<Hedger>>,
@@ -32,6 +33,8 @@ pub struct HedgeSnapshot {
     pub would_have_hedged: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,
+    /// The numbers in force.
+    pub config: HedgeConfig,
 }
 
 impl HedgeHandle {
@@ -42,6 +45,16 @@ impl HedgeHandle {
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> HedgeSnapshot {
         self.shared.snapshot()
+    }
+
+    /// Changes the numbers. Calls that run follow with their next attempt; a wait that has begun goes on. What was measured stays.
+    ///
+    /// # Errors
+    ///
+    /// As `build()`, and where a layer that was built with `after` gets a `quantile`, or the other way round; then nothing is
+    /// changed.
+    pub fn update(&self, config: HedgeConfig) -> Result<(), ConfigError> {
+        self.shared.update(config)
     }
 
     /// Shadow: no further attempts are made, and `would_have_hedged` counts the calls that would have had one.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -10,7 +10,8 @@ use crate::{
     bounded::Ledger,
     budget::{Budget, Taken},
     builder::Identity,
-    hedge::{HedgeSnapshot, config::Settings, delay::Delay},
+    config::{Checks, ConfigError},
+    hedge::{HedgeConfig, HedgeSnapshot, config::Fixed, delay::Delay},
     observe::{Kind, Reporter, StoppedBy},
     outcome::{End, Outcome},
     rejection::Reason,
@@ -21,7 +22,9 @@ use crate::{
 
 /// The state of a hedge layer.
 pub(crate) struct Hedger {
-    pub(crate) settings: Settings,
+    pub(crate) fixed: Fixed,
+    minimum_samples: AtomicU32,
+    max: AtomicU32,
     pub(crate) budget: Budget,
     /// May there be a retry with the same budget?
     shares_its_budget: bool,
@@ -59,15 +62,17 @@ impl Meaning {
 }
 
 impl Hedger {
-    pub(crate) fn new(identity: Identity, settings: Settings, delay: Delay, budget: Budget) -> Self {
+    pub(crate) fn new(identity: Identity, config: HedgeConfig, fixed: Fixed, budget: Budget) -> Self {
         let shadow = identity.shadow;
         let reporter = identity.reporter("hedge", &[Reason::DeadlineExceeded]);
         Hedger {
-            settings,
+            fixed,
+            minimum_samples: AtomicU32::new(config.minimum_samples),
+            max: AtomicU32::new(config.max),
             shares_its_budget: budget.is_shared(),
             tells_of_successes: budget.counts_successes() || reporter.may_have_listeners(),
             budget,
-            delay,
+            delay: Delay::new(&config),
             ledger: Ledger::new(reporter, shadow),
             won: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
@@ -82,6 +87,32 @@ impl Hedger {
     #[inline]
     pub(crate) fn reporter(&self) -> &Reporter {
         self.ledger.reporter()
+    }
+
+    /// How many attempts a call may have beside the first.
+    pub(crate) fn max(&self) -> u32 {
+        self.max.load(Relaxed)
+    }
+
+    /// Each number changes by itself; whatever two of them a call sees, each is valid.
+    pub(crate) fn update(&self, config: HedgeConfig) -> Result<(), ConfigError> {
+        let mut checks = Checks::default();
+        self.delay.check(&config, &mut checks);
+        config.check(&mut checks);
+        checks.finish()?;
+        self.minimum_samples.store(config.minimum_samples, Relaxed);
+        self.max.store(config.max, Relaxed);
+        self.delay.store(&config);
+        Ok(())
+    }
+
+    fn config(&self) -> HedgeConfig {
+        HedgeConfig {
+            after: self.delay.after(),
+            quantile: self.delay.quantile(),
+            minimum_samples: self.minimum_samples.load(Relaxed),
+            max: self.max(),
+        }
     }
 
     /// How many further attempts the budget has left.
@@ -150,6 +181,7 @@ impl Striped<Hedger> {
             deadline_exceeded: figures.deadline_exceeded,
             would_have_hedged: self.would_have_hedged.load(Relaxed),
             would_have_rejected: figures.would_have_rejected,
+            config: self.config(),
         }
     }
 }
@@ -191,8 +223,8 @@ impl fmt::Debug for Hedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hedger")
             .field("ledger", &self.ledger)
-            .field("settings", &self.settings)
-            .field("delay", &self.delay)
+            .field("config", &self.config())
+            .field("fixed", &self.fixed)
             .field("budget", &self.budget)
             .finish_non_exhaustive()
     }

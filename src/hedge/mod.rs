@@ -42,6 +42,8 @@
 //! count from when somebody first had to wait; an attempt that is ready at once is not measured. One that lost counts
 //! with the time for which it was waited for, so that hedging does not make its own delay shorter.
 //!
+//! These numbers can change while it runs: [`HedgeHandle::update`] takes a [`HedgeConfig`].
+//!
 //! | an attempt | and then |
 //! |---|---|
 //! | succeeds | the call is over; the others are dropped |
@@ -109,7 +111,7 @@ mod layer;
 mod service;
 
 pub use self::{
-    config::HedgeBuilder,
+    config::{HedgeBuilder, HedgeConfig},
     future::ResponseFuture,
     handle::{HedgeHandle, HedgeSnapshot},
     layer::HedgeLayer,

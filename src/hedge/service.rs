@@ -80,9 +80,9 @@ where
         let shared = self.shared.share();
         let own_budget = shared.budget.own::<P, Req, S::Response, S::Error>(|| P::head(&request));
         let pays = shared.began(own_budget.as_ref());
-        let settings = &shared.settings;
-        let (spare, request) = if self.protocol.is_safe(&context, &request, settings.trust) {
-            let (original, request) = self.protocol.split(request, settings.replay_cap);
+        let fixed = &shared.fixed;
+        let (spare, request) = if self.protocol.is_safe(&context, &request, fixed.trust) {
+            let (original, request) = self.protocol.split(request, fixed.replay_cap);
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: Some(self.inner.clone()), original: Some(original) }), request)
         } else {

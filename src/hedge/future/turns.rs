@@ -149,7 +149,7 @@ where
         }
         kept.shared.count_further();
         let mut service = spare.service.take().expect(POLLED);
-        let more = original.is_some() && *rest.made < kept.shared.settings.max;
+        let more = original.is_some() && *rest.made < kept.shared.max();
         spare.service = more.then(|| service.clone());
         spare.original = original;
         let inner = service.call(request);
