@@ -21,7 +21,7 @@ const SHARE: u32 = 16;
 const MOST: u64 = 1_000;
 
 #[derive(Debug)]
-pub(crate) struct Deposits(Box<[Stripe; STRIPES]>);
+pub(crate) struct Deposits([Stripe; STRIPES]);
 
 #[derive(Debug)]
 #[repr(align(128))]
@@ -35,7 +35,7 @@ struct Stripe {
 impl Deposits {
     pub(crate) fn new() -> Self {
         let stripe = || Stripe { undated: AtomicU64::new(0), dated: Row::new() };
-        Deposits(Box::new(std::array::from_fn(|_| stripe())))
+        Deposits(std::array::from_fn(|_| stripe()))
     }
 
     /// One call.
