@@ -179,6 +179,15 @@ async fn the_numbers_change_while_it_runs() {
         }
     }
 
+    // A call that began when there was one attempt kept nothing for others.
+    let backend = Backend::failing().takes(ms(20));
+    let layer = retry().attempts(1).build().unwrap().plain();
+    let mut call = pin!(layer.layer(backend.clone()).oneshot(7));
+    assert!(poll_once(call.as_mut()).is_pending());
+    layer.handle().update(RetryConfig::default()).unwrap();
+    assert!(call.await.is_err());
+    assert_eq!(backend.times(), [0]);
+
     // A call that runs follows at its next failure; the wait that has begun goes on.
     let backend = Backend::failing();
     let layer = retry().attempts(5).build().unwrap().plain();

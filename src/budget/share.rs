@@ -91,6 +91,7 @@ impl Share {
     #[inline(always)]
     pub(crate) fn withdraw(&self, now: u64) -> Option<Withdrawal> {
         // What nearly always is so: the tick runs, has a limit, and nobody else withdraws at this very moment.
+        // Its end before its limit: whoever sees the end of a tick sees its limit, or that of a later one.
         let running = now < self.until.load(ORDER);
         let limit = self.limit.load(ORDER);
         let (tag, _) = word::unpack(limit);
@@ -195,7 +196,7 @@ impl Share {
         if word::unpack(seen).0.wrapping_sub(tag) > AHEAD
             && self.limit.compare_exchange(seen, word::pack(tag, 0), ORDER, ORDER).is_ok()
         {
-            let until = (now / self.tick + 1).saturating_mul(self.tick);
+            let until = (now / self.tick).saturating_add(1).saturating_mul(self.tick);
             self.until.fetch_max(until, ORDER);
             // Tags wrap, and rows may rest for months.
             let tick = Tick::of_tag(tag);

@@ -144,16 +144,19 @@ fn text(mut n: u64, unit: Option<u8>) -> HeaderValue {
     HeaderValue::from_bytes(&buffer[start..]).unwrap_or(HeaderValue::from_static("0"))
 }
 
+const LEAST_MARGIN: Duration = Duration::from_millis(1);
+const MOST_MARGIN: Duration = Duration::from_millis(5);
+
 /// How much before a deadline on the wire our own timer runs out, so that it wins against the transport's.
 #[inline]
 pub(crate) fn margin(remaining: Duration) -> Duration {
-    (remaining / 100).clamp(Duration::from_millis(1), Duration::from_millis(5))
+    (remaining / 100).clamp(LEAST_MARGIN, MOST_MARGIN)
 }
 
 /// What was left in all, if a timer ran out [a little early](margin) after so long.
 pub(crate) fn with_margin(elapsed: Duration) -> Duration {
     // A hundredth of the whole is a ninety-ninth of the rest.
-    elapsed + (elapsed / 99).clamp(Duration::from_millis(1), Duration::from_millis(5))
+    elapsed + (elapsed / 99).clamp(LEAST_MARGIN, MOST_MARGIN)
 }
 
 #[cfg(test)]

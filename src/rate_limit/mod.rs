@@ -36,8 +36,8 @@
 //! # A quota for a fleet
 //!
 //! [`RateLimitBuilder::store`] takes a [`Store`] that decides in the place of the layer's own. A store that answers when it
-//! is first polled costs a call one allocation; while it is pending the call holds nothing of the inner service, and waits until
-//! its deadline at most.
+//! is first polled costs a call one allocation; while it is pending the call holds nothing of the inner service. It waits until
+//! its deadline at most, and is refused then with 504 or DEADLINE_EXCEEDED.
 //!
 //! # Where readiness comes first
 //!
