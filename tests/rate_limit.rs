@@ -452,6 +452,45 @@ async fn a_wait_past_the_deadline_is_refused_at_once() {
     assert_eq!(start.elapsed(), ms(100));
 }
 
+/// Nobody waits for what it would be spent on: it takes no unit, and the inner service is left alone.
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_deadline_has_passed_takes_no_unit() {
+    let past = Deadline::after(ms(0));
+    let late = || {
+        let mut request = keyed("a");
+        request.extensions_mut().insert(past);
+        request
+    };
+    let one = Quota::per(1, ms(100));
+    for builder in [limit(one), limit(one).wait(ms(1_000)), per_header(one), limit(one).cost_fn(|_| 1)] {
+        let layer = builder.build().unwrap();
+        let service = layer.layer(http());
+        assert_eq!(service.clone().oneshot(late()).await.unwrap().status(), 504);
+        let ambient = past.scope(service.clone().oneshot(keyed("a"))).await.unwrap();
+        assert_eq!(ambient.extensions().get::<Rejection>().unwrap().reason(), Reason::DeadlineExceeded);
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.admitted, snapshot.rejected), (0, 2));
+        assert_eq!(service.clone().oneshot(keyed("a")).await.unwrap().status(), 200, "the unit is there still");
+        // Whatever else there is to refuse it for.
+        assert_eq!(service.clone().oneshot(late()).await.unwrap().status(), 504);
+    }
+    // The inner service need never be ready for it.
+    let probe = Probe::new();
+    probe.is_never_ready();
+    let layer = limit(one).build().unwrap();
+    let service = layer.clone().plain().layer(probe.clone());
+    let error = past.scope(service.oneshot(())).await.unwrap_err();
+    assert!(matches!(error, Error::Rejected(rejection) if rejection.reason() == Reason::DeadlineExceeded));
+    assert_eq!((probe.calls(), probe.held()), (0, 0));
+    // In shadow it goes, is counted once, and takes nothing.
+    let layer = limit(one).shadow(true).build().unwrap();
+    let service = layer.layer(http());
+    assert_eq!(past.scope(service.clone().oneshot(keyed("a"))).await.unwrap().status(), 200);
+    assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+    layer.handle().shadow(false);
+    assert_eq!(service.oneshot(keyed("a")).await.unwrap().status(), 200);
+}
+
 #[tokio::test(start_paused = true)]
 async fn keys_wait_in_lines_of_their_own() {
     let layer = per_header(Quota::per(1, ms(100))).wait(ms(1_000)).build().unwrap();

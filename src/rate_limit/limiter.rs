@@ -26,7 +26,7 @@ use crate::{
     },
     rejection::{Reason, Rejection},
     stripe::Count,
-    time::{Epoch, Instant, Span},
+    time::{self, Epoch, Instant, Span},
 };
 
 #[cfg(feature = "http")]
@@ -108,6 +108,12 @@ impl<St: Engine> Limiter<St> {
         self.shut_until.load(Relaxed) != 0 && self.is_still_shut()
     }
 
+    /// Will a call be refused for its deadline, so that the inner service need not become ready for it?
+    #[cold]
+    pub(crate) fn is_too_late(&self) -> bool {
+        deadline::current_passed() && !self.in_shadow()
+    }
+
     #[cold]
     fn is_still_shut(&self) -> bool {
         if self.now() < self.shut_until.load(Relaxed) {
@@ -140,23 +146,26 @@ impl<St: Engine> Limiter<St> {
         P: Protocol<Req, Res, Err>,
     {
         let Some(Local(buckets)) = self.store.local() else { return false };
-        let goes = match self.lane {
-            Lane::Common => match buckets.common.try_take(self.now()) {
+        // Before the others, for it is what most are.
+        let goes = if self.lane == Lane::Common {
+            match buckets.common.try_take(self.now()) {
                 None => false,
                 Some(0) => true,
                 Some(at) => {
                     self.shut(at);
                     true
                 }
-            },
-            #[cfg(feature = "http")]
-            Lane::Key => self.has_key_that_goes(buckets, P::head(request)),
-            #[cfg(feature = "http")]
-            Lane::Form if P::KNOWS_KEYS => {
-                protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
             }
-            #[cfg(feature = "http")]
-            Lane::Form | Lane::Rules => false,
+        } else {
+            match self.lane {
+                #[cfg(feature = "http")]
+                Lane::Key => self.has_key_that_goes(buckets, P::head(request)),
+                #[cfg(feature = "http")]
+                Lane::Form if P::KNOWS_KEYS => {
+                    protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
+                }
+                _ => false,
+            }
         };
         if goes {
             self.admitted.add();
@@ -179,9 +188,11 @@ impl<St: Engine> Limiter<St> {
     where
         P: Protocol<Req, Res, Err>,
     {
-        // For its turn, or for the store's answer.
-        let may_wait = self.rules.wait.is_some() || self.store.local().is_none();
-        let deadline = if may_wait { deadline::earliest(P::deadline(request), Deadline::current()) } else { None };
+        let deadline = deadline::earliest(P::deadline(request), Deadline::current());
+        // A unit is not spent on what nobody waits for.
+        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) {
+            return self.refuse_or_go(Refusal::new(Reason::DeadlineExceeded));
+        }
         self.rules.look(protocol, request, |whose, units| {
             let Some(cost) = NonZeroU32::new(units) else { return self.goes(After::default()) };
             match whose {

@@ -28,6 +28,8 @@
 //!   flood of keys pushes a state out that is in use. See `src/keyed/mod.rs`.
 //! - **Waiting.** Refused at once by default. With [`wait`](RateLimitBuilder::wait) a call waits for its turn, in order,
 //!   with nothing of the inner service in its hands; one that leaves lets those behind it move up at once.
+//! - **Deadlines.** A call whose deadline has passed is refused with 504 or DEADLINE_EXCEEDED and takes no unit: nobody waits
+//!   for what it would be spent on.
 //! - **Answers.** 429 with `Retry-After`, or RESOURCE_EXHAUSTED with `RetryInfo`; [`LimitHeaders`] on request, on admitted
 //!   responses too.
 //! - **Plain services** have no heads to see: there every call takes one unit, of the one common quota, or of the quota of

@@ -9,6 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    deadline::Deadline,
     protocol::{Http, Protocol, Unwatched},
     rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter},
     stripe::Striped,
@@ -23,7 +24,7 @@ pub struct RateLimit<S, P = Http, St: Engine = Local> {
     inner: S,
     shared: Arc<Striped<Limiter<St>>>,
     protocol: P,
-    /// `poll_ready` knew that a call would not go at once, and left the inner service alone.
+    /// `poll_ready` knew that a call would not go at once, or came too late, and left the inner service alone.
     unready: bool,
 }
 
@@ -56,17 +57,24 @@ where
         if self.unready {
             return Poll::Ready(Ok(()));
         }
-        self.inner.poll_ready(cx).map_err(P::error)
+        let ready = self.inner.poll_ready(cx);
+        if ready.is_pending() && self.shared.is_too_late() {
+            self.unready = true;
+            return Poll::Ready(Ok(()));
+        }
+        ready.map_err(P::error)
     }
 
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if !self.unready && self.shared.goes_at_once(&self.protocol, &request) {
+        let has_deadline = |request: &Req| Deadline::current().is_some() || P::deadline(request).is_some();
+        if !self.unready && !has_deadline(&request) && self.shared.goes_at_once(&self.protocol, &request) {
             let inner = self.inner.call(request);
             return ResponseFuture::running(inner, self.protocol.clone(), context, None);
         }
         if self.unready
+            && !has_deadline(&request)
             && let Some(refusal) = self.shared.refuses_at_once()
         {
             return ResponseFuture::refused(refusal, self.protocol.clone(), context, self.shared.share());
