@@ -78,6 +78,8 @@
 //! | `serde` | `Serialize` for [`RegistrySnapshot`] | serde, without its derive |
 //! | `testing` | probes and laws for tests of layers | nothing |
 //!
+//! The feature `tonic` is for tonic 0.14, `axum` for axum 0.8.
+//!
 //! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
 //! protocol upgrade. HTTP/3 works through tower, untested.
 #![forbid(unsafe_code)]

@@ -29,7 +29,7 @@ pub enum Reason {
     RateLimited,
     /// The call costs more than the quota can ever give.
     CostAboveBurst,
-    /// The quota is per key, and the request has no key.
+    /// The limit is for each key, and the request has none.
     KeyMissing,
     /// The service is overloaded.
     Overloaded,
@@ -93,7 +93,7 @@ impl Reason {
             Reason::ShedByPriority => "the call gave way to a more important one",
             Reason::RateLimited => "the rate limit is reached",
             Reason::CostAboveBurst => "the call costs more than the rate limit can ever give",
-            Reason::KeyMissing => "the call carries no key for its rate limit",
+            Reason::KeyMissing => "the call carries no key, and the limit is for each key",
             Reason::Overloaded => "the service is overloaded",
             Reason::Throttled => "the backend asked for less",
             Reason::Timeout => "the call took too long",

@@ -207,8 +207,9 @@ contract!(bulkhead_per_key_plain: bulkhead_per_key().plain() => (), refuses: ful
 contract!(bulkhead_deadline: bulkhead() => Http, refuses: too_late);
 contract!(rate_http: rate() => Http, refuses: used_up());
 contract!(rate_http_headers: rate_with_headers(1_000) => Http, refuses: used_up_with_headers());
-contract!(rate_per_key: rate_per_key() => Http);
-contract!(rate_per_key_plain: rate_per_key_plain() => ());
+contract!(rate_per_key: rate_per_key() => Http, refuses: too_late);
+contract!(rate_per_key_plain: rate_per_key_plain() => (), refuses: too_late);
+contract!(rate_deadline: rate() => Http, refuses: too_late);
 contract!(rate_plain: rate().plain() => (), refuses: used_up().plain());
 contract!(rate_boxed: rate().boxed() => (), refuses: used_up().boxed());
 contract!(adaptive_http: adaptive() => Http, refuses: slowed());
@@ -275,6 +276,12 @@ async fn a_late_refusal_gives_readiness_back() {
     laws::late_refusal(|p| registry.drain_layer().layer(p), Http::default, drains).await;
     let deadline = Deadline::after(Duration::from_millis(10));
     let plain = laws::late_refusal(|p| bulkhead().plain().layer(p), || (), passes);
+    deadline.scope(plain).await;
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let plain = laws::late_refusal(|p| retry().plain().layer(p), || (), passes);
+    deadline.scope(plain).await;
+    let deadline = Deadline::after(Duration::from_millis(10));
+    let plain = laws::late_refusal(|p| rate().plain().layer(p), || (), passes);
     deadline.scope(plain).await;
 }
 
@@ -379,4 +386,38 @@ fn layers_that_judge_by_a_closure_can_be_shown() {
             "{shown}"
         );
     }
+}
+
+// === the laws see who breaks them ===
+
+/// Readies one instance and calls another.
+#[derive(Clone)]
+struct CallsAnother(Probe);
+
+impl Service<()> for CallsAnother {
+    type Response = ();
+    type Error = ProbeError;
+    type Future = tower::util::Oneshot<Probe, ()>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), ProbeError>> {
+        Service::<()>::poll_ready(&mut self.0, cx)
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        self.0.clone().oneshot(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the instance polled ready was not called")]
+async fn a_layer_that_calls_another_instance_is_seen() {
+    laws::readiness(CallsAnother, || ()).await;
+}
+
+/// A test of a layer that hangs must not hang.
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the layer hangs")]
+async fn a_layer_that_hangs_is_seen() {
+    // Room for one, and the law readies two.
+    laws::readiness(|probe| tower::limit::ConcurrencyLimit::new(probe, 1), || ()).await;
 }

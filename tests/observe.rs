@@ -254,6 +254,15 @@ fn attempts_and_admissions_are_counted() {
         };
         assert_eq!(["success", "failure"].map(attempts), [1.0, 3.0]);
         assert_eq!(value(&handle, "buttress_admitted_total{name=\"q\",policy=\"rate_limit\"}"), 4.0);
+        // One that waits for its turn is admitted too.
+        let wait = Duration::from_secs(1);
+        let line =
+            RateLimitLayer::builder().name("line").quota(Quota::per_second(10).burst(1)).wait(wait).build().unwrap();
+        let service = line.plain().layer(probe.clone());
+        for _ in 0..3 {
+            service.clone().oneshot(()).await.unwrap_err();
+        }
+        assert_eq!(value(&handle, "buttress_admitted_total{name=\"line\",policy=\"rate_limit\"}"), 3.0);
         publish();
         let left = value(&handle, "buttress_budget_left{name=\"r\",policy=\"retry\"}");
         assert!(left > 0.0 && left <= 10.0, "{left}");

@@ -25,8 +25,8 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    Deadline, Error, Grant, Key, LimitHeaders, MissingKey, Outcome, Quota, RateLimitBuilder, RateLimitLayer, Reason,
-    Rejection, Store,
+    CircuitBreakerLayer, Deadline, Error, Grant, Key, LimitHeaders, MissingKey, Outcome, Quota, RateLimitBuilder,
+    RateLimitLayer, Reason, Rejection, State, Store,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -474,14 +474,14 @@ async fn a_call_whose_deadline_has_passed_takes_no_unit() {
         // Whatever else there is to refuse it for.
         assert_eq!(service.clone().oneshot(late()).await.unwrap().status(), 504);
     }
-    // The inner service need never be ready for it.
+    // The inner service is left alone.
     let probe = Probe::new();
     probe.is_never_ready();
     let layer = limit(one).build().unwrap();
     let service = layer.clone().plain().layer(probe.clone());
     let error = past.scope(service.oneshot(())).await.unwrap_err();
     assert!(matches!(error, Error::Rejected(rejection) if rejection.reason() == Reason::DeadlineExceeded));
-    assert_eq!((probe.calls(), probe.held()), (0, 0));
+    assert_eq!(probe.ready_polls(), 0);
     // In shadow it goes, is counted once, and takes nothing.
     let layer = limit(one).shadow(true).build().unwrap();
     let service = layer.layer(http());
@@ -1064,6 +1064,28 @@ async fn a_store_is_waited_for_until_the_deadline() {
     let start = Instant::now();
     Deadline::after(ms(500)).scope(layer.clone().plain().layer(Probe::new()).oneshot(())).await.unwrap();
     assert_eq!((start.elapsed(), layer.handle().snapshot().would_have_rejected), (ms(500), 1));
+}
+
+/// In shadow nobody waits for what a store says is not there yet.
+#[tokio::test(start_paused = true)]
+async fn in_shadow_a_store_that_says_later_delays_nobody() {
+    let store = Distant { left: Mutex::default(), after: ms(0) };
+    let layer = limit(Quota::per_second(3)).shadow(true).wait(ms(1_000)).store(store).build().unwrap();
+    let start = Instant::now();
+    assert_eq!(passes(&layer.layer(http()), Request::default).await, 1_000);
+    assert_eq!(start.elapsed(), ms(0));
+}
+
+/// A breaker around it does not blame a backend that was never called.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passed_here_is_nobodys_failure() {
+    let store = Distant { left: Mutex::default(), after: ms(600_000) };
+    let layer = limit(Quota::per_second(3)).store(store).build().unwrap();
+    let breaker = CircuitBreakerLayer::builder().consecutive_failures(1).build().unwrap();
+    let service = breaker.layer(layer.layer(http()));
+    let slow = Deadline::after(ms(2_000)).scope(service.clone().oneshot(Request::default()));
+    assert_eq!(slow.await.unwrap().status(), 504);
+    assert_eq!(breaker.handle().snapshot().state, State::Closed);
 }
 
 // === the laws ===

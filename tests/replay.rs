@@ -433,3 +433,17 @@ fn full_and_empty_are_cloned() {
     assert!(Boxed::can_replay(&nothing));
     assert!(<Boxed as Replay>::attempt(&nothing).is_end_stream());
 }
+
+/// Its error type has room for ours, so a transport that still sends an attempt that was given up is told to stop.
+#[test]
+fn a_body_of_io_errors_is_cut_with_one() {
+    type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+    let whole = Full::new(Bytes::from_static(b"whole")).map_err(|e| match e {});
+    let source = Body::new(http_body_util::StreamBody::new(http_body_util::BodyStream::new(whole))).split(1 << 16);
+    let mut first = Body::attempt(&source);
+    let _second = Body::attempt(&source);
+    Body::only(&source, 1);
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Some(Err(error))) = Pin::new(&mut first).poll_frame(&mut cx) else { panic!("it is not cut") };
+    assert_eq!(error.to_string(), CUT);
+}

@@ -196,6 +196,15 @@ async fn the_numbers_change_while_it_runs() {
     layer.handle().update(RetryConfig { attempts: 2, ..RetryConfig::default() }).unwrap();
     assert!(call.await.is_err());
     assert_eq!(backend.times(), [0, 10]);
+
+    // One that is at its last attempt has used its last copy: no body was too large.
+    let layer = retry().attempts(2).build().unwrap();
+    let handle = layer.handle();
+    let backend = Http::new().status(503).then(move || {
+        handle.update(RetryConfig { attempts: 9, ..RetryConfig::default() }).unwrap();
+        Ok(response(503, &[], body([])))
+    });
+    assert_eq!(attempts(&layer, &backend, get()).await, (503, 2, Stopped::Attempts));
 }
 
 #[tokio::test(start_paused = true)]
@@ -971,6 +980,14 @@ async fn a_grpc_stream_is_not_waited_for() {
     let start = Instant::now();
     assert_eq!(attempts(&layer, &backend, grpc()).await.1, 1);
     assert_eq!(start.elapsed(), ms(15));
+    // The answer that there is comes by the deadline, whatever was to be waited for.
+    let backend = Http::new().then(late("14"));
+    let layer = retry().attempts(2).peek(ms(25)).build().unwrap();
+    let mut request = grpc();
+    request.extensions_mut().insert(Deadline::after(ms(12)));
+    let start = Instant::now();
+    assert_eq!(attempts(&layer, &backend, request).await.1, 1);
+    assert_eq!(start.elapsed(), ms(12));
 }
 
 #[tokio::test(start_paused = true)]
@@ -992,9 +1009,19 @@ async fn the_number_of_attempts_goes_along() {
     assert_eq!(seen("grpc-timeout"), [Some("1S".into()), Some("990000u".into()), Some("980000u".into())]);
     let backend = Http::new().status(503);
     attempts(&layer, &backend, get()).await;
+    {
+        let seen = backend.seen.lock().unwrap();
+        assert!(seen.iter().all(|s| !s.headers.contains_key("grpc-previous-rpc-attempts")));
+        assert_eq!(seen[2].headers["x-attempts"], "2");
+    }
+    // Those of a retry further out were attempts too.
+    let backend = Http::new().with(200, &[("grpc-status", "14")]);
+    let inner = retry().attempts(2).build().unwrap();
+    let outer = retry().attempts(2).build().unwrap();
+    outer.layer(inner.layer(backend.clone())).oneshot(grpc()).await.unwrap();
     let seen = backend.seen.lock().unwrap();
-    assert!(seen.iter().all(|s| !s.headers.contains_key("grpc-previous-rpc-attempts")));
-    assert_eq!(seen[2].headers["x-attempts"], "2");
+    let numbers: Vec<_> = seen.iter().map(|s| s.headers.get("grpc-previous-rpc-attempts").cloned()).collect();
+    assert_eq!(numbers, [None, Some("1"), Some("1"), Some("2")].map(|n| n.map(HeaderValue::from_static)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use crate::{
     deadline::{self, Deadline},
     permit::Permit,
     protocol::{Http, Protocol},
+    readiness::Readiness,
     stripe::Striped,
 };
 
@@ -28,13 +29,13 @@ pub struct AdaptiveRate<S, P = Http> {
     inner: S,
     shared: Arc<Striped<Controller>>,
     protocol: P,
-    /// `poll_ready` knew that a call would not go at once, and left the inner service alone.
-    unready: bool,
+    /// Refused: `poll_ready` knew that a call would not go at once.
+    readiness: Readiness,
 }
 
 impl<S, P> AdaptiveRate<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Controller>>, protocol: P) -> Self {
-        AdaptiveRate { inner, shared, protocol, unready: false }
+        AdaptiveRate { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -56,10 +57,11 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.unready = self.shared.is_shut();
-        if self.unready {
+        if self.shared.is_shut() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
+        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -67,7 +69,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         match self.shared.admit(|| deadline::earliest(P::deadline(&request), Deadline::current())) {
-            Ok(None) if !self.unready => {
+            Ok(None) if !self.readiness.is_refused() => {
                 let mut permit = Permit::new(Call::new(self.shared.share()));
                 let inner = permit.guard(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, permit)
@@ -89,7 +91,7 @@ impl<S: Clone, P> AdaptiveRate<S, P> {
     #[cold]
     fn lend(&mut self) -> S {
         let unready = self.inner.clone();
-        if !mem::take(&mut self.unready) {
+        if mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked {
             self.inner = unready.clone();
         }
         unready

@@ -4,7 +4,7 @@
 //! once a tick has seen some calls, one in so many looks at the clock, and those between are counted for the tick of the
 //! last look. That can only make them older than they are: they leave the window early, never late, and what is bounded
 //! by their number stays bounded. At most a sixteenth of a tick's calls is meant; in a tick with fewer than sixteen each is
-//! dated exactly.
+//! dated exactly. After a fall in traffic that is a sixteenth of what a busy tick had, until the next withdrawal.
 //!
 //! Stripes: a thread always counts in the same one, on a cache line that it shares with few others.
 
@@ -53,7 +53,10 @@ impl Deposits {
     }
 
     pub(crate) fn sweep(&self, tick: Tick) {
-        self.0.iter().for_each(|stripe| stripe.dated.sweep(tick));
+        for stripe in &self.0 {
+            stripe.dated.sweep(tick);
+            stripe.forget_how_busy_it_was(tick);
+        }
     }
 }
 
@@ -66,6 +69,17 @@ impl Stripe {
     fn undated(&self, tick: Tick) -> u64 {
         let (tag, may, came) = unpack(self.undated.load(ORDER));
         if tick.has_inside(tag) { may.min(came) } else { 0 }
+    }
+
+    /// The next call looks at the clock, if this is not the tick of the last look any more. After a fall in traffic all that
+    /// a busy tick left undated would else be taken for calls of that tick, however long they are in coming.
+    fn forget_how_busy_it_was(&self, tick: Tick) {
+        let seen = self.undated.load(ORDER);
+        let (tag, may, came) = unpack(seen);
+        if tag != tick.tag() && came < may {
+            // A call that comes in between looks the next time.
+            let _ = self.undated.compare_exchange(seen, pack(tag, came) | came, ORDER, ORDER);
+        }
     }
 
     /// Dates this call, and from now on those that follow.
@@ -122,6 +136,19 @@ mod tests {
         assert!(looks < 600, "{looks}");
         // They are all of that tick, and gone with it.
         assert_eq!((deposits.sum(at(1_099)), deposits.sum(at(1_100))), (100_000, 0));
+    }
+
+    #[test]
+    fn after_a_fall_in_traffic_calls_are_dated_again() {
+        let deposits = Deposits::new();
+        let at = |n: u64| Tick::new(1, 100, n);
+        (0..1_600).for_each(|_| deposits.add(|| at(0), 0));
+        // Nobody has asked since: these are taken for calls of the busy tick.
+        (1..=5).for_each(|n| deposits.add(|| at(n * 100), 0));
+        assert_eq!(deposits.sum(at(500)), 1_605);
+        deposits.sweep(at(500));
+        (6..=15).for_each(|n| deposits.add(|| at(n * 100), 0));
+        assert_eq!(deposits.sum(at(1_500)), 10);
     }
 
     #[test]

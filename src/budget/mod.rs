@@ -92,7 +92,8 @@ impl Budget {
         Ok(Self::share(ratio, min_per_second, over))
     }
 
-    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens, of which a failed attempt takes one and a success gives back
+    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens, of which a failed attempt that may be made again takes one (or one after which the server said
+    /// "do not"), and a success gives back
     /// `ratio` (0.001 to 1,000). There are further attempts only while more than half of them are left.
     ///
     /// [`withdraw`](Self::withdraw) is a failed attempt, [`deposit`](Self::deposit) a success. Nothing is given back here: the

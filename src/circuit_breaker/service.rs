@@ -19,7 +19,7 @@ use crate::{
     deadline::{self, Deadline},
     permit::Permit,
     protocol::{Http, Protocol},
-    readiness::give_back,
+    readiness::{Readiness, give_back},
     rejection::Told,
     stripe::Striped,
 };
@@ -38,13 +38,12 @@ pub struct CircuitBreaker<S, P = Http> {
     inner: S,
     shared: Arc<Striped<Breaker>>,
     protocol: P,
-    /// `poll_ready` found the breaker open and left the inner service alone: the next call is refused.
-    refuse: Option<Told>,
+    readiness: Readiness<Told>,
 }
 
 impl<S, P> CircuitBreaker<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Breaker>>, protocol: P) -> Self {
-        CircuitBreaker { inner, shared, protocol, refuse: None }
+        CircuitBreaker { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -69,7 +68,7 @@ where
         match self.shared.look() {
             Look::Passes => {}
             Look::Refuses(refusal) => {
-                self.refuse = Some(refusal.told());
+                self.readiness.refuse(&mut self.inner, refusal.told());
                 return Poll::Ready(Ok(()));
             }
             Look::Unclear => {
@@ -78,7 +77,7 @@ where
                 }
             }
         }
-        self.refuse = None;
+        self.readiness = Readiness::Asked;
         match self.inner.poll_ready(cx) {
             Poll::Ready(Err(e)) => {
                 self.shared.failed_readiness();
@@ -93,8 +92,8 @@ where
     #[cfg_attr(not(feature = "http"), allow(unused_mut, reason = "a user's function wants the head as it is"))]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        // It stays so until the next readiness: the inner service has not been asked.
-        if let Some(refusal) = self.refuse {
+        // It stays so until the next readiness.
+        if let Readiness::Refused(refusal) = self.readiness {
             return ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context);
         }
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
@@ -188,7 +187,7 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
     }
 }
 
-impl<S, P> CircuitBreaker<S, P> {
+impl<S: Clone, P> CircuitBreaker<S, P> {
     /// Looks closer than [`Breaker::look`]. With keys: in the place of all of them.
     #[cold]
     #[inline(never)]
@@ -196,8 +195,11 @@ impl<S, P> CircuitBreaker<S, P> {
         if !has_head {
             self.settle();
         }
-        self.refuse = self.shared.is_shut();
-        self.refuse.is_some()
+        let refusal = self.shared.is_shut();
+        if let Some(told) = refusal {
+            self.readiness.refuse(&mut self.inner, told);
+        }
+        refusal.is_some()
     }
 
     /// A service without heads has no keys: it goes through the breaker of those, and stays there.

@@ -1,7 +1,6 @@
 //! The service that takes deadlines in and passes them on.
 
 use std::{
-    mem,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +19,7 @@ use crate::{
         wire::{self, Read},
     },
     protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
-    readiness::give_back,
+    readiness::{Readiness, give_back},
     rejection::Reason,
     time::{self, Instant, Span},
 };
@@ -32,13 +31,12 @@ use crate::{
 pub struct Deadlines<S> {
     inner: S,
     layer: DeadlineLayer,
-    /// `poll_ready` found the door closed and left the inner service alone: the next call is refused.
-    refuse: bool,
+    readiness: Readiness,
 }
 
 impl<S> Deadlines<S> {
     pub(crate) fn new(inner: S, layer: DeadlineLayer) -> Self {
-        Deadlines { inner, layer, refuse: false }
+        Deadlines { inner, layer, readiness: Readiness::Unasked }
     }
 }
 
@@ -62,10 +60,11 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let closed = self.layer.refuses_everything() || deadline::current_passed();
-        self.refuse = closed && !self.layer.shared.ledger.in_shadow();
-        if self.refuse {
+        if closed && !self.layer.shared.ledger.in_shadow() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
+        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx)
     }
 
@@ -73,7 +72,7 @@ where
         let ledger = self.layer.shared.ledger.share();
         let protocol = self.layer.protocol.clone();
         let context = Protocol::<_, S::Response, S::Error>::context(&protocol, &request);
-        if mem::take(&mut self.refuse) {
+        if self.readiness.is_refused() {
             ledger.refuse(Reason::DeadlineExceeded);
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }

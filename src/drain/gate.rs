@@ -206,6 +206,7 @@ impl Watch for Inside {
 /// Ready when nothing is in flight any more behind the drain layers of a registry. Made by
 /// [`Registry::drain`](crate::Registry::drain).
 #[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
 pub struct Drained {
     number: u64,
     gate: Arc<Striped<Gate>>,

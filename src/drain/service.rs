@@ -1,7 +1,6 @@
 //! The service: is the door still open?
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -11,7 +10,7 @@ use tower_service::Service;
 use crate::{
     drain::{Gate, Inside, ResponseFuture},
     protocol::{Http, Protocol},
-    readiness::give_back,
+    readiness::{Readiness, give_back},
     stripe::{Shared, Striped},
 };
 
@@ -23,13 +22,12 @@ pub struct Drain<S, P = Http> {
     inner: S,
     shared: Arc<Striped<Gate>>,
     protocol: P,
-    /// `poll_ready` found the door shut and left the inner service alone: the next call is refused.
-    refuse: bool,
+    readiness: Readiness,
 }
 
 impl<S, P> Drain<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Gate>>, protocol: P) -> Self {
-        Drain { inner, shared, protocol, refuse: false }
+        Drain { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -51,10 +49,11 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = self.shared.is_draining();
-        if self.refuse {
+        if self.shared.is_draining() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
+        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -62,7 +61,7 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         let gate = self.shared.share();
-        if mem::take(&mut self.refuse) {
+        if self.readiness.is_refused() {
             return self.refused(context, gate);
         }
         if !gate.enter(gate.stripe()) {

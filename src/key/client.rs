@@ -39,7 +39,8 @@ pub enum Key {
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,
     /// The host that is called, with its port if one is named: that of the URI, else the `Host` header. What tells the
-    /// upstreams of a client apart. On a server clients choose it freely.
+    /// upstreams of a client apart. On a server clients choose it freely. (The requests of a generated tonic client have
+    /// neither yet unless it was made by `with_origin`: give it each channel's own address there, or each channel its own layer.)
     Authority,
 }
 

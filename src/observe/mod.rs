@@ -2,7 +2,8 @@
 //!
 //! A builder's `observer(..)` takes an [`Observer`] or a closure. It is called outside every lock, on the task that
 //! made the call, and nothing is built when nobody listens. An observer that panics is contained: the call goes on as
-//! if it had returned. There is no event for an admitted call that ends well.
+//! if it had returned. There is no event for an admitted call that ends well, but for the attempts
+//! of retries and hedges: each of those is an event, with its number and outcome.
 //!
 //! ```
 //! use buttress::{TimeoutLayer, observe::{Event, Kind}};

@@ -203,7 +203,7 @@ where
 #[cfg(feature = "http")]
 mod http_form {
     use bytes::Bytes;
-    use http::{HeaderName, HeaderValue, Method, Request, Response};
+    use http::{HeaderMap, HeaderName, Method, Request, Response};
     use http_body::Body;
 
     use super::*;
@@ -263,16 +263,21 @@ mod http_form {
         fn mark(&self, request: &mut Request<B>, mark: &Mark<'_>) {
             let grpc = Protocol::<_, Response<RB>, E>::context(self, request).is_grpc();
             let headers = request.headers_mut();
-            let previous = || HeaderValue::from(mark.previous);
+            // It may be marked already, by a policy further out or the hop before: those were attempts too.
+            let count = |headers: &mut HeaderMap, name: &HeaderName| {
+                let so_far = headers.get(name).and_then(number::read).unwrap_or(0);
+                let previous = so_far.saturating_add(mark.previous);
+                headers.insert(name, number::header_value(previous.into(), None));
+            };
             if grpc {
-                headers.insert(PREVIOUS_ATTEMPTS, previous());
+                count(headers, &PREVIOUS_ATTEMPTS);
                 // The time that a call has by its header is for all its attempts.
                 if let Some(left) = mark.left.filter(|_| headers.contains_key(wire::GRPC_TIMEOUT)) {
                     wire::lower_grpc_timeout(headers, Some(left));
                 }
             }
             if let Some(name) = mark.header {
-                headers.insert(name, number::header_value(u64::from(mark.previous), None));
+                count(headers, name);
             }
         }
 

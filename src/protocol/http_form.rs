@@ -35,7 +35,6 @@ enum Bodiless {
 }
 
 impl Http {
-    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "no policy that judges yet"))]
     pub(crate) fn with_classify(classify: impl HttpClassify) -> Self {
         Http { classify: Some(Arc::new(classify)) }
     }

@@ -9,6 +9,13 @@ pub(crate) fn header_value(n: u64, unit: Option<u8>) -> HeaderValue {
     HeaderValue::from_bytes(digits(&mut [0; LONGEST], n, unit)).unwrap_or(HeaderValue::from_static("0"))
 }
 
+/// The number that is all there is in a header. `None`: there is something else, or more than a number has room for.
+pub(crate) fn read(value: &HeaderValue) -> Option<u32> {
+    let digits = value.to_str().ok()?;
+    // `parse` alone would take a sign too.
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
 /// A u64 has at most 20 digits.
 pub(crate) const LONGEST: usize = 21;
 

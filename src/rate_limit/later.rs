@@ -79,6 +79,7 @@ impl<St: Engine> Limiter<St> {
     /// One that waited, or whose store said yes, goes.
     pub(crate) fn has_come(&self) {
         self.admitted.add();
+        self.reporter().admitted();
     }
 
     pub(crate) fn waits_no_more(&self) {
@@ -94,7 +95,8 @@ impl<St: Engine> Limiter<St> {
             Grant::Denied { retry_after } => {
                 let at = now.saturating_add(nanos(retry_after).max(1));
                 if self.rules.wait.is_some() && at <= until.0 {
-                    return Err(at);
+                    // In shadow it would wait; there it goes at once.
+                    return if self.in_shadow() { Ok(Ok(After::default())) } else { Err(at) };
                 }
                 Err(Refusal::new(Reason::RateLimited).after(retry_after, self))
             }

@@ -41,9 +41,10 @@ impl<St: Engine> RateLimitLayer<Http, St> {
         rules: Rules,
         seed: St::Seed,
     ) -> Self {
+        const REASONS: [Reason; 4] =
+            [Reason::RateLimited, Reason::CostAboveBurst, Reason::KeyMissing, Reason::DeadlineExceeded];
         let shadow = identity.shadow;
-        let reporter =
-            identity.reporter("rate_limit", &[Reason::RateLimited, Reason::CostAboveBurst, Reason::KeyMissing]);
+        let reporter = identity.reporter("rate_limit", &REASONS);
         let store = St::make(seed, Setup { meter, most_keys, name: reporter.name().into() });
         let limiter = Limiter::new(reporter, shadow, quota, rules, store);
         RateLimitLayer { shared: crate::observe::watched(Striped::new(limiter)), protocol: Http::default() }

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use crate::{
@@ -106,15 +107,17 @@ impl<St: Engine> Limiter<St> {
     #[inline(always)]
     pub(crate) fn is_shut(&self) -> bool {
         self.shut_until.load(Relaxed) != 0 && self.is_still_shut()
+            || Deadline::current().is_some() && self.is_too_late()
     }
 
-    /// Will a call be refused for its deadline, so that the inner service need not become ready for it?
     #[cold]
-    pub(crate) fn is_too_late(&self) -> bool {
+    #[inline(never)]
+    fn is_too_late(&self) -> bool {
         deadline::current_passed() && !self.in_shadow()
     }
 
     #[cold]
+    #[inline(never)]
     fn is_still_shut(&self) -> bool {
         if self.now() < self.shut_until.load(Relaxed) {
             return !self.in_shadow();
@@ -146,26 +149,24 @@ impl<St: Engine> Limiter<St> {
         P: Protocol<Req, Res, Err>,
     {
         let Some(Local(buckets)) = self.store.local() else { return false };
-        // Before the others, for it is what most are.
-        let goes = if self.lane == Lane::Common {
-            match buckets.common.try_take(self.now()) {
+        let goes = match self.lane {
+            Lane::Common => match buckets.common.try_take(self.now()) {
                 None => false,
                 Some(0) => true,
                 Some(at) => {
                     self.shut(at);
                     true
                 }
+            },
+            #[cfg(feature = "http")]
+            Lane::Form if P::KNOWS_KEYS => {
+                protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
             }
-        } else {
-            match self.lane {
-                #[cfg(feature = "http")]
-                Lane::Key => self.has_key_that_goes(buckets, P::head(request)),
-                #[cfg(feature = "http")]
-                Lane::Form if P::KNOWS_KEYS => {
-                    protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
-                }
-                _ => false,
-            }
+            // A form without heads has none of these lanes.
+            #[cfg(feature = "http")]
+            Lane::Key if P::HAS_BODY => self.has_key_that_goes(buckets, P::head(request)),
+            #[cfg(feature = "http")]
+            Lane::Key | Lane::Form | Lane::Rules => false,
         };
         if goes {
             self.admitted.add();
@@ -304,7 +305,12 @@ impl<St: Engine> Limiter<St> {
 
     #[cold]
     pub(crate) fn rejection(&self, refusal: &Refusal) -> Rejection {
-        self.reporter.rejection(refusal.reason).with_retry_after(refusal.retry_after.duration())
+        let rejection = self.reporter.rejection(refusal.reason);
+        // The backend was given no time at all, whatever the policies outside of us think that the call has had.
+        if refusal.reason == Reason::DeadlineExceeded {
+            return rejection.with_time_it_had(Duration::ZERO);
+        }
+        rejection.with_retry_after(refusal.retry_after.duration())
     }
 
     /// The common quota, as headers have it.

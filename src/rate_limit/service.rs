@@ -12,6 +12,7 @@ use crate::{
     deadline::Deadline,
     protocol::{Http, Protocol, Unwatched},
     rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter},
+    readiness::Readiness,
     stripe::Striped,
 };
 
@@ -24,13 +25,13 @@ pub struct RateLimit<S, P = Http, St: Engine = Local> {
     inner: S,
     shared: Arc<Striped<Limiter<St>>>,
     protocol: P,
-    /// `poll_ready` knew that a call would not go at once, or came too late, and left the inner service alone.
-    unready: bool,
+    /// Refused: `poll_ready` knew that a call would not go at once, or came too late.
+    readiness: Readiness,
 }
 
 impl<S, P, St: Engine> RateLimit<S, P, St> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Limiter<St>>>, protocol: P) -> Self {
-        RateLimit { inner, shared, protocol, unready: false }
+        RateLimit { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -53,34 +54,31 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.unready = self.shared.is_shut();
-        if self.unready {
+        if self.shared.is_shut() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
-        let ready = self.inner.poll_ready(cx);
-        if ready.is_pending() && self.shared.is_too_late() {
-            self.unready = true;
-            return Poll::Ready(Ok(()));
-        }
-        ready.map_err(P::error)
+        self.readiness = Readiness::Asked;
+        self.inner.poll_ready(cx).map_err(P::error)
     }
 
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         let has_deadline = |request: &Req| Deadline::current().is_some() || P::deadline(request).is_some();
-        if !self.unready && !has_deadline(&request) && self.shared.goes_at_once(&self.protocol, &request) {
+        if !self.readiness.is_refused() && !has_deadline(&request) && self.shared.goes_at_once(&self.protocol, &request)
+        {
             let inner = self.inner.call(request);
             return ResponseFuture::running(inner, self.protocol.clone(), context, None);
         }
-        if self.unready
+        if self.readiness.is_refused()
             && !has_deadline(&request)
             && let Some(refusal) = self.shared.refuses_at_once()
         {
             return ResponseFuture::refused(refusal, self.protocol.clone(), context, self.shared.share());
         }
         match self.shared.decide(&self.protocol, &mut request) {
-            Decision::Go(after) if !self.unready => {
+            Decision::Go(after) if !self.readiness.is_refused() => {
                 let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
                 let inner = self.inner.call(request);
                 ResponseFuture::running(inner, self.protocol.clone(), context, then)
@@ -91,7 +89,7 @@ where
             }
             ask @ Decision::Ask(..) => {
                 // An answer that is there at once is worth a call on the instance that is ready.
-                let fresh = !mem::take(&mut self.unready);
+                let fresh = mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked;
                 let unready = self.inner.clone();
                 let call = (mem::replace(&mut self.inner, unready), request);
                 ResponseFuture::waiting(ask, fresh, call, self.protocol.clone(), context, self.shared.share())
@@ -109,7 +107,7 @@ impl<S: Clone, P, St: Engine> RateLimit<S, P, St> {
     #[cold]
     fn lend(&mut self) -> S {
         let unready = self.inner.clone();
-        if !mem::take(&mut self.unready) {
+        if mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked {
             self.inner = unready.clone();
         }
         unready

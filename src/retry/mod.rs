@@ -41,9 +41,11 @@
 //!
 //! - What certainly never reached the backend (a refused connection) is sent again whatever its method. The errors of the
 //!   transport are known for `io::Error`, boxed errors and, with the feature `hyper`, hyper's pooling client.
+//! - An error of the transport is any: on gRPC a stream that was reset counts as UNAVAILABLE with whatever HTTP/2 code that
+//!   was, also where tonic would say CANCELLED or INTERNAL of it.
 //! - [`any_method`](RetryBuilder::any_method) and [`retry_idempotency_key`](RetryBuilder::retry_idempotency_key) widen
-//!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure` is
-//!   made again.
+//!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure` by
+//!   its head is made again (by the trailers, on gRPC).
 //! - An error in early gRPC trailers is seen: after the head the body is looked into once, without waiting (unless
 //!   [`peek`](RetryBuilder::peek) says how long).
 //! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
@@ -65,13 +67,13 @@
 //! calls and one a second. Each attempt is taken from it before its wait begins.
 //!
 //! No wait begins that would end past the caller's [`Deadline`](crate::Deadline) (extension, ambient or `grpc-timeout`), nor
-//! one after which less time would be left than the half of the attempts take; attempts that are ready at once are not
-//! measured. Then the last real answer comes back at once. A call that comes after its deadline is refused.
+//! one that would leave less time than the median attempt takes: of those of the last 30 s that ended well and had to be
+//! waited for, once there are 10. Then the last real answer comes back at once. A call that comes after its deadline is refused.
 //!
 //! # What is told
 //!
 //! Every response of the HTTP form carries [`Attempts`]: how many there were, and why not more. Each attempt is an event.
-//! Further attempts say what they are in `grpc-previous-rpc-attempts`, and in a header of your own
+//! Further attempts, those of a retry further out counted in, say what they are in `grpc-previous-rpc-attempts`, and in a header of your own
 //! ([`attempt_header`](RetryBuilder::attempt_header)); a server reads that with a
 //! [`PreviousAttemptsLayer`].
 //!

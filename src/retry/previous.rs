@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    protocol::{GRPC_PUSHBACK, PREVIOUS_ATTEMPTS, is_grpc},
+    protocol::{GRPC_PUSHBACK, PREVIOUS_ATTEMPTS, is_grpc, number},
     rejection::Rejection,
 };
 
@@ -68,16 +68,10 @@ impl PreviousAttemptsLayer {
     }
 
     fn read(&self, grpc: bool, headers: &HeaderMap) -> u32 {
-        let of = |name: &HeaderName| number(headers.get(name)?);
+        let of = |name: &HeaderName| number::read(headers.get(name)?);
         let own = grpc.then(|| of(&PREVIOUS_ATTEMPTS)).flatten();
         own.or_else(|| self.header.as_ref().and_then(of)).unwrap_or(0)
     }
-}
-
-fn number(value: &HeaderValue) -> Option<u32> {
-    let digits = value.to_str().ok()?;
-    // `parse` alone would take a sign too.
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 impl<S> Layer<S> for PreviousAttemptsLayer {

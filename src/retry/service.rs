@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use crate::{
     protocol::Http,
-    readiness::give_back,
+    readiness::{Readiness, give_back},
     retry::{ResponseFuture, future::Spare, retrier::Retrier, verdict::Retryable},
     stripe::Striped,
     time,
@@ -23,13 +23,13 @@ pub struct Retry<S, P = Http> {
     inner: S,
     shared: Arc<Striped<Retrier>>,
     protocol: P,
-    /// `poll_ready` found the ambient deadline passed and left the inner service alone: the next call is refused.
-    refuse: bool,
+    /// Refused: `poll_ready` found the ambient deadline passed.
+    readiness: Readiness,
 }
 
 impl<S, P> Retry<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Retrier>>, protocol: P) -> Self {
-        Retry { inner, shared, protocol, refuse: false }
+        Retry { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -51,18 +51,19 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = self.shared.ledger.refuses_readiness();
-        if self.refuse {
+        if self.shared.ledger.refuses_readiness() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
+        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        // It stays so until the next readiness: the inner service has not been asked.
-        if self.refuse {
+        // It stays so until the next readiness.
+        if self.readiness.is_refused() {
             self.shared.ledger.is_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }

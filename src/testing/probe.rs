@@ -123,12 +123,12 @@ impl Probe {
         self.set(Does::PanicsInCall, Is::Ready);
     }
 
-    /// From now on it does not become ready.
+    /// From now on it does not become ready; calls answer.
     pub fn is_never_ready(&self) {
         self.set(Does::Answers, Is::Pending);
     }
 
-    /// From now on its readiness is an error.
+    /// From now on its readiness is an error; calls answer.
     pub fn is_broken(&self) {
         self.set(Does::Answers, Is::Broken);
     }
@@ -198,7 +198,7 @@ impl Probe {
             backend.in_flight += 1;
             backend.does == Does::PanicsInCall
         };
-        let future = ProbeFuture { backend: Arc::clone(&self.backend), answer: Some(answer) };
+        let future = ProbeFuture { running: Some(Running(Arc::clone(&self.backend))), answer: Some(answer) };
         assert!(!panics, "the probe panics in call");
         future
     }
@@ -252,7 +252,7 @@ impl Body for ProbeBody {
 /// A call of a [`Probe`]. It follows what the probe does while it runs.
 #[derive(Debug)]
 pub struct ProbeFuture<T> {
-    backend: Arc<Mutex<Backend>>,
+    running: Option<Running>,
     answer: Option<T>,
 }
 
@@ -261,24 +261,31 @@ impl<T: Unpin> Future for ProbeFuture<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let does = {
-            let mut backend = lock(&self.backend);
+            let mut backend = lock(&self.running.as_ref().expect(POLLED).0);
             if backend.does == Does::Hangs {
                 backend.wakers.push(cx.waker().clone());
+                return Poll::Pending;
             }
             backend.does
         };
-        match does {
-            Does::Hangs => Poll::Pending,
-            Does::Fails => Poll::Ready(Err(ProbeError { in_readiness: false })),
-            Does::Panics | Does::PanicsInCall => panic!("the probe panics"),
-            Does::Answers => Poll::Ready(Ok(self.answer.take().expect("not polled after it was ready"))),
+        self.running = None;
+        match (does, self.answer.take()) {
+            (Does::Fails, _) => Poll::Ready(Err(ProbeError { in_readiness: false })),
+            (Does::Panics | Does::PanicsInCall, _) => panic!("the probe panics"),
+            (_, answer) => Poll::Ready(Ok(answer.expect(POLLED))),
         }
     }
 }
 
-impl<T> Drop for ProbeFuture<T> {
+const POLLED: &str = "not polled after it was ready";
+
+/// A call that neither ended nor was dropped.
+#[derive(Debug)]
+struct Running(Arc<Mutex<Backend>>);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        lock(&self.backend).in_flight -= 1;
+        lock(&self.0).in_flight -= 1;
     }
 }
 

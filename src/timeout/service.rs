@@ -11,7 +11,7 @@ use crate::{
     bounded::{BodyClock, Plan, ResponseFuture},
     deadline::{self, Deadline, caller::Caller},
     protocol::{Http, Protocol},
-    readiness::give_back,
+    readiness::{Readiness, give_back},
     rejection::Reason,
     time::{self, Instant, Span},
     timeout::layer::Shared,
@@ -25,13 +25,13 @@ pub struct Timeout<S, P = Http> {
     inner: S,
     shared: Arc<Shared>,
     protocol: P,
-    /// `poll_ready` found the ambient deadline passed and left the inner service alone: the next call is refused.
-    refuse: bool,
+    /// Refused: `poll_ready` found the ambient deadline passed.
+    readiness: Readiness,
 }
 
 impl<S, P> Timeout<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Shared>, protocol: P) -> Self {
-        Timeout { inner, shared, protocol, refuse: false }
+        Timeout { inner, shared, protocol, readiness: Readiness::Unasked }
     }
 }
 
@@ -53,18 +53,18 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.refuse = deadline::current_passed() && !self.shared.ledger.in_shadow();
-        if self.refuse {
+        if deadline::current_passed() && !self.shared.ledger.in_shadow() {
+            self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
+        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if self.refuse {
-            self.refuse = false;
+        if self.readiness.is_refused() {
             self.shared.ledger.refuse(Reason::DeadlineExceeded);
             return self.refused(context);
         }

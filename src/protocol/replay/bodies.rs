@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -63,8 +64,8 @@ recorded!(UnsyncBoxBody<Bytes, E>, [E: 'static], |reader| UnsyncBoxBody::new(Sam
 
 /// A reader whose error is that of the body.
 ///
-/// Where that is a boxed error, ours goes into it. Else nobody can be told that the rest is elsewhere, and a body that
-/// just ended would be taken for a whole one: it stays pending, until the call that was given up is dropped.
+/// Where that is a boxed or an I/O error, ours goes into it. Else nobody can be told that the rest is elsewhere, and a body
+/// that just ended would be taken for a whole one: it stays pending, until the call that was given up is dropped.
 struct SameError<B>(ReplayBody<B>);
 
 impl<B> Body for SameError<B>
@@ -80,10 +81,13 @@ where
             None => Poll::Ready(None),
             Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
             Some(Err(ReadError::Body(error))) => Poll::Ready(Some(Err(error))),
-            Some(Err(ReadError::Cut(cut))) => match same::<BoxError, B::Error>(cut.into()) {
-                Some(error) => Poll::Ready(Some(Err(error))),
-                None => Poll::Pending,
-            },
+            Some(Err(ReadError::Cut(cut))) => {
+                let boxed = same::<BoxError, B::Error>(cut.into());
+                match boxed.or_else(|| same::<io::Error, B::Error>(io::Error::other(cut))) {
+                    Some(error) => Poll::Ready(Some(Err(error))),
+                    None => Poll::Pending,
+                }
+            }
         }
     }
 

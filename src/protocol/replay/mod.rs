@@ -54,8 +54,9 @@ pub trait Replay: Body + Sized {
 
     /// The body of the next attempt. Attempts are numbered from 0 in the order of these calls.
     ///
-    /// Several may be read at once. One that can't have all of the body any more ends with an error (or, where the error
-    /// type has no room for ours, never).
+    /// Several may be read at once. One that can't have all of the body any more ends with an error. An error type of your
+    /// own has no room for ours, and there it never ends: a transport may keep the stream of an attempt that was given up
+    /// open for it. Prefer [`BoxError`](crate::BoxError) or `std::io::Error`.
     fn attempt(source: &Self::Source) -> Self;
 
     /// Can a further attempt have the whole body? Not once it went past the cap or failed.
@@ -66,7 +67,7 @@ pub trait Replay: Body + Sized {
     fn only(_source: &Self::Source, _attempt: u32) {}
 
     /// Can this attempt not have the rest of the body any more, because another one has it? Whoever waits for it waits in
-    /// vain where the error type has no room for ours.
+    /// vain where the error type has no room for ours (see [`attempt`](Self::attempt)).
     fn is_cut(_source: &Self::Source, _attempt: u32) -> bool {
         false
     }

@@ -27,7 +27,6 @@ impl<B: Replay> Original<B> {
         (Some(original), first)
     }
 
-    #[allow(dead_code, reason = "for retry and hedge")]
     pub(crate) fn head(&self) -> &Parts {
         &self.head
     }

@@ -58,7 +58,12 @@ where
         let next = this.shared.next(
             budget,
             ended,
-            || spare.is_some_and(|s| protocol.can_again(&s.original)),
+            || match spare {
+                Some(spare) if protocol.can_again(&spare.original) => Ok(()),
+                // The last copy was used for an attempt that was the last one then.
+                None if ended.number > 1 => Err(Stopped::Attempts),
+                _ => Err(Stopped::BodyTooLarge),
+            },
             || spare.is_some_and(|s| protocol.give_up(&s.original)),
         );
         let Further { delay, taken } = match next {
@@ -114,7 +119,7 @@ where
                     Poll::Ready(end) => end,
                     Poll::Pending => {
                         wait(this.waited_since);
-                        ready!(poll_patience(patience, this.shared.settings.peek(), cx));
+                        ready!(poll_patience(patience, this.shared.settings.peek(), *this.deadline, cx));
                         None
                     }
                 };

@@ -10,6 +10,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    deadline::Deadline,
     retry::verdict::Retryable,
     time::{self, Instant, Sleep, Span, sleep_until},
 };
@@ -17,16 +18,18 @@ use crate::{
 /// A failed response is read for so long at most, for the sake of its connection.
 const DRAIN_FOR: Duration = Duration::from_millis(50);
 
-/// A gRPC response is waited for only where the operator said for how long.
+/// A gRPC response is waited for only where the operator said for how long, and until the deadline at most.
 pub(super) fn poll_patience(
     mut patience: Pin<&mut Option<Sleep>>,
     peek: Option<Duration>,
+    deadline: Option<Deadline>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     let Some(peek) = peek else { return Poll::Ready(()) };
     if patience.is_none() {
         // In range: `build()` has seen to it.
-        patience.set(Some(sleep_until(time::now() + peek)));
+        let own = time::now() + peek;
+        patience.set(Some(sleep_until(deadline.map_or(own, |deadline| own.min(deadline.instant())))));
     }
     patience.as_pin_mut().map_or(Poll::Ready(()), |sleep| sleep.poll(cx))
 }
