@@ -339,6 +339,40 @@ async fn an_inner_service_that_is_not_ready_keeps_the_permit_and_a_broken_one_gi
     assert_eq!((counts(&layer), snapshot(&layer).rejected), ((0, 0), 0));
 }
 
+/// Else it would keep its permit for as long as the inner service hangs, and all that come after it wait in vain.
+#[tokio::test(start_paused = true)]
+async fn who_has_its_turn_does_not_wait_longer_for_an_inner_service_that_hangs() {
+    for (within, expected) in [(300, Reason::DeadlineExceeded), (3_000, Reason::QueueTimeout)] {
+        let layer = build(1, 5);
+        let (mut service, probe) = plain(&layer);
+        let runs = call(&mut service);
+        let start = Instant::now();
+        let mut waits = Box::pin(Deadline::after(ms(within)).scope(async { call(&mut service).await }));
+        assert!(waits.as_mut().now_or_never().is_none());
+        sleep(ms(100)).await;
+        probe.is_never_ready();
+        drop(runs);
+        assert_eq!(reason(waits.await), Some(expected));
+        assert_eq!(start.elapsed(), ms(within.min(1_000)));
+        assert_eq!((counts(&layer), snapshot(&layer).rejected, probe.held()), ((0, 0), 1, 0));
+    }
+    // In shadow it goes on.
+    let layer = build(1, 5);
+    let (mut service, probe) = plain(&layer);
+    let runs = call(&mut service);
+    let mut waits = call(&mut service);
+    probe.is_never_ready();
+    drop(runs);
+    layer.handle().shadow(true);
+    assert!(waits.as_mut().now_or_never().is_none());
+    sleep(ms(2_000)).await;
+    assert!(waits.as_mut().now_or_never().is_none());
+    assert_eq!((counts(&layer), snapshot(&layer).would_have_rejected), ((1, 0), 1));
+    probe.answers();
+    waits.await.unwrap();
+    assert_eq!(counts(&layer), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_wait_to_the_instant() {
     let layer = build(1, 5);

@@ -70,7 +70,7 @@ async fn readied<S: Service<R, Error: std::fmt::Debug>, R>(service: &mut S) -> &
     service.ready().await.unwrap()
 }
 
-fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+fn poll_once<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -489,6 +489,44 @@ async fn a_call_whose_deadline_has_passed_takes_no_unit() {
     assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
     layer.handle().shadow(false);
     assert_eq!(service.oneshot(keyed("a")).await.unwrap().status(), 200);
+}
+
+/// Its turn has come, and the inner service hangs: by the deadline the unit goes back.
+#[tokio::test(start_paused = true)]
+async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
+    for (shadow, asks) in [(false, false), (true, false), (false, true)] {
+        let layer = limit(Quota::per(1, ms(100))).wait(ms(1_000));
+        let probe = Probe::new();
+        let start = Instant::now();
+        let mut call = if asks {
+            let store = Distant { left: Mutex::default(), after: ms(100) };
+            let layer = layer.store(store).build().unwrap();
+            let mut service = layer.clone().plain().layer(probe.clone());
+            let call = async move { readied::<_, ()>(&mut service).await.call(()).await };
+            Box::pin(Deadline::after(ms(500)).scope(call)) as std::pin::Pin<Box<dyn Future<Output = _>>>
+        } else {
+            let layer = layer.build().unwrap();
+            let mut service = layer.clone().plain().layer(probe.clone());
+            readied::<_, ()>(&mut service).await.call(()).await.unwrap();
+            let call = async move {
+                let call = readied::<_, ()>(&mut service).await.call(());
+                layer.handle().shadow(shadow);
+                call.await
+            };
+            Box::pin(Deadline::after(ms(500)).scope(call))
+        };
+        assert!(poll_once(call.as_mut()).is_pending());
+        probe.is_never_ready();
+        if shadow {
+            assert!(tokio::time::timeout(ms(900), call.as_mut()).await.is_err());
+            probe.answers();
+            call.await.unwrap();
+            continue;
+        }
+        let error = call.await.unwrap_err();
+        assert!(matches!(error, Error::Rejected(rejection) if rejection.reason() == Reason::DeadlineExceeded));
+        assert_eq!((start.elapsed(), probe.held()), (ms(500), 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

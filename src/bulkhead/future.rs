@@ -110,10 +110,20 @@ where
                         this.state.set(State::Refused { reason });
                         continue;
                     }
-                    if let Err(error) = ready!(service.poll_ready(cx)) {
-                        *this.held = None;
-                        return Poll::Ready(Err(P::error(error)));
+                    match service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => {
+                            *this.held = None;
+                            return Poll::Ready(Err(P::error(error)));
+                        }
+                        Poll::Pending => {
+                            let reason = ready!(held.poll_patience(this.timer.as_mut(), cx));
+                            this.state.set(State::Refused { reason });
+                            continue;
+                        }
                     }
+                    this.timer.set(None);
+                    held.is_called();
                     let inner = service.call(take(request));
                     this.state.set(State::Running { inner });
                 }

@@ -29,6 +29,8 @@ enum Has {
     /// It was refused.
     Nothing,
     Place(Waits),
+    /// A permit, after its turn; the call waits for the inner service.
+    Granted(Waits),
     Permit,
     /// A permit that can expire.
     Stream(Lease),
@@ -74,6 +76,7 @@ impl Held {
     ) -> Poll<Result<(), Reason>> {
         while let Has::Place(waits) = self.has {
             if let Some(left) = self.wall.room.poll(waits.place, cx.waker()) {
+                timer.set(None);
                 return Poll::Ready(self.settle(left, waits));
             }
             if timer.is_none() {
@@ -100,16 +103,46 @@ impl Held {
             Left::Waiting => self.wall.refuse_waiter(waits.why())?,
             Left::Refused(reason) => self.wall.refuse_waiter(reason)?,
         }
-        self.has = Has::Permit;
-        self.wall.reporter().admitted();
+        self.has = Has::Granted(waits);
         Ok(())
+    }
+
+    /// Its turn has come, but the inner service is not ready. Ready: it has waited as long as it may, and gave its permit back.
+    #[cold]
+    pub(crate) fn poll_patience(&mut self, mut timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
+        let Has::Granted(waits) = self.has else { return Poll::Pending };
+        if timer.is_none() {
+            timer.set(Some(sleep_until(self.wall.hull.instant(waits.ends()))));
+        }
+        if let Some(sleep) = timer.as_mut().as_pin_mut() {
+            ready!(sleep.poll(cx));
+        }
+        timer.set(None);
+        let hull = &self.wall.hull;
+        if hull.in_shadow() {
+            // It goes on, however long that takes.
+            hull.would_refuse(waits.why());
+            self.is_called();
+            return Poll::Pending;
+        }
+        hull.refuse(waits.why());
+        self.give_back();
+        Poll::Ready(waits.why())
+    }
+
+    /// The call is made, or bounded no more.
+    pub(crate) fn is_called(&mut self) {
+        if let Has::Granted(_) = self.has {
+            self.has = Has::Permit;
+            self.wall.reporter().admitted();
+        }
     }
 
     #[inline(never)]
     fn give_back(&mut self) {
         match mem::replace(&mut self.has, Has::Nothing) {
             Has::Nothing => {}
-            Has::Permit => self.wall.leave(),
+            Has::Permit | Has::Granted(_) => self.wall.leave(),
             Has::Stream(lease) => {
                 if self.wall.room.leave_stream(lease) {
                     self.wall.let_in();

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,8 @@ pub(crate) struct Hedger {
     won: AtomicU64,
     stopped_by_budget: AtomicU64,
     would_have_hedged: AtomicU64,
+    /// Of two updates at once one is the last, in all numbers.
+    updating: Mutex<()>,
 }
 
 /// What the end of an attempt means to the call.
@@ -77,6 +82,7 @@ impl Hedger {
             won: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
             would_have_hedged: AtomicU64::new(0),
+            updating: Mutex::default(),
         }
     }
 
@@ -100,6 +106,7 @@ impl Hedger {
         self.delay.check(&config, &mut checks);
         config.check(&mut checks);
         checks.finish()?;
+        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         self.minimum_samples.store(config.minimum_samples, Relaxed);
         self.max.store(config.max, Relaxed);
         self.delay.store(&config);

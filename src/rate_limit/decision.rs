@@ -53,7 +53,7 @@ pub(crate) struct Turn {
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) place: Place,
     pub(crate) units: u32,
-    pub(crate) until: Until,
+    pub(crate) patience: Patience,
     pub(crate) after: After,
 }
 
@@ -61,12 +61,12 @@ pub(crate) struct Turn {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Until(pub(crate) u64);
 
-/// How long a call waits for its store.
+/// How long a call waits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// Until when it may ask again.
+    /// Until when its turn has to come, or a store may be asked again.
     pub(crate) until: Until,
-    /// Until when it waits for an answer.
+    /// Until when it waits for the store's answer, and for the inner service.
     pub(crate) deadline: Option<Deadline>,
 }
 

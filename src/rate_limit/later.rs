@@ -14,7 +14,7 @@ use crate::{
     rate_limit::{
         Engine,
         bucket::{Joined, Taken},
-        decision::{After, Decision, Refusal, Turn, Until},
+        decision::{After, Decision, Patience, Refusal, Turn, Until},
         limiter::Limiter,
         local::Ask,
         store::{Grant, Local},
@@ -65,7 +65,8 @@ impl<St: Engine> Limiter<St> {
                 self.waiting.fetch_add(1, Relaxed);
                 let held = ask.hold.then(|| Arc::clone(&bucket));
                 let after = self.after(tier, &left, held, units);
-                Decision::Wait(Turn { bucket, place, units, until, after })
+                let patience = Patience { until, deadline };
+                Decision::Wait(Turn { bucket, place, units, patience, after })
             }
         }
     }

@@ -27,7 +27,8 @@
 //!   shares one of a fixed number of overflow states once there are more than [`max_keys`](RateLimitBuilder::max_keys); no
 //!   flood of keys pushes a state out that is in use. See `src/keyed/mod.rs`.
 //! - **Waiting.** Refused at once by default. With [`wait`](RateLimitBuilder::wait) a call waits for its turn, in order,
-//!   with nothing of the inner service in its hands; one that leaves lets those behind it move up at once.
+//!   with nothing of the inner service in its hands; one that leaves lets those behind it move up at once. After its turn
+//!   it waits for the inner service until its deadline at most, and then gives its unit back.
 //! - **Deadlines.** A call whose deadline has passed is refused with 504 or DEADLINE_EXCEEDED and takes no unit: nobody waits
 //!   for what it would be spent on.
 //! - **Answers.** 429 with `Retry-After`, or RESOURCE_EXHAUSTED with `RetryInfo`; [`LimitHeaders`] on request, on admitted

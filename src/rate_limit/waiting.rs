@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    deadline,
+    deadline::{self, Deadline},
     protocol::Protocol,
     rate_limit::{
         Engine,
@@ -51,13 +51,13 @@ pin_project! {
     #[project = WaitProj]
     enum Wait<St: Engine> {
         // In the line.
-        Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, until: Until },
+        Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, patience: Patience },
         // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the call.
         Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
         // For another answer, later.
         Pause { #[pin] timer: Sleep, patience: Patience },
-        // For the inner service. What the call has taken goes back if nobody waits for it.
-        Readiness { ticket: Option<Ticket<St>> },
+        // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
+        Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline> },
     }
 }
 
@@ -139,9 +139,9 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
         limiter: Shared<Limiter<St>>,
     ) -> Pin<Box<Self>> {
         let (wait, after) = match go {
-            Decision::Wait(Turn { bucket, place, units, until, after }) => {
+            Decision::Wait(Turn { bucket, place, units, patience, after }) => {
                 let ticket = Ticket { limiter: limiter.clone(), bucket, units, place: Some(place) };
-                (Wait::Turn { timer: None, ticket: Some(ticket), until }, after)
+                (Wait::Turn { timer: None, ticket: Some(ticket), patience }, after)
             }
             Decision::Ask(acquire, patience) => {
                 (Wait::Answer { acquire, timer: None, patience, fresh }, After::default())
@@ -150,9 +150,9 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
             Decision::Go(after) => {
                 let common = limiter.store.local().map(|Local(buckets)| Arc::clone(&buckets.common));
                 let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units: 1, place: None });
-                (Wait::Readiness { ticket }, after)
+                (Wait::readiness(ticket, None), after)
             }
-            Decision::No(_) => (Wait::Readiness { ticket: None }, After::default()),
+            Decision::No(_) => (Wait::readiness(None, None), After::default()),
         };
         Box::pin(Waiting { state: State::Waiting { wait }, call: Some(call), limiter, after })
     }
@@ -213,6 +213,10 @@ enum Go<E> {
 }
 
 impl<St: Engine> Wait<St> {
+    fn readiness(ticket: Option<Ticket<St>>, deadline: Option<Deadline>) -> Self {
+        Wait::Readiness { ticket, timer: None, deadline }
+    }
+
     fn poll<S, Req, P>(
         mut self: Pin<&mut Self>,
         protocol: &P,
@@ -227,12 +231,12 @@ impl<St: Engine> Wait<St> {
     {
         loop {
             let next = match self.as_mut().project() {
-                WaitProj::Turn { mut timer, ticket, until } => {
+                WaitProj::Turn { mut timer, ticket, patience } => {
                     let Some(own) = ticket else { return Poll::Pending };
-                    if let Some(refusal) = ready!(own.poll(timer.as_mut(), cx, *until)) {
+                    if let Some(refusal) = ready!(own.poll(timer.as_mut(), cx, patience.until)) {
                         return Poll::Ready(Go::Refused(refusal));
                     }
-                    Wait::Readiness { ticket: ticket.take() }
+                    Wait::readiness(ticket.take(), patience.deadline)
                 }
                 WaitProj::Answer { acquire, timer, patience, fresh } => {
                     let Poll::Ready(grant) = acquire.poll(cx) else {
@@ -245,7 +249,7 @@ impl<St: Engine> Wait<St> {
                         if limiter.refuses(Reason::DeadlineExceeded) {
                             return Poll::Ready(Go::Refused(Refusal::new(Reason::DeadlineExceeded)));
                         }
-                        self.set(Wait::Readiness { ticket: None });
+                        self.set(Wait::readiness(None, None));
                         continue;
                     };
                     match limiter.answered(grant, patience.until) {
@@ -255,13 +259,13 @@ impl<St: Engine> Wait<St> {
                             if *fresh {
                                 return Poll::Ready(Go::Call);
                             }
-                            Wait::Readiness { ticket: None }
+                            Wait::readiness(None, patience.deadline)
                         }
                         Ok(Err(refusal)) if limiter.refuses(refusal.reason) => {
                             return Poll::Ready(Go::Refused(refusal));
                         }
                         Ok(Err(_)) if *fresh => return Poll::Ready(Go::Call),
-                        Ok(Err(_)) => Wait::Readiness { ticket: None },
+                        Ok(Err(_)) => Wait::readiness(None, None),
                         Err(at) => {
                             if mem::take(fresh) {
                                 let unready = service.clone();
@@ -278,12 +282,22 @@ impl<St: Engine> Wait<St> {
                     ready!(timer.poll(cx));
                     match limiter.ask_again(protocol, request) {
                         Some(acquire) => Wait::Answer { acquire, timer: None, patience: *patience, fresh: false },
-                        None => Wait::Readiness { ticket: None },
+                        None => Wait::readiness(None, patience.deadline),
                     }
                 }
-                WaitProj::Readiness { ticket } => {
-                    if let Err(error) = ready!(service.poll_ready(cx)) {
-                        return Poll::Ready(Go::Broken(error));
+                WaitProj::Readiness { ticket, timer, deadline } => {
+                    match service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => return Poll::Ready(Go::Broken(error)),
+                        Poll::Pending => {
+                            ready!(deadline::poll_passed(timer, *deadline, cx));
+                            if limiter.refuses(Reason::DeadlineExceeded) {
+                                return Poll::Ready(Go::Refused(Refusal::new(Reason::DeadlineExceeded)));
+                            }
+                            // In shadow it goes on, however long that takes.
+                            *deadline = None;
+                            return Poll::Pending;
+                        }
                     }
                     if let Some(ticket) = ticket.take() {
                         ticket.used();

@@ -125,14 +125,14 @@ impl Retrier {
         self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
-    /// After a failed attempt: what comes next, or why nothing does. `can_again`: can the request be sent again, or why not?
-    /// `give_up` makes sure of it.
+    /// After a failed attempt: what comes next, or why nothing does. `can_again`: can the request be sent again? `give_up`
+    /// makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,
         budget: &Budget,
         ended: Ended,
-        can_again: impl FnOnce() -> Result<(), Stopped>,
+        can_again: impl FnOnce() -> bool,
         give_up: impl FnOnce() -> bool,
     ) -> Result<Further, Stopped> {
         let Ended { number, end, .. } = ended;
@@ -140,8 +140,8 @@ impl Retrier {
         if number >= self.settings.attempts() {
             return Err(self.stop(budget, number, end, Stopped::Attempts));
         }
-        if let Err(stopped) = can_again() {
-            return Err(self.stop(budget, number, end, stopped));
+        if !can_again() {
+            return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
         let delay = self.settings.delay(hint, number, ended.last_delay);
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,8 @@ pub(crate) struct Settings {
     max_hint: AtomicU64,
     peek: AtomicU64,
     pub(crate) fixed: Fixed,
+    /// Of two updates at once one is the last, in all numbers.
+    updating: Mutex<()>,
 }
 
 /// What stays as `build()` made it.
@@ -43,12 +48,14 @@ impl Settings {
             max_hint: AtomicU64::new(0),
             peek: AtomicU64::new(0),
             fixed,
+            updating: Mutex::default(),
         };
         settings.store(config);
         settings
     }
 
     pub(crate) fn store(&self, config: RetryConfig) {
+        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         self.attempts.store(config.attempts, Relaxed);
         self.delays.store(config.backoff);
         self.max_hint.store(nanos(config.max_hint), Relaxed);

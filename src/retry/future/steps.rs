@@ -58,17 +58,15 @@ where
         let next = this.shared.next(
             budget,
             ended,
-            || match spare {
-                Some(spare) if protocol.can_again(&spare.original) => Ok(()),
-                // The last copy was used for an attempt that was the last one then.
-                None if ended.number > 1 => Err(Stopped::Attempts),
-                _ => Err(Stopped::BodyTooLarge),
-            },
+            || spare.is_some_and(|s| protocol.can_again(&s.original)),
             || spare.is_some_and(|s| protocol.give_up(&s.original)),
         );
         let Further { delay, taken } = match next {
             Ok(further) => further,
             Err(stopped) => {
+                let used_up = stopped == Stopped::BodyTooLarge && *this.number > 1 && this.spare.is_none();
+                // The last copy was used for an attempt that was the last one then.
+                let stopped = if used_up { Stopped::Attempts } else { stopped };
                 let attempts = Attempts { made: *this.number, stopped };
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
             }
