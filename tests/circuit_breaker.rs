@@ -920,8 +920,12 @@ async fn update_keeps_what_the_window_knows_and_the_state() {
     rig.run("F").await;
     assert_eq!(rig.state(), State::Open);
     let count = CircuitBreakerConfig { window: Window::Count(10), ..lower };
-    rig.handle().update(count).unwrap();
+    rig.handle().update(count.clone()).unwrap();
     assert_eq!((rig.state(), rig.snapshot().calls), (State::Open, 5));
+    // One number changes: the others are asked for.
+    assert_eq!(rig.snapshot().config, count);
+    rig.handle().update(CircuitBreakerConfig { probes: 4, ..rig.snapshot().config }).unwrap();
+    assert_eq!(rig.snapshot().config, CircuitBreakerConfig { probes: 4, ..count });
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,12 @@
 //! The numbers of a bulkhead, as they are read while it runs.
 
 use std::{
-    sync::atomic::{
-        AtomicU64, AtomicUsize,
-        Ordering::{Relaxed, SeqCst},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -19,6 +22,8 @@ pub(crate) struct Settings {
     // In nanoseconds.
     wait: AtomicU64,
     lease: AtomicU64,
+    /// Of two updates at once one is the last, in all numbers.
+    updating: Mutex<()>,
 }
 
 impl Settings {
@@ -28,16 +33,19 @@ impl Settings {
             queue: AtomicUsize::new(0),
             wait: AtomicU64::new(0),
             lease: AtomicU64::new(0),
+            updating: Mutex::default(),
         };
         settings.store(config);
         settings
     }
 
-    /// All but the limit, which goes by [`set_limit`](Self::set_limit).
-    pub(crate) fn store(&self, config: BulkheadConfig) {
+    /// Gives back what the limit was.
+    pub(crate) fn store(&self, config: BulkheadConfig) -> usize {
+        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue.store(config.queue, Relaxed);
         self.wait.store(nanos(config.wait), Relaxed);
         self.lease.store(nanos(config.permit_lease), Relaxed);
+        self.set_limit(config.limit)
     }
 
     pub(crate) fn load(&self) -> BulkheadConfig {

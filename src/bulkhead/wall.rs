@@ -194,20 +194,23 @@ impl Wall {
     }
 
     pub(crate) fn resize(&self, limit: usize) {
-        let from = self.hull.settings.set_limit(limit);
+        self.was_resized(self.hull.settings.set_limit(limit), limit);
+    }
+
+    fn was_resized(&self, from: usize, to: usize) {
         self.for_all(Wall::fit);
-        if from != limit {
-            self.hull.limit_changed(from, limit);
+        if from != to {
+            self.hull.limit_changed(from, to);
         }
     }
 
     pub(crate) fn update(&self, config: BulkheadConfig) {
-        self.hull.settings.store(config);
+        let from = self.hull.settings.store(config);
         self.for_all(|wall| {
             wall.room.set_patience(settings::patience(&self.hull.settings));
             wall.room.look_anew();
         });
-        self.resize(config.limit);
+        self.was_resized(from, config.limit);
     }
 
     /// Gives the room the limit of the settings.

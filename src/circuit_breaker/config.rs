@@ -20,7 +20,7 @@ const DEFAULT_MINIMUM: u32 = 20;
 const DEFAULT_SUCCESSES: u32 = 3;
 
 /// The numbers of a circuit breaker, as plain data. See [`CircuitBreakerBuilder`] for what each means.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CircuitBreakerConfig {
     /// Opens when at least this share of the window failed, 0 to 1. Default: 0.5.
     pub failure_rate: Option<f64>,

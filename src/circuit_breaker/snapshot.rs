@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use crate::circuit_breaker::{State, breaker::Breaker, machine::Status};
+use crate::circuit_breaker::{CircuitBreakerConfig, State, breaker::Breaker, machine::Status};
 
 #[cfg(feature = "http")]
 use crate::{
@@ -48,6 +48,9 @@ pub struct CircuitBreakerSnapshot {
     pub keys: usize,
     /// Those of them that are open or forced open.
     pub open_keys: usize,
+    /// The configuration in force. Change a number of it and give it to
+    /// [`update`](crate::CircuitBreakerHandle::update).
+    pub config: CircuitBreakerConfig,
 }
 
 /// Of a layer, or of one key.
@@ -80,6 +83,7 @@ fn snapshot(breaker: &Breaker, status: Status, shadow: bool, now: u64) -> Circui
         probes_out: status.probes_out,
         keys: 0,
         open_keys: 0,
+        config: breaker.common.config(),
     }
 }
 

@@ -82,7 +82,8 @@ impl Leases {
 
     /// Takes the right from every stream that has noted nothing for `length`. Gives back how many.
     pub(crate) fn expire(&self, now: u64, length: u64) -> usize {
-        if now < self.next_look.load(Ordering::Relaxed) {
+        let came = self.next_look.load(Ordering::Relaxed);
+        if now < came {
             return 0;
         }
         let mut expired = 0;
@@ -100,7 +101,8 @@ impl Leases {
                 expired += 1;
             }
         }
-        self.next_look.store(next, Ordering::Relaxed);
+        // Not where somebody said meanwhile that leases are shorter now: then it is looked at anew.
+        let _ = self.next_look.compare_exchange(came, next, Ordering::Relaxed, Ordering::Relaxed);
         expired
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -115,17 +115,24 @@ pub(crate) struct Settings {
     after: AtomicU64,
     idle: AtomicU64,
     to_the_end: AtomicBool,
+    /// Of two updates at once one is the last, in all of them.
+    updating: Mutex<()>,
 }
 
 impl Settings {
     fn new(config: TimeoutConfig) -> Self {
-        let settings =
-            Settings { after: AtomicU64::new(0), idle: AtomicU64::new(0), to_the_end: AtomicBool::new(false) };
+        let settings = Settings {
+            after: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            to_the_end: AtomicBool::new(false),
+            updating: Mutex::default(),
+        };
         settings.store(config);
         settings
     }
 
     pub(crate) fn store(&self, config: TimeoutConfig) {
+        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         self.after.store(Span::from(config.after).0, Relaxed);
         self.idle.store(Span::from(config.idle).0, Relaxed);
         self.to_the_end.store(config.until == Until::End, Relaxed);
