@@ -27,12 +27,9 @@ pub(crate) enum Hint {
 /// The delay, from now. What can't be read is no hint.
 pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
     let pushback = || number(headers, &PUSHBACK).map(Duration::from_millis);
-    let seconds = || seconds(headers).map(Duration::from_secs);
-    if grpc {
-        pushback().or_else(|| retry_info(headers)).or_else(seconds)
-    } else {
-        seconds().or_else(|| until_date(headers))
-    }
+    // On gRPC too: it may be a proxy that answers.
+    let retry_after = || seconds(headers).map(Duration::from_secs).or_else(|| until_date(headers));
+    if grpc { pushback().or_else(|| retry_info(headers)).or_else(retry_after) } else { retry_after() }
 }
 
 /// As [`of`], for a retry.
@@ -154,7 +151,9 @@ mod tests {
         assert_eq!(hint(true, &[("retry-after", "2"), ("grpc-retry-pushback-ms", "1500")]), Some(s(3) / 2));
         assert_eq!(hint(false, &[("grpc-retry-pushback-ms", "1500")]), None);
         let (date, later) = ("Tue, 15 Nov 1994 08:12:31 GMT", "Tue, 15 Nov 1994 08:13:31 GMT");
-        assert_eq!(hint(false, &[("retry-after", later), ("date", date)]), Some(s(60)));
+        for grpc in [false, true] {
+            assert_eq!(hint(grpc, &[("retry-after", later), ("date", date)]), Some(s(60)));
+        }
         assert_eq!(hint(false, &[("retry-after", date), ("date", later)]), Some(s(0)));
         assert_eq!(hint(false, &[("retry-after", date)]), Some(s(0)));
     }
