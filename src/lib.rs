@@ -40,9 +40,9 @@
 //!
 //! # Order
 //!
-//! Outermost first: deadline, fallback, then what refuses, then what repeats, then the timeout of one attempt. A timeout
-//! outside of what repeats bounds the whole call, inside of it one attempt. A refusal that the caller shall see, such as
-//! that of its own quota, stands outside of the fallback.
+//! Outermost first: drain, deadline, fallback, then what refuses (bulkhead, rate limit, breaker), then what repeats (retry,
+//! and in it hedge), then what is for each attempt (adaptive rate, timeout). A timeout outside of what repeats bounds the
+//! whole call. A policy whose refusal callers should see, such as their own rate limit, goes outside of the fallback.
 //!
 //! # What every layer keeps
 //!

@@ -92,9 +92,8 @@ impl Budget {
         Ok(Self::share(ratio, min_per_second, over))
     }
 
-    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens, of which a failed attempt that may be made again takes one (or one after which the server said
-    /// "do not"), and a success gives back
-    /// `ratio` (0.001 to 1,000). There are further attempts only while more than half of them are left.
+    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens. A failed attempt takes one if it may be made again or the server
+    /// said "do not"; a success gives back `ratio` (0.001 to 1,000). There are further attempts only while more than half of them are left.
     ///
     /// [`withdraw`](Self::withdraw) is a failed attempt, [`deposit`](Self::deposit) a success. Nothing is given back here: the
     /// failure has happened, whatever became of the attempt after it.

@@ -127,13 +127,7 @@ pub(crate) fn earliest(a: Option<Deadline>, b: Option<Deadline>) -> Option<Deadl
 /// Has the ambient deadline passed? Reads the clock only if there is one.
 #[inline]
 pub(crate) fn current_passed() -> bool {
-    has_passed(None)
-}
-
-/// Has this one passed, or the ambient one? Reads the clock only if there is one.
-#[inline]
-pub(crate) fn has_passed(deadline: Option<Deadline>) -> bool {
-    earliest(deadline, Deadline::current()).is_some_and(|d| d.0 <= time::now())
+    Deadline::current().is_some_and(|d| d.0 <= time::now())
 }
 
 /// Has it passed? Never, if there is none. The timer is made with the first look.

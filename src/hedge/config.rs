@@ -82,7 +82,8 @@ impl HedgeBuilder {
     shared_setters!();
 
     /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as soon as
-    /// the first one is not ready at once. There is no default: set this or [`quantile`](Self::quantile); of several the last one counts.
+    /// the first one is not ready at once. There is no default: set this or [`quantile`](Self::quantile); of several the last
+    /// one counts.
     pub fn after(mut self, d: Duration) -> Self {
         (self.config.after, self.config.quantile) = (Some(d), None);
         self

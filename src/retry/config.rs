@@ -118,8 +118,8 @@ impl RetryBuilder {
         self
     }
 
-    /// Waits up to so long for the first frame of a gRPC response whose head does not say how it went. 1 ns to 365 days.
-    /// Default: it is looked for and not waited for.
+    /// Waits up to so long for the first frame of a gRPC response whose head does not say how it went, and until the
+    /// call's deadline at most. 1 ns to 365 days. Default: it is looked for and not waited for.
     ///
     /// Not for streams in both directions: a server that waits for the client's first message while the client waits for
     /// the response waits for this time.
@@ -141,8 +141,8 @@ impl RetryBuilder {
         self
     }
 
-    /// Writes on each further attempt how many there were before it, as gRPC does by itself in `grpc-previous-rpc-attempts`.
-    /// Default: none. HTTP and gRPC only.
+    /// Writes on each further attempt how many there were before it, as gRPC does by itself in `grpc-previous-rpc-attempts`;
+    /// added to what the request says already. Default: none. HTTP and gRPC only.
     #[cfg(feature = "http")]
     pub fn attempt_header(mut self, name: http::HeaderName) -> Self {
         self.fixed.header = Some(name);
