@@ -236,6 +236,45 @@ async fn a_wait_past_the_deadline_is_refused_at_once() {
     assert_eq!((call.await.status().as_u16(), start.elapsed()), (503, ms(0)));
 }
 
+/// Its turn has come, or there was none to wait for any more, and the inner service hangs: by the deadline the unit goes back.
+#[tokio::test(start_paused = true)]
+async fn who_may_go_waits_for_the_inner_service_by_its_deadline() {
+    for (waits, shadow) in [(false, false), (true, false), (true, true)] {
+        let layer = AdaptiveRateLayer::builder().wait(ms(5_000)).build().unwrap();
+        let service = layer.layer(echo());
+        send(&service, asks(&[("x-status", "429"), ("x-say-retry-after", "1")])).await;
+        let probe = Probe::new();
+        let mut service = layer.layer(probe.clone());
+        ServiceExt::<Request<()>>::ready(&mut service).await.unwrap();
+        if !waits {
+            advance(ms(5_000)).await;
+        }
+        probe.is_never_ready();
+        let start = Instant::now();
+        let mut call = Box::pin(Deadline::after(ms(3_000)).scope(async { service.call(asks(&[])).await }));
+        assert!(futures_util::FutureExt::now_or_never(call.as_mut()).is_none());
+        layer.handle().shadow(shadow);
+        if shadow {
+            sleep(ms(4_000)).await;
+            assert!(futures_util::FutureExt::now_or_never(call.as_mut()).is_none());
+            probe.answers();
+            assert_eq!(call.await.unwrap().status(), 200);
+            assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+            continue;
+        }
+        let response = call.await.unwrap();
+        let rejection = Rejection::in_response(&response).unwrap();
+        assert_eq!((rejection.reason(), start.elapsed()), (Reason::DeadlineExceeded, ms(3_000)));
+        assert_eq!((response.status().as_u16(), layer.handle().snapshot().rejected), (504, 1));
+        // Its unit is the next one's, at once.
+        probe.answers();
+        let start = Instant::now();
+        ServiceExt::<Request<()>>::ready(&mut service).await.unwrap();
+        assert_eq!(service.call(asks(&[])).await.unwrap().status(), 200);
+        assert_eq!(start.elapsed(), ms(0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn plain_services_with_an_own_word_for_throttled() {
     let layer = layer().plain_with(|r: Result<&(), &std::io::Error>| match r {

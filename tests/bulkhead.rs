@@ -323,6 +323,23 @@ async fn room_that_comes_between_readiness_and_call_is_taken_and_readiness_asked
     assert_eq!(counts(&layer), (0, 0));
 }
 
+/// As one that had its turn.
+#[tokio::test(start_paused = true)]
+async fn who_comes_in_without_readiness_waits_for_it_no_longer_than_in_the_line() {
+    for (within, expected) in [(300, Reason::DeadlineExceeded), (3_000, Reason::QueueTimeout)] {
+        let layer = build(1, 5);
+        let (mut service, probe) = plain(&layer);
+        let runs = call(&mut service);
+        assert!(ServiceExt::<()>::ready(&mut service).now_or_never().is_some());
+        drop(runs);
+        probe.is_never_ready();
+        let start = Instant::now();
+        let waits = Deadline::after(ms(within)).scope(async { service.call(()).await });
+        assert_eq!((reason(waits.await), start.elapsed()), (Some(expected), ms(within.min(1_000))));
+        assert_eq!((counts(&layer), snapshot(&layer).rejected, probe.held()), ((0, 0), 1, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_inner_service_that_is_not_ready_keeps_the_permit_and_a_broken_one_gives_it_back() {
     let layer = build(1, 5);

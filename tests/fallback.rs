@@ -1,4 +1,5 @@
 //! Fallbacks: a function, a backup, the last good answer; on HTTP, gRPC and plain services.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
     convert::Infallible,
@@ -15,14 +16,17 @@ use futures_util::stream;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
-use tokio::time::advance;
-use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tokio::time::{Instant, advance};
+use tower::{
+    Layer, Service, ServiceExt, service_fn,
+    util::{BoxCloneService, MapResponse},
+};
 
 use buttress::{
     Answer, BoxError, CircuitBreaker, CircuitBreakerLayer, Deadline, Degraded, Error, FallbackContext, FallbackLayer,
     LastGood, Outcome, Reason, Rejection, State, TimeoutLayer,
     observe::{Event, Kind},
-    testing::OutcomesLayer,
+    testing::{OutcomesLayer, Probe, ProbeBody},
 };
 
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -441,6 +445,22 @@ async fn a_backup_gets_what_the_backend_left() {
         service.oneshot(upload(vec!["one ", "two"])).await.unwrap();
         assert_eq!(*seen.lock().unwrap(), ["one two"]);
     }
+}
+
+/// Else the answer that is there would never come back.
+#[tokio::test(start_paused = true)]
+async fn a_backup_that_does_not_get_ready_by_the_deadline_has_failed() {
+    let probe = Probe::new();
+    probe.is_never_ready();
+    let backup = MapResponse::new(probe.clone(), |_: Response<ProbeBody>| Response::new(full("backup")));
+    let service = FallbackLayer::to_service(backup).layer(answers(500, "the first"));
+    let start = Instant::now();
+    let ambient = Deadline::after(S * 3).scope(service.clone().oneshot(get("/"))).await.unwrap();
+    assert_eq!((ambient.status().as_u16(), start.elapsed()), (500, S * 3));
+    let mut request = get("/");
+    request.extensions_mut().insert(Deadline::after(S * 2));
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 500);
+    assert_eq!((start.elapsed(), probe.calls()), (S * 5, 0));
 }
 
 #[tokio::test]

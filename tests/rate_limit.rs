@@ -497,17 +497,22 @@ async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
     for (shadow, asks) in [(false, false), (true, false), (false, true)] {
         let layer = limit(Quota::per(1, ms(100))).wait(ms(1_000));
         let probe = Probe::new();
+        let counts;
         let start = Instant::now();
         let mut call = if asks {
             let store = Distant { left: Mutex::default(), after: ms(100) };
             let layer = layer.store(store).build().unwrap();
             let mut service = layer.clone().plain().layer(probe.clone());
+            let handle = layer.handle();
+            counts = Box::new(move || handle.snapshot()) as Box<dyn Fn() -> buttress::RateLimitSnapshot>;
             let call = async move { readied::<_, ()>(&mut service).await.call(()).await };
             Box::pin(Deadline::after(ms(500)).scope(call)) as std::pin::Pin<Box<dyn Future<Output = _>>>
         } else {
             let layer = layer.build().unwrap();
             let mut service = layer.clone().plain().layer(probe.clone());
             readied::<_, ()>(&mut service).await.call(()).await.unwrap();
+            let handle = layer.handle();
+            counts = Box::new(move || handle.snapshot());
             let call = async move {
                 let call = readied::<_, ()>(&mut service).await.call(());
                 layer.handle().shadow(shadow);
@@ -521,12 +526,35 @@ async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
             assert!(tokio::time::timeout(ms(900), call.as_mut()).await.is_err());
             probe.answers();
             call.await.unwrap();
+            assert_eq!((counts().admitted, counts().would_have_rejected), (1, 1));
             continue;
         }
         let error = call.await.unwrap_err();
         assert!(matches!(error, Error::Rejected(rejection) if rejection.reason() == Reason::DeadlineExceeded));
         assert_eq!((start.elapsed(), probe.held()), (ms(500), 0));
+        assert_eq!((counts().admitted, counts().rejected), (u64::from(!asks), 1), "each call counts once");
     }
+}
+
+/// The door was shut when readiness was asked for, and the unit is there by the time of the call.
+#[tokio::test(start_paused = true)]
+async fn who_came_before_its_unit_waits_for_the_inner_service_by_its_deadline() {
+    let probe = Probe::new();
+    let layer = limit(Quota::per(1, ms(100))).build().unwrap();
+    let mut service = layer.layer(probe.clone());
+    readied::<_, Request<()>>(&mut service).await.call(Request::new(())).await.unwrap();
+    readied::<_, Request<()>>(&mut service).await;
+    advance(ms(100)).await;
+    probe.is_never_ready();
+    let call = Deadline::after(ms(50)).scope(async { service.call(Request::new(())).await });
+    let refused = call.await.unwrap();
+    assert_eq!(Rejection::in_response(&refused).unwrap().reason(), Reason::DeadlineExceeded);
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.admitted, snapshot.rejected, probe.held()), (1, 1, 0));
+    // And its unit is back.
+    probe.answers();
+    readied::<_, Request<()>>(&mut service).await.call(Request::new(())).await.unwrap();
+    assert_eq!(layer.handle().snapshot().admitted, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,17 +113,31 @@ impl Controller {
         match self.pacer.take(now, latest) {
             Ok(turn) if turn <= now || self.in_shadow() => Ok(None),
             Ok(turn) => Ok(Some(turn)),
-            Err(_) if self.in_shadow() => {
-                self.would_have_rejected.fetch_add(1, Relaxed);
-                self.reporter.report(Kind::WouldHaveRejected { reason: Reason::Throttled });
-                Ok(None)
-            }
-            Err(turn) => {
-                self.rejected.fetch_add(1, Relaxed);
-                self.reporter.report(Kind::Rejected { reason: Reason::Throttled });
-                Err(Span(turn.saturating_sub(now)))
-            }
+            Err(turn) if self.refuses(Reason::Throttled) => Err(Span(turn.saturating_sub(now))),
+            Err(_) => Ok(None),
         }
+    }
+
+    /// Books a refusal and tells of it. Not in shadow, where the call goes all the same.
+    #[cold]
+    fn refuses(&self, reason: Reason) -> bool {
+        let shadow = self.in_shadow();
+        let (count, kind) = if shadow {
+            (&self.would_have_rejected, Kind::WouldHaveRejected { reason })
+        } else {
+            (&self.rejected, Kind::Rejected { reason })
+        };
+        count.fetch_add(1, Relaxed);
+        self.reporter.report(kind);
+        !shadow
+    }
+
+    /// A call that had its turn, or had none to wait for, and for which the inner service did not get ready by its deadline.
+    #[cold]
+    pub(crate) fn late(&self) -> Option<Rejection> {
+        let reason = Reason::DeadlineExceeded;
+        // The backend was given no time at all.
+        self.refuses(reason).then(|| self.reporter.rejection(reason).with_time_it_had(Duration::ZERO))
     }
 
     #[cold]

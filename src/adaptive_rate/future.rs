@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -12,8 +13,10 @@ use tower_service::Service;
 
 use crate::{
     adaptive_rate::controller::{Call, Controller},
+    deadline::{self, Deadline},
     permit::Permit,
     protocol::Protocol,
+    rejection::Rejection,
     stripe::Shared,
     time::{Sleep, Span, sleep_until},
 };
@@ -46,8 +49,11 @@ pin_project! {
 
 pin_project! {
     struct Waiting<S, Req> {
+        // Of its turn, and then of the deadline.
         #[pin]
         timer: Option<Sleep>,
+        has_come: bool,
+        deadline: Option<Deadline>,
         place: Place,
         service: S,
         request: Option<Req>,
@@ -60,11 +66,17 @@ struct Place {
     used: bool,
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.used {
+impl Place {
+    fn give_back(&mut self) {
+        if !mem::replace(&mut self.used, true) {
             self.controller.pacer.give_back();
         }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -80,46 +92,75 @@ impl<F, S, P, C, Req> ResponseFuture<F, S, P, C, Req> {
         ResponseFuture { state, protocol, context, permit: None }
     }
 
-    /// Waits until its turn (at once, if there is none) and then for the inner service.
+    /// Waits until its turn (at once, if there is none) and then for the inner service, by the deadline.
     #[inline(always)]
     pub(crate) fn waiting(
         turn: Option<u64>,
+        deadline: Option<Deadline>,
         call: (S, Req),
         protocol: P,
         context: C,
         controller: Shared<Controller>,
     ) -> Self {
-        let state = State::Waiting { call: Waiting::new(turn, call, controller) };
+        let state = State::Waiting { call: Waiting::new(turn, deadline, call, controller) };
         ResponseFuture { state, protocol, context, permit: None }
     }
 }
 
-/// A call that is made.
-type Made<F> = (F, Permit<Call>);
+/// What came of a call that waited.
+enum Went<F, E> {
+    Made(F, Permit<Call>),
+    Late(Rejection),
+    /// The inner service did not become ready.
+    Broken(E),
+}
 
 impl<S, Req> Waiting<S, Req> {
     #[cold]
-    fn new(turn: Option<u64>, (service, request): (S, Req), controller: Shared<Controller>) -> Pin<Box<Self>> {
+    fn new(
+        turn: Option<u64>,
+        deadline: Option<Deadline>,
+        (service, request): (S, Req),
+        controller: Shared<Controller>,
+    ) -> Pin<Box<Self>> {
         // A turn beyond the clock's range was refused: it is later than every wait.
         let timer = turn.and_then(|at| controller.instant(at)).map(sleep_until);
-        Box::pin(Waiting { timer, place: Place { controller, used: false }, service, request: Some(request) })
+        let (has_come, place) = (timer.is_none(), Place { controller, used: false });
+        Box::pin(Waiting { timer, has_come, deadline, place, service, request: Some(request) })
     }
 
     #[inline(never)]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Made<S::Future>, S::Error>>
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S::Future, S::Error>>
     where
         S: Service<Req>,
     {
         let mut this = self.project();
-        if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-            ready!(timer.poll(cx));
+        if !*this.has_come {
+            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+                ready!(timer.poll(cx));
+            }
             this.timer.set(None);
+            *this.has_come = true;
         }
-        ready!(this.service.poll_ready(cx))?;
+        let controller = &this.place.controller;
+        match this.service.poll_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Went::Broken(error)),
+            Poll::Pending => {
+                ready!(deadline::poll_passed(this.timer, *this.deadline, cx));
+                if let Some(rejection) = controller.late() {
+                    this.place.give_back();
+                    return Poll::Ready(Went::Late(rejection));
+                }
+                // In shadow it goes on, however long that takes.
+                *this.deadline = None;
+                return Poll::Pending;
+            }
+        }
+        let mut permit = Permit::new(Call::new(controller.clone()));
         this.place.used = true;
-        let mut permit = Permit::new(Call::new(this.place.controller.clone()));
         let inner = permit.guard(|| this.service.call(take(this.request)));
-        Poll::Ready(Ok((inner, permit)))
+        Poll::Ready(Went::Made(inner, permit))
     }
 }
 
@@ -157,11 +198,12 @@ where
                     return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
                 StateProj::Waiting { call } => match ready!(call.as_mut().poll(cx)) {
-                    Ok((inner, permit)) => {
+                    Went::Made(inner, permit) => {
                         *this.permit = Some(permit);
                         this.state.set(State::Running { inner });
                     }
-                    Err(error) => return Poll::Ready(Err(P::error(error))),
+                    Went::Late(rejection) => return Poll::Ready(this.protocol.reject(this.context, rejection)),
+                    Went::Broken(error) => return Poll::Ready(Err(P::error(error))),
                 },
             }
         }

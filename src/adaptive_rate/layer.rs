@@ -29,7 +29,11 @@ impl AdaptiveRateLayer {
 
     pub(crate) fn new(identity: Identity, wait: Option<Duration>) -> Self {
         let shadow = identity.shadow;
-        let controller = Controller::new(identity.reporter("adaptive_rate", &[Reason::Throttled]), shadow, wait);
+        let controller = Controller::new(
+            identity.reporter("adaptive_rate", &[Reason::Throttled, Reason::DeadlineExceeded]),
+            shadow,
+            wait,
+        );
         AdaptiveRateLayer { shared: crate::observe::watched(Striped::new(controller)), protocol: Http::default() }
     }
 }

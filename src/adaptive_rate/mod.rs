@@ -27,7 +27,8 @@
 //!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most. What
 //!   can't be read is no hint.
 //! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
-//!   [`wait`](AdaptiveRateBuilder::wait) allows.
+//!   [`wait`](AdaptiveRateBuilder::wait) allows; after its turn it waits for the inner service until its deadline at most, and
+//!   then gives its unit back.
 //! - Put it inside of retries: each attempt is a call to the backend.
 //!
 //! # Cost

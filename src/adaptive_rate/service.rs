@@ -68,15 +68,17 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        match self.shared.admit(|| deadline::earliest(P::deadline(&request), Deadline::current())) {
+        let deadline = |request: &Req| deadline::earliest(P::deadline(request), Deadline::current());
+        match self.shared.admit(|| deadline(&request)) {
             Ok(None) if !self.readiness.is_refused() => {
                 let mut permit = Permit::new(Call::new(self.shared.share()));
                 let inner = permit.guard(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, permit)
             }
             Ok(turn) => {
+                let deadline = deadline(&request).filter(|_| !self.shared.in_shadow());
                 let call = (self.lend(), request);
-                ResponseFuture::waiting(turn, call, self.protocol.clone(), context, self.shared.share())
+                ResponseFuture::waiting(turn, deadline, call, self.protocol.clone(), context, self.shared.share())
             }
             Err(retry_after) => {
                 drop(self.lend());

@@ -25,7 +25,7 @@ pub(crate) enum Admission {
     Refused(Reason),
 }
 
-/// A place in the line, and until when.
+/// A place in the line, or none any more, and until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waits {
     pub(crate) place: u32,

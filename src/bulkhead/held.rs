@@ -47,6 +47,11 @@ impl Held {
         Held { wall, has: Has::Place(waits) }
     }
 
+    /// Of a call that is in and waits for the inner service.
+    pub(crate) fn granted(wall: Shared<Wall>, waits: Waits) -> Self {
+        Held { wall, has: Has::Granted(waits) }
+    }
+
     /// Of a call that is in.
     #[inline(always)]
     pub(crate) fn permit(wall: Shared<Wall>) -> Self {

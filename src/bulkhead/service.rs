@@ -19,14 +19,11 @@ use crate::{
     priority::Priority,
     protocol::{Http, Protocol},
     readiness::give_back,
-    stripe::Striped,
+    stripe::{Shared, Striped},
 };
 
 #[cfg(feature = "http")]
-use crate::{
-    bulkhead::rooms::{Goes, Rooms},
-    stripe::Shared,
-};
+use crate::bulkhead::rooms::{Goes, Rooms};
 
 /// A service behind a bulkhead. Made by [`BulkheadLayer`](crate::BulkheadLayer).
 ///
@@ -89,7 +86,7 @@ where
             && let Some(rooms) = &self.shared.rooms
         {
             let (admission, wall) = self.admit_by_key(rooms, door, &mut request);
-            return self.go_on(admission, wall, door, request, context);
+            return self.go_on::<_, _, S::Response, S::Error>(admission, wall, door, request, context);
         }
         match self.admit(door, &mut request) {
             Admission::In if door == Door::Open => {
@@ -97,7 +94,7 @@ where
                 self.running(inner, context)
             }
             Admission::In => {
-                let held = Held::permit(self.shared.share());
+                let held = self.granted::<Req, S::Response, S::Error>(self.shared.share(), &request);
                 let unready = self.take_unready(door);
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
@@ -132,7 +129,7 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
     /// Does with a call of a key what was found. Out of line: what it needs is not on the way of calls without keys.
     #[cold]
     #[inline(never)]
-    fn go_on<C, Req>(
+    fn go_on<C, Req, Res, Err>(
         &mut self,
         admission: Admission,
         wall: Shared<Wall>,
@@ -142,6 +139,7 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
     ) -> ResponseFuture<S, P, C, Req>
     where
         S: Service<Req>,
+        P: Protocol<Req, Res, Err>,
     {
         match admission {
             Admission::In if door == Door::Open => {
@@ -149,7 +147,7 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
                 ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(wall))
             }
             Admission::In => {
-                let held = Held::permit(wall);
+                let held = self.granted::<Req, Res, Err>(wall, &request);
                 let unready = self.take_unready(door);
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
@@ -209,6 +207,19 @@ impl<S: Clone, P> Bulkhead<S, P> {
         self.settle();
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
         self.shared.admit(deadline, || self.priority::<Req, Res, Err>(request))
+    }
+
+    /// Of a call that is in, for room has come since readiness was asked for: the inner service was not asked.
+    #[cold]
+    fn granted<Req, Res, Err>(&self, wall: Shared<Wall>, request: &Req) -> Held
+    where
+        P: Protocol<Req, Res, Err>,
+    {
+        let deadline = deadline::earliest(P::deadline(request), Deadline::current());
+        match wall.grants(deadline) {
+            Some(waits) => Held::granted(wall, waits),
+            None => Held::permit(wall),
+        }
     }
 
     /// As [`admit`](Self::admit), behind the wall of the request's key.

@@ -125,16 +125,31 @@ impl Wall {
     }
 
     fn enter(&self, now: u64, deadline: Option<u64>, priority: Priority, most: usize) -> Admission {
-        let own = now.saturating_add(self.hull.settings.wait());
-        let (expires, why) = match deadline {
-            Some(deadline) if deadline < own => (deadline, Reason::DeadlineExceeded),
-            _ => (own, Reason::QueueTimeout),
-        };
+        let (expires, why) = self.until(now, deadline);
         match self.room.enter(now, Entrant { priority, expires, why }, most) {
             Entry::In => Admission::In,
             Entry::Waits(place) => Admission::Waits(Waits::new(place, now, expires, why)),
             Entry::Refused(reason) => Admission::Refused(reason),
         }
+    }
+
+    /// Until when a call may wait that came `now`, and why no longer.
+    fn until(&self, now: u64, deadline: Option<u64>) -> (u64, Reason) {
+        let own = now.saturating_add(self.hull.settings.wait());
+        match deadline {
+            Some(deadline) if deadline < own => (deadline, Reason::DeadlineExceeded),
+            _ => (own, Reason::QueueTimeout),
+        }
+    }
+
+    /// How long a call that is in may wait for the inner service; in shadow as long as that takes.
+    pub(crate) fn grants(&self, deadline: Option<Deadline>) -> Option<Waits> {
+        if self.hull.in_shadow() {
+            return None;
+        }
+        let now = self.now();
+        let (expires, why) = self.until(now, deadline.map(|d| self.hull.at(d.instant())));
+        Some(Waits::new(0, now, expires, why))
     }
 
     /// In shadow: goes in whatever the limit says. What is above it stands for the queue, so a call would have been

@@ -14,12 +14,14 @@ use tower_service::Service;
 
 use crate::{
     BoxError,
+    deadline::{self, Deadline},
     fallback::substitute::{Bad, Given, Mark, Substitute},
     outcome::{End, Outcome},
     protocol::{
-        HeldResponse, Hold, Http, HttpContext, Judged, ResponseBody,
+        HeldResponse, Hold, Http, HttpContext, Judged, Protocol, ResponseBody,
         replay::{Original, Replay},
     },
+    time::Sleep,
 };
 
 /// How much of a request's body is kept for the backup, in bytes. Each chunk counts 64 more.
@@ -62,7 +64,12 @@ where
     ) -> Gives<S, B, RB, E> {
         // What went past the cap, or failed while it was read, can't be sent again.
         let Some(original) = original.take().filter(Original::can_replay) else { return Given::Nothing(bad.result) };
-        let stage = Stage::Readying { backup: self.0.clone(), request: Some(original.last()) };
+        let request = original.last();
+        let deadline = deadline::earliest(
+            <Http as Protocol<Request<B>, Response<RB>, E>>::deadline(&request),
+            Deadline::current(),
+        );
+        let stage = Stage::Readying { backup: self.0.clone(), request: Some(request), deadline, timer: None };
         let rejection = bad.result.as_ref().ok().and_then(HeldResponse::rejection);
         let first = Some((bad.mark(rejection), bad.result));
         Given::Later(BackupCall { stage, http: http.clone(), context: context.clone(), first })
@@ -103,7 +110,8 @@ pin_project! {
 pin_project! {
     #[project = StageProj]
     enum Stage<S, F, Q> {
-        Readying { backup: S, request: Option<Q> },
+        // By the deadline: a backup that is not ready by then has failed.
+        Readying { backup: S, request: Option<Q>, deadline: Option<Deadline>, #[pin] timer: Option<Sleep> },
         Calling { #[pin] call: F },
     }
 }
@@ -123,12 +131,17 @@ where
     ) -> Poll<Option<HeldResponse<RB>>> {
         loop {
             let next = match self.as_mut().project() {
-                StageProj::Readying { backup, request } => {
-                    let (Ok(()), Some(request)) = (ready!(backup.poll_ready(cx)), request.take()) else {
+                StageProj::Readying { backup, request, deadline, timer } => match backup.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => match request.take() {
+                        Some(request) => Stage::Calling { call: backup.call(request) },
+                        None => return Poll::Ready(None),
+                    },
+                    Poll::Ready(Err(_)) => return Poll::Ready(None),
+                    Poll::Pending => {
+                        ready!(deadline::poll_passed(timer, *deadline, cx));
                         return Poll::Ready(None);
-                    };
-                    Stage::Calling { call: backup.call(request) }
-                }
+                    }
+                },
                 StageProj::Calling { call } => {
                     let result = ready!(call.poll(cx));
                     return Poll::Ready(

@@ -19,8 +19,10 @@ use crate::rate_limit::headers::Shown;
 
 /// What was decided of a call.
 pub(crate) enum Decision<A> {
-    /// It goes, and this is to be done once its answer is there.
-    Go(After),
+    /// It goes, and this is to be done once its answer is there. So many units were taken for it.
+    Go(After, u32),
+    /// It would be refused, if this were not in shadow: it goes, and is counted already.
+    Shadowed,
     /// Its turn comes.
     Wait(Turn),
     /// The store was asked.

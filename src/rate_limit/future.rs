@@ -15,7 +15,7 @@ use crate::{
     protocol::{Protocol, Unwatched},
     rate_limit::{
         Engine,
-        decision::{After, Decision, Refusal},
+        decision::{After, Refusal},
         limiter::Limiter,
         waiting::{Waiting, Went},
     },
@@ -67,18 +67,9 @@ impl<F, S, P, C, Req, St: Engine> ResponseFuture<F, S, P, C, Req, St> {
         ResponseFuture { inner: None, more, protocol, context }
     }
 
-    /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`.
     #[inline(always)]
-    pub(crate) fn waiting(
-        go: Decision<St::Acquire>,
-        fresh: bool,
-        call: (S, Req),
-        protocol: P,
-        context: C,
-        limiter: Shared<Limiter<St>>,
-    ) -> Self {
-        let more = UntilReady::new(More::Waiting(Waiting::new(go, fresh, call, limiter)));
-        ResponseFuture { inner: None, more, protocol, context }
+    pub(crate) fn waiting(wait: Pin<Box<Waiting<F, S, Req, St>>>, protocol: P, context: C) -> Self {
+        ResponseFuture { inner: None, more: UntilReady::new(More::Waiting(wait)), protocol, context }
     }
 }
 

@@ -34,7 +34,7 @@ impl<St: Engine> Limiter<St> {
         ask: Ask,
         deadline: Option<Deadline>,
     ) -> Decision<St::Acquire> {
-        let Some(Local(buckets)) = self.store.local() else { return self.goes(After::default()) };
+        let Some(Local(buckets)) = self.store.local() else { return Decision::Go(After::default(), 0) };
         let Ask { units, now, tier, .. } = ask;
         let until = self.until(now, deadline);
         let bucket = match key {
@@ -44,10 +44,12 @@ impl<St: Engine> Limiter<St> {
         if self.in_shadow() {
             // It would wait; here it goes at once, and whoever comes next pays for it.
             match bucket.take(units, now) {
-                Taken::Yes(left) => return self.goes(self.after(tier, &left, ask.hold.then_some(bucket), units)),
+                Taken::Yes(left) => {
+                    return Decision::Go(self.after(tier, &left, ask.hold.then_some(bucket), units), units);
+                }
                 Taken::NotBefore(at, _) if at <= until.0 => {
                     bucket.charge(units, now);
-                    return self.goes(After::default());
+                    return Decision::Go(After::default(), units);
                 }
                 Taken::NotBefore(..) | Taken::Never(_) => {}
             }
@@ -55,7 +57,7 @@ impl<St: Engine> Limiter<St> {
         match bucket.join(units, now, until.0) {
             Joined::Now(left) => {
                 let held = ask.hold.then_some(bucket);
-                self.goes(self.after(tier, &left, held, units))
+                Decision::Go(self.after(tier, &left, held, units), units)
             }
             Joined::Never(left) => self.refuse_or_go(Refusal::new(Reason::CostAboveBurst).showing(self, tier, &left)),
             Joined::TooLate(at, left) => {
@@ -75,12 +77,6 @@ impl<St: Engine> Limiter<St> {
     pub(super) fn until(&self, now: u64, deadline: Option<Deadline>) -> Until {
         let own = now.saturating_add(nanos(self.rules.wait.unwrap_or_default()));
         Until(deadline.map_or(own, |d| own.min(self.at(d.instant()))))
-    }
-
-    /// One that waited, or whose store said yes, goes.
-    pub(crate) fn has_come(&self) {
-        self.admitted.add();
-        self.reporter().admitted();
     }
 
     pub(crate) fn waits_no_more(&self) {

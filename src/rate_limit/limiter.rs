@@ -169,11 +169,17 @@ impl<St: Engine> Limiter<St> {
             Lane::Key | Lane::Form | Lane::Rules => false,
         };
         if goes {
-            self.admitted.add();
-            self.reporter.admitted();
+            self.goes();
         }
         let _ = (protocol, request);
         goes
+    }
+
+    /// Counts a call that is made.
+    #[inline(always)]
+    pub(crate) fn goes(&self) {
+        self.admitted.add();
+        self.reporter.admitted();
     }
 
     #[cfg(feature = "http")]
@@ -195,12 +201,12 @@ impl<St: Engine> Limiter<St> {
             return self.refuse_or_go(Refusal::new(Reason::DeadlineExceeded));
         }
         self.rules.look(protocol, request, |whose, units| {
-            let Some(cost) = NonZeroU32::new(units) else { return self.goes(After::default()) };
+            let Some(cost) = NonZeroU32::new(units) else { return Decision::Go(After::default(), 0) };
             match whose {
                 Whose::Common => self.decide_of(None, cost, deadline),
                 Whose::Key(key) => self.decide_of(Some(key), cost, deadline),
                 Whose::Nobodys { refuse: true } => self.refuse_or_go(Refusal::new(Reason::KeyMissing)),
-                Whose::Nobodys { refuse: false } => self.goes(After::default()),
+                Whose::Nobodys { refuse: false } => Decision::Go(After::default(), 0),
             }
         })
     }
@@ -209,7 +215,7 @@ impl<St: Engine> Limiter<St> {
         let Some(Local(buckets)) = self.store.local() else {
             return match self.store.ask(key, cost) {
                 Some(acquire) => Decision::Ask(acquire, Patience { until: self.until(self.now(), deadline), deadline }),
-                None => self.goes(After::default()),
+                None => Decision::Go(After::default(), 0),
             };
         };
         #[cfg(feature = "http")]
@@ -225,7 +231,7 @@ impl<St: Engine> Limiter<St> {
         match taken {
             Taken::Yes(left) => {
                 self.note_if_used_up(&left);
-                self.goes(self.after(tier, &left, held, ask.units))
+                Decision::Go(self.after(tier, &left, held, ask.units), ask.units)
             }
             Taken::Never(left) => self.refuse_or_go(Refusal::new(Reason::CostAboveBurst).showing(self, tier, &left)),
             Taken::NotBefore(at, left) if self.rules.wait.is_none() => {
@@ -274,12 +280,6 @@ impl<St: Engine> Limiter<St> {
         self.rules.http.shows().then(|| Shown::of(tier.map_or_else(|| self.policy(), Policy::of), left))
     }
 
-    pub(super) fn goes<A>(&self, after: After) -> Decision<A> {
-        self.admitted.add();
-        self.reporter.admitted();
-        Decision::Go(after)
-    }
-
     pub(super) fn reporter(&self) -> &Reporter {
         &self.reporter
     }
@@ -287,7 +287,7 @@ impl<St: Engine> Limiter<St> {
     /// Books a refusal and tells of it; in shadow the call goes all the same.
     #[cold]
     pub(super) fn refuse_or_go<A>(&self, refusal: Refusal) -> Decision<A> {
-        if self.refuses(refusal.reason) { Decision::No(refusal) } else { Decision::Go(After::default()) }
+        if self.refuses(refusal.reason) { Decision::No(refusal) } else { Decision::Shadowed }
     }
 
     /// As [`refuse_or_go`](Self::refuse_or_go), of a call that has begun to wait.

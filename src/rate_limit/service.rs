@@ -9,9 +9,9 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline::Deadline,
+    deadline::{self, Deadline},
     protocol::{Http, Protocol, Unwatched},
-    rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter},
+    rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter, waiting::Waiting},
     readiness::Readiness,
     stripe::Striped,
 };
@@ -78,10 +78,15 @@ where
             return ResponseFuture::refused(refusal, self.protocol.clone(), context, self.shared.share());
         }
         match self.shared.decide(&self.protocol, &mut request) {
-            Decision::Go(after) if !self.readiness.is_refused() => {
+            Decision::Go(after, _) if !self.readiness.is_refused() => {
+                self.shared.goes();
                 let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
                 let inner = self.inner.call(request);
                 ResponseFuture::running(inner, self.protocol.clone(), context, then)
+            }
+            Decision::Shadowed if !self.readiness.is_refused() => {
+                let inner = self.inner.call(request);
+                ResponseFuture::running(inner, self.protocol.clone(), context, None)
             }
             Decision::No(refusal) => {
                 drop(self.lend());
@@ -92,11 +97,14 @@ where
                 let fresh = mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked;
                 let unready = self.inner.clone();
                 let call = (mem::replace(&mut self.inner, unready), request);
-                ResponseFuture::waiting(ask, fresh, call, self.protocol.clone(), context, self.shared.share())
+                let wait = Waiting::new(ask, fresh, None, call, self.shared.share());
+                ResponseFuture::waiting(wait, self.protocol.clone(), context)
             }
             go => {
+                let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
                 let call = (self.lend(), request);
-                ResponseFuture::waiting(go, false, call, self.protocol.clone(), context, self.shared.share())
+                let wait = Waiting::new(go, false, deadline, call, self.shared.share());
+                ResponseFuture::waiting(wait, self.protocol.clone(), context)
             }
         }
     }

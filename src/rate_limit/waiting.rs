@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     mem,
+    ops::ControlFlow::{self, Break, Continue},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -18,10 +19,11 @@ use crate::{
         Engine,
         bucket::{Bucket, Place, Turn as Look},
         decision::{After, Decision, Patience, Refusal, Turn, Until},
-        future::{POLLED, Refused, Then},
+        future::{self, POLLED, Refused},
         limiter::Limiter,
-        store::Local,
+        store::{Grant, Local},
     },
+    readiness::give_back,
     rejection::Reason,
     stripe::Shared,
     time::{Sleep, sleep_until},
@@ -57,8 +59,17 @@ pin_project! {
         // For another answer, later.
         Pause { #[pin] timer: Sleep, patience: Patience },
         // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
-        Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline> },
+        Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline>, booked: Booked },
     }
+}
+
+/// How a call that may go is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Booked {
+    /// As admitted, once it is made.
+    WhenMade,
+    /// As one that would have been refused, already: it goes only because of the shadow.
+    Already,
 }
 
 /// A place in a line, given up when it is dropped; once its turn has come, units that are given back.
@@ -82,25 +93,24 @@ impl<St: Engine> Ticket<St> {
         self.units = 0;
     }
 
-    /// Waits for its turn. `Some`: it would come too late, because of a smaller quota.
+    /// Waits for its turn. `Err`: it would come too late, because of a smaller quota.
     fn poll(
         &mut self,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
         until: Until,
-    ) -> Poll<Option<Refusal>> {
-        let Some(place) = self.place else { return Poll::Ready(None) };
+    ) -> Poll<Result<Booked, Refusal>> {
+        let Some(place) = self.place else { return Poll::Ready(Ok(Booked::WhenMade)) };
         loop {
             let now = self.limiter.now();
             match self.bucket.turn(place, now, cx.waker()) {
                 Look::Now => {
                     self.goes();
-                    self.limiter.has_come();
-                    return Poll::Ready(None);
+                    return Poll::Ready(Ok(Booked::WhenMade));
                 }
                 Look::At(at) if at > until.0 => {
                     let refused = self.limiter.refuses(Reason::RateLimited);
-                    return Poll::Ready(refused.then(|| Refusal::late(at, now)));
+                    return Poll::Ready(if refused { Err(Refusal::late(at, now)) } else { Ok(Booked::Already) });
                 }
                 Look::At(at) => {
                     let Some(at) = self.limiter.instant(at) else { return Poll::Pending };
@@ -131,10 +141,13 @@ impl<St: Engine> Drop for Ticket<St> {
 }
 
 impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
+    /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`. The deadline is that of
+    /// a call that waits for nothing but the inner service.
     #[cold]
     pub(crate) fn new(
         go: Decision<St::Acquire>,
         fresh: bool,
+        deadline: Option<Deadline>,
         call: (S, Req),
         limiter: Shared<Limiter<St>>,
     ) -> Pin<Box<Self>> {
@@ -146,13 +159,13 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
             Decision::Ask(acquire, patience) => {
                 (Wait::Answer { acquire, timer: None, patience, fresh }, After::default())
             }
-            // It may go and has taken a unit, but the inner service was not asked whether it is ready.
-            Decision::Go(after) => {
+            // The inner service was not asked whether it is ready, for no unit was there then.
+            Decision::Go(after, units) => {
                 let common = limiter.store.local().map(|Local(buckets)| Arc::clone(&buckets.common));
-                let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units: 1, place: None });
-                (Wait::readiness(ticket, None), after)
+                let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units, place: None });
+                (Wait::readiness(ticket, deadline), after)
             }
-            Decision::No(_) => (Wait::readiness(None, None), After::default()),
+            Decision::Shadowed | Decision::No(_) => (Wait::shadowed(), After::default()),
         };
         Box::pin(Waiting { state: State::Waiting { wait }, call: Some(call), limiter, after })
     }
@@ -199,7 +212,7 @@ where
 
 /// What came of a call that waited.
 pub(crate) enum Went<Res, Err, St: Engine> {
-    Answered(Result<Res, Err>, Option<Then<St>>),
+    Answered(Result<Res, Err>, Option<future::Then<St>>),
     Refused(Refused<St>),
     /// The inner service did not become ready.
     Broken(Err),
@@ -212,9 +225,17 @@ enum Go<E> {
     Broken(E),
 }
 
+/// What comes after a part of a wait: another, or the end of it.
+type Then<St, E> = ControlFlow<Go<E>, Wait<St>>;
+
 impl<St: Engine> Wait<St> {
     fn readiness(ticket: Option<Ticket<St>>, deadline: Option<Deadline>) -> Self {
-        Wait::Readiness { ticket, timer: None, deadline }
+        Wait::Readiness { ticket, timer: None, deadline, booked: Booked::WhenMade }
+    }
+
+    /// It goes only because of the shadow, however long that takes.
+    fn shadowed() -> Self {
+        Wait::Readiness { ticket: None, timer: None, deadline: None, booked: Booked::Already }
     }
 
     fn poll<S, Req, P>(
@@ -230,82 +251,105 @@ impl<St: Engine> Wait<St> {
         P: Protocol<Req, S::Response, S::Error>,
     {
         loop {
-            let next = match self.as_mut().project() {
-                WaitProj::Turn { mut timer, ticket, patience } => {
+            let then = match self.as_mut().project() {
+                WaitProj::Turn { timer, ticket, patience } => {
                     let Some(own) = ticket else { return Poll::Pending };
-                    if let Some(refusal) = ready!(own.poll(timer.as_mut(), cx, patience.until)) {
-                        return Poll::Ready(Go::Refused(refusal));
+                    match ready!(own.poll(timer, cx, patience.until)) {
+                        Ok(booked) => Continue(Wait::Readiness {
+                            ticket: ticket.take(),
+                            timer: None,
+                            deadline: patience.deadline.filter(|_| booked == Booked::WhenMade),
+                            booked,
+                        }),
+                        Err(refusal) => Break(Go::Refused(refusal)),
                     }
-                    Wait::readiness(ticket.take(), patience.deadline)
                 }
-                WaitProj::Answer { acquire, timer, patience, fresh } => {
-                    let Poll::Ready(grant) = acquire.poll(cx) else {
-                        if mem::take(fresh) {
-                            // Whoever waits holds nothing of the inner service.
-                            let unready = service.clone();
-                            *service = unready;
-                        }
+                WaitProj::Answer { acquire, timer, patience, fresh } => match acquire.poll(cx) {
+                    Poll::Ready(grant) => answered(grant, *patience, fresh, limiter, service, after),
+                    Poll::Pending => {
+                        hold_nothing(fresh, service);
                         ready!(deadline::poll_passed(timer, patience.deadline, cx));
-                        if limiter.refuses(Reason::DeadlineExceeded) {
-                            return Poll::Ready(Go::Refused(Refusal::new(Reason::DeadlineExceeded)));
-                        }
-                        self.set(Wait::readiness(None, None));
-                        continue;
-                    };
-                    match limiter.answered(grant, patience.until) {
-                        Ok(Ok(granted)) => {
-                            limiter.has_come();
-                            *after = granted;
-                            if *fresh {
-                                return Poll::Ready(Go::Call);
-                            }
-                            Wait::readiness(None, patience.deadline)
-                        }
-                        Ok(Err(refusal)) if limiter.refuses(refusal.reason) => {
-                            return Poll::Ready(Go::Refused(refusal));
-                        }
-                        Ok(Err(_)) if *fresh => return Poll::Ready(Go::Call),
-                        Ok(Err(_)) => Wait::readiness(None, None),
-                        Err(at) => {
-                            if mem::take(fresh) {
-                                let unready = service.clone();
-                                *service = unready;
-                            }
-                            let Some(at) = limiter.instant(at) else {
-                                return Poll::Ready(Go::Refused(Refusal::late(at, limiter.now())));
-                            };
-                            Wait::Pause { timer: sleep_until(at), patience: *patience }
-                        }
+                        refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed)
                     }
-                }
+                },
                 WaitProj::Pause { timer, patience } => {
                     ready!(timer.poll(cx));
-                    match limiter.ask_again(protocol, request) {
+                    Continue(match limiter.ask_again(protocol, request) {
                         Some(acquire) => Wait::Answer { acquire, timer: None, patience: *patience, fresh: false },
                         None => Wait::readiness(None, patience.deadline),
-                    }
+                    })
                 }
-                WaitProj::Readiness { ticket, timer, deadline } => {
-                    match service.poll_ready(cx) {
-                        Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(error)) => return Poll::Ready(Go::Broken(error)),
-                        Poll::Pending => {
-                            ready!(deadline::poll_passed(timer, *deadline, cx));
-                            if limiter.refuses(Reason::DeadlineExceeded) {
-                                return Poll::Ready(Go::Refused(Refusal::new(Reason::DeadlineExceeded)));
-                            }
-                            // In shadow it goes on, however long that takes.
-                            *deadline = None;
-                            return Poll::Pending;
+                WaitProj::Readiness { ticket, timer, deadline, booked } => match service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        if *booked == Booked::WhenMade {
+                            limiter.goes();
                         }
+                        if let Some(ticket) = ticket.take() {
+                            ticket.used();
+                        }
+                        Break(Go::Call)
                     }
-                    if let Some(ticket) = ticket.take() {
-                        ticket.used();
+                    Poll::Ready(Err(error)) => Break(Go::Broken(error)),
+                    Poll::Pending => {
+                        ready!(deadline::poll_passed(timer, *deadline, cx));
+                        let refusal = Refusal::new(Reason::DeadlineExceeded);
+                        refuse_or(refusal, limiter, || Wait::Readiness {
+                            ticket: ticket.take(),
+                            timer: None,
+                            deadline: None,
+                            booked: Booked::Already,
+                        })
                     }
-                    return Poll::Ready(Go::Call);
-                }
+                },
             };
-            self.set(next);
+            match then {
+                Continue(wait) => self.set(wait),
+                Break(go) => return Poll::Ready(go),
+            }
         }
+    }
+}
+
+/// The store has answered.
+fn answered<S: Clone, St: Engine, E>(
+    grant: Grant,
+    patience: Patience,
+    fresh: &mut bool,
+    limiter: &Limiter<St>,
+    service: &mut S,
+    after: &mut After,
+) -> Then<St, E> {
+    match limiter.answered(grant, patience.until) {
+        Ok(Ok(granted)) => {
+            *after = granted;
+            if *fresh {
+                limiter.goes();
+                return Break(Go::Call);
+            }
+            Continue(Wait::readiness(None, patience.deadline))
+        }
+        Ok(Err(refusal)) => match refuse_or(refusal, limiter, Wait::shadowed) {
+            Continue(_) if *fresh => Break(Go::Call),
+            then => then,
+        },
+        Err(at) => {
+            hold_nothing(fresh, service);
+            match limiter.instant(at) {
+                Some(at) => Continue(Wait::Pause { timer: sleep_until(at), patience }),
+                None => Break(Go::Refused(Refusal::late(at, limiter.now()))),
+            }
+        }
+    }
+}
+
+/// It is refused; in shadow this comes instead.
+fn refuse_or<St: Engine, E>(refusal: Refusal, limiter: &Limiter<St>, go_on: impl FnOnce() -> Wait<St>) -> Then<St, E> {
+    if limiter.refuses(refusal.reason) { Break(Go::Refused(refusal)) } else { Continue(go_on()) }
+}
+
+/// Whoever waits holds nothing of the inner service.
+fn hold_nothing<S: Clone>(fresh: &mut bool, service: &mut S) {
+    if mem::take(fresh) {
+        give_back(service);
     }
 }
