@@ -213,9 +213,12 @@ mod http_form {
             }
         }
 
-        /// Did the body break off before anything of it came?
-        pub(crate) fn broke(&self) -> bool {
-            matches!(&self.body, HeldBody::Peeked(peeked) if peeked.broke())
+        /// What broke the body off before anything of it came.
+        pub(crate) fn error(&self) -> Option<&BoxError> {
+            match &self.body {
+                HeldBody::Peeked(peeked) => peeked.error(),
+                HeldBody::Whole(_) | HeldBody::Gone => None,
+            }
         }
 
         /// The body of a response that is given up, unless it was looked into.

@@ -49,7 +49,7 @@ pub mod replay;
 #[cfg(feature = "http")]
 pub(crate) mod text;
 #[cfg(feature = "http")]
-pub(crate) mod unsent;
+pub(crate) mod transport;
 #[cfg(feature = "http")]
 pub(crate) mod verdict;
 mod watch;

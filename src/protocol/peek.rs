@@ -45,8 +45,12 @@ impl<B> Peeked<B> {
         }
     }
 
-    pub(crate) fn broke(&self) -> bool {
-        matches!(self.first, First::Came { step: Some(Err(_)), .. })
+    /// What broke it, before anything of it came.
+    pub(crate) fn error(&self) -> Option<&BoxError> {
+        match &self.first {
+            First::Came { step: Some(Err(error)), .. } => Some(error),
+            _ => None,
+        }
     }
 }
 

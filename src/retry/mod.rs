@@ -34,15 +34,17 @@
 //!
 //! | | made again | not |
 //! |---|---|---|
-//! | gRPC | UNAVAILABLE; RESOURCE_EXHAUSTED with a hint; an error of the transport | every other code; whatever follows a message |
+//! | gRPC | UNAVAILABLE, and a connection that breaks; RESOURCE_EXHAUSTED with a hint | every other code; whatever follows a message |
 //! | HTTP | 502, 503, 504; 429 with a hint; an error of the transport | every other status; other methods than GET, HEAD, OPTIONS, TRACE, PUT, DELETE |
 //! | plain | [`Failure`](crate::Outcome) | `Throttled` and the rest |
 //! | everywhere | a timeout made further in | a refusal made further in: an open breaker says that it is of no use |
 //!
-//! - What certainly never reached the backend (a refused connection) is sent again whatever its method. The errors of the
-//!   transport are known for `io::Error`, boxed errors and, with the feature `hyper`, hyper's pooling client.
-//! - An error of the transport is any: on gRPC a stream that was reset counts as UNAVAILABLE with whatever HTTP/2 code that
-//!   was, also where tonic would say CANCELLED or INTERNAL of it.
+//! - What certainly never reached the backend is sent again whatever its method: a refused connection, an HTTP/2 stream that
+//!   was refused or came after a GOAWAY. The errors of the transport are known for `io::Error`, boxed errors and, with the
+//!   features `hyper` and `tonic`, hyper's pooling client and a tonic channel.
+//! - A gRPC stream that was reset has the code that the specification (and tonic) gives to the one of HTTP/2: a refused one is
+//!   UNAVAILABLE, others are CANCELLED (a handler that panics), INTERNAL or RESOURCE_EXHAUSTED. For that the feature `tonic` or
+//!   `hyper` is needed; other errors of the transport, and all without them, are UNAVAILABLE.
 //! - [`any_method`](RetryBuilder::any_method) and [`retry_idempotency_key`](RetryBuilder::retry_idempotency_key) widen
 //!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure` by
 //!   its head is made again (by the trailers, on gRPC).

@@ -120,7 +120,7 @@ mod http_form {
     use crate::protocol::{
         Degraded, HeldResponse, Http, HttpContext, Replay, ResponseBody, classify,
         hint::{self, Hint},
-        unsent,
+        transport,
     };
 
     /// So much of a failed response is read, for the sake of its connection.
@@ -145,7 +145,7 @@ mod http_form {
         ) -> Verdict {
             let held = match result {
                 Ok(held) => held,
-                Err(error) => return of_error(safe, end, error),
+                Err(error) => return of_error(context.is_grpc(), safe, end, error),
             };
             let verdict = by_end(end);
             if held.parts.extensions.get::<Degraded>().is_some() && verdict != Verdict::Done {
@@ -163,7 +163,7 @@ mod http_form {
             let may_help = if self.has_own_classification() && outcome == Outcome::Failure {
                 true
             } else if context.is_grpc() {
-                held.broke() || of_grpc(held, hint)
+                held.error().map_or_else(|| of_grpc(held, hint), |error| transport::is_unavailable(&**error))
             } else {
                 of_http(held.parts.status, hint)
             };
@@ -209,12 +209,15 @@ mod http_form {
         }
     }
 
-    /// A call that a transport could not make. (On gRPC that is UNAVAILABLE, which may be sent again.)
-    fn of_error<E: 'static>(safe: bool, end: End, error: &E) -> Verdict {
+    /// A call that a transport could not make. What never reached the backend may be sent again whatever it is, and on gRPC
+    /// what is UNAVAILABLE there.
+    fn of_error<E: 'static>(is_grpc: bool, safe: bool, end: End, error: &E) -> Verdict {
+        let known = transport::as_error(error);
         // One of ours that comes as an error says more than that it is one; a timeout is still no proof that nothing was done.
-        let ours = unsent::as_error(error).and_then(Rejection::of);
+        let ours = known.and_then(Rejection::of);
         match by_end(ours.map_or(end, End::of_rejection)) {
-            Verdict::Again(_) if !safe && !unsent::is(error) => Verdict::Never,
+            Verdict::Again(_) if !safe && !known.is_some_and(transport::never_arrived) => Verdict::Never,
+            Verdict::Again(_) if is_grpc && !known.is_none_or(transport::is_unavailable) => Verdict::Never,
             verdict => verdict,
         }
     }

@@ -16,6 +16,7 @@ mod hedge;
 mod one_port;
 mod places;
 mod rate_limit;
+mod resets;
 mod retry;
 mod rig;
 mod table;

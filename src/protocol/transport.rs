@@ -1,0 +1,111 @@
+//! What an error of the transport says of a call.
+//!
+//! In the HTTP form the error type is whatever the service has, so it is asked what it is. Known are `io::Error`, boxed errors,
+//! and by feature those of hyper's pooling client and of a tonic channel.
+
+use std::{any::Any, error::Error as StdError, io, iter};
+
+use crate::protocol::BoxError;
+
+type AnyError = dyn StdError + 'static;
+
+/// The error as one, if it is of a type that is known here.
+pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&AnyError> {
+    let any = error as &dyn Any;
+    #[cfg(feature = "hyper")]
+    if let Some(e) = any.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return Some(e);
+    }
+    #[cfg(feature = "tonic")]
+    if let Some(e) = any.downcast_ref::<tonic::transport::Error>() {
+        return Some(e);
+    }
+    if let Some(e) = any.downcast_ref::<BoxError>() {
+        return Some(&**e);
+    }
+    any.downcast_ref::<io::Error>().map(|e| e as &AnyError)
+}
+
+/// It and what lies behind it.
+fn chain(error: &AnyError) -> impl Iterator<Item = &AnyError> {
+    iter::successors(Some(error), |&e| {
+        // An `io::Error` made of another error has the source of that one, and not that one itself.
+        let inside = e.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|e| e as &AnyError);
+        inside.or_else(|| e.source())
+    })
+}
+
+/// Did the call certainly not reach the backend?
+pub(crate) fn never_arrived(error: &AnyError) -> bool {
+    chain(error).any(|e| {
+        #[cfg(feature = "hyper")]
+        if e.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect()) {
+            return true;
+        }
+        #[cfg(feature = "h2")]
+        if e.downcast_ref::<h2::Error>().is_some_and(reset::never_began) {
+            return true;
+        }
+        e.downcast_ref::<io::Error>().is_some_and(|e| never_connected(e.kind()))
+    })
+}
+
+fn never_connected(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::*;
+    matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
+}
+
+/// Is it UNAVAILABLE to a gRPC caller? So is all that breaks a connection; a stream that was reset may be something else.
+pub(crate) fn is_unavailable(error: &AnyError) -> bool {
+    #[cfg(feature = "h2")]
+    if let Some(e) = chain(error).find_map(|e| e.downcast_ref::<h2::Error>()) {
+        return e.reason().is_none() || reset::never_began(e);
+    }
+    let _ = error;
+    true
+}
+
+#[cfg(feature = "h2")]
+mod reset {
+    use h2::{Error, Reason};
+
+    /// Of a stream that was refused nothing was done, nor of one that a GOAWAY of the other side tells of: it ends those only
+    /// that come after the last that was looked at (RFC 9113, sections 6.8 and 8.7). Of all reasons these alone are
+    /// UNAVAILABLE on gRPC (its PROTOCOL-HTTP2.md, "Errors").
+    pub(super) fn never_began(e: &Error) -> bool {
+        e.reason() == Some(Reason::REFUSED_STREAM) || e.is_go_away() && e.is_remote()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn boxed(e: impl Into<BoxError>) -> BoxError {
+        Box::new(io::Error::other(e))
+    }
+
+    #[test]
+    fn along_the_sources() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(never_arrived(&refused()));
+        assert!(as_error(&boxed(refused())).is_some_and(never_arrived));
+        // It may have been read before the connection broke.
+        assert!(!never_arrived(&io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(!as_error(&boxed(io::Error::from(io::ErrorKind::BrokenPipe))).is_some_and(never_arrived));
+        assert!(as_error(&"whatever").is_none());
+        assert!(is_unavailable(&*boxed(refused())) && is_unavailable(&*boxed("whatever")));
+    }
+
+    #[cfg(feature = "h2")]
+    #[test]
+    fn a_reset_has_a_reason() {
+        use h2::Reason;
+        let of = |reason: Reason| boxed(h2::Error::from(reason));
+        let refused = of(Reason::REFUSED_STREAM);
+        assert!(never_arrived(&*refused) && is_unavailable(&*refused));
+        for reason in [Reason::CANCEL, Reason::NO_ERROR, Reason::INTERNAL_ERROR, Reason::ENHANCE_YOUR_CALM] {
+            assert!(!never_arrived(&*of(reason)) && !is_unavailable(&*of(reason)), "{reason:?}");
+        }
+    }
+}
