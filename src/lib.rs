@@ -106,6 +106,7 @@ pub mod observe;
 mod origin;
 mod outcome;
 mod permit;
+mod polled;
 mod priority;
 pub mod protocol;
 mod queue;

@@ -15,6 +15,7 @@ use crate::{
     adaptive_rate::controller::{Call, Controller},
     deadline::{self, Deadline},
     permit::Permit,
+    polled::{POLLED, take},
     protocol::Protocol,
     rejection::Rejection,
     stripe::Shared,
@@ -177,7 +178,7 @@ where
             let mut this = self.as_mut().project();
             match this.state.as_mut().project() {
                 StateProj::Running { inner } => {
-                    let permit = this.permit.as_mut().expect("a future is not polled after it was ready");
+                    let permit = this.permit.as_mut().expect(POLLED);
                     let result = ready!(permit.guard(|| inner.poll(cx)));
                     #[cfg(feature = "http")]
                     let controller = permit.keeper().map(|call| call.controller().clone());
@@ -208,10 +209,6 @@ where
             }
         }
     }
-}
-
-fn take<T>(slot: &mut Option<T>) -> T {
-    slot.take().expect("a future is not polled after it was ready")
 }
 
 impl<F, S, P, C, Req> fmt::Debug for ResponseFuture<F, S, P, C, Req> {

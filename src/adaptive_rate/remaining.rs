@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
+use crate::protocol::number;
+
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const LEGACY_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -37,9 +39,7 @@ fn of_item(item: &str) -> Option<u64> {
 }
 
 fn number(text: &str) -> Option<u64> {
-    let text = text.trim();
-    // `parse` alone would take a sign too.
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    number::parse(text.trim())
 }
 
 #[cfg(test)]

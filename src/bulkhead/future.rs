@@ -10,7 +10,13 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{bulkhead::held::Held, protocol::Protocol, rejection::Reason, time::Sleep};
+use crate::{
+    bulkhead::held::Held,
+    polled::{POLLED, take},
+    protocol::Protocol,
+    rejection::Reason,
+    time::Sleep,
+};
 
 pin_project! {
     /// The response of a call through a bulkhead.
@@ -105,7 +111,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Running { .. } => return self.poll(cx),
                 StateProj::Waiting { service, request } => {
-                    let held = this.held.as_mut().expect(AGAIN);
+                    let held = this.held.as_mut().expect(POLLED);
                     if let Err(reason) = ready!(held.poll_turn(this.timer.as_mut(), cx)) {
                         this.state.set(State::Refused { reason });
                         continue;
@@ -128,18 +134,12 @@ where
                     this.state.set(State::Running { inner });
                 }
                 StateProj::Refused { reason } => {
-                    let rejection = this.held.as_ref().expect(AGAIN).wall().hull.rejection(*reason);
+                    let rejection = this.held.as_ref().expect(POLLED).wall().hull.rejection(*reason);
                     return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
             }
         }
     }
-}
-
-const AGAIN: &str = "a future is not polled after it was ready";
-
-fn take<T>(slot: &mut Option<T>) -> T {
-    slot.take().expect(AGAIN)
 }
 
 impl<S: Service<Req>, P, C, Req> fmt::Debug for ResponseFuture<S, P, C, Req> {

@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use crate::{
     circuit_breaker::call::Call,
     permit::{Permit, UntilReady},
+    polled::{POLLED, take},
     protocol::Protocol,
     rejection::Rejection,
 };
@@ -67,17 +68,13 @@ where
         let this = self.project();
         match this.state.project() {
             StateProj::Running { inner, permit } => {
-                let running = permit.0.as_mut().expect("a future is not polled after it was ready");
+                let running = permit.0.as_mut().expect(POLLED);
                 let result = ready!(running.guard(|| inner.poll(cx)));
                 Poll::Ready(this.protocol.finish(this.context, result, &mut permit.0))
             }
             StateProj::Refused { rejection } => Poll::Ready(this.protocol.reject(this.context, take(&mut rejection.0))),
         }
     }
-}
-
-fn take<T>(slot: &mut Option<T>) -> T {
-    slot.take().expect("a future is not polled after it was ready")
 }
 
 impl<F, P, C, Req> fmt::Debug for ResponseFuture<F, P, C, Req> {

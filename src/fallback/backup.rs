@@ -17,6 +17,7 @@ use crate::{
     deadline::{self, Deadline},
     fallback::substitute::{Bad, Given, Mark, Substitute},
     outcome::{End, Outcome},
+    polled::POLLED,
     protocol::{
         HeldResponse, Hold, Http, HttpContext, Judged, Protocol, ResponseBody,
         replay::{Original, Replay},
@@ -78,7 +79,7 @@ where
     fn poll_later(later: Pin<&mut BackupCall<S, B, RB, E>>, cx: &mut Context<'_>) -> Poll<Gives<S, B, RB, E>> {
         let later = later.project();
         let answer = ready!(later.stage.poll(later.http, later.context, cx));
-        let (mark, first) = later.first.take().expect("a future is not polled after it was ready");
+        let (mark, first) = later.first.take().expect(POLLED);
         Poll::Ready(match answer {
             Some(held) => {
                 let answer = Hold::<Request<B>, Response<RB>, E>::pass(later.http, later.context, held, None::<()>);

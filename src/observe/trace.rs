@@ -9,8 +9,8 @@ use crate::circuit_breaker::State;
 macro_rules! event {
     ($level:expr, $policy:expr, $($fields:tt)+) => {
         event!(@ $level, $policy, [
-            "circuit_breaker", "bulkhead", "rate_limit", "adaptive_rate", "adaptive_limit", "throttle", "retry", "hedge",
-            "timeout", "deadline", "fallback", "balance", "outlier", "drain"
+            "circuit_breaker", "bulkhead", "rate_limit", "adaptive_rate", "retry", "hedge", "timeout", "deadline",
+            "fallback", "drain"
         ], ($($fields)+))
     };
     (@ $level:expr, $policy:expr, [$($known:literal),+], $fields:tt) => {

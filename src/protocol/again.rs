@@ -265,7 +265,7 @@ mod http_form {
             let headers = request.headers_mut();
             // It may be marked already, by a policy further out or the hop before: those were attempts too.
             let count = |headers: &mut HeaderMap, name: &HeaderName| {
-                let so_far = headers.get(name).and_then(number::read).unwrap_or(0);
+                let so_far = headers.get(name).and_then(number::read::<u32>).unwrap_or(0);
                 let previous = so_far.saturating_add(mark.previous);
                 headers.insert(name, number::header_value(previous.into(), None));
             };

@@ -8,9 +8,9 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::time;
+use crate::{protocol::number, time};
 
 pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
@@ -26,7 +26,7 @@ pub(crate) enum Hint {
 
 /// The delay, from now. What can't be read is no hint.
 pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
-    let pushback = || number(headers, &PUSHBACK).map(Duration::from_millis);
+    let pushback = || headers.get(PUSHBACK).and_then(millis);
     // On gRPC too: it may be a proxy that answers.
     let retry_after = || seconds(headers).map(Duration::from_secs).or_else(|| until_date(headers));
     if grpc { pushback().or_else(|| retry_info(headers)).or_else(retry_after) } else { retry_after() }
@@ -34,26 +34,20 @@ pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
 
 /// As [`of`], for a retry.
 pub(crate) fn for_retry(grpc: bool, headers: &HeaderMap) -> Hint {
-    if grpc && headers.contains_key(PUSHBACK) {
-        return number(headers, &PUSHBACK).map_or(Hint::Stop, |ms| Hint::After(Duration::from_millis(ms)));
+    match headers.get(PUSHBACK).filter(|_| grpc) {
+        Some(pushback) => millis(pushback).map_or(Hint::Stop, Hint::After),
+        None => of(grpc, headers).map_or(Hint::None, Hint::After),
     }
-    of(grpc, headers).map_or(Hint::None, Hint::After)
+}
+
+fn millis(value: &HeaderValue) -> Option<Duration> {
+    number::read(value).map(Duration::from_millis)
 }
 
 /// As many digits as the server likes: what is too long for a number is a very long time (RFC 9111, 1.2.2).
 fn seconds(headers: &HeaderMap) -> Option<u64> {
-    let digits = digits(headers, &header::RETRY_AFTER)?;
-    Some(digits.parse().unwrap_or(u64::MAX))
-}
-
-fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    digits(headers, name)?.parse().ok()
-}
-
-// `parse` alone would take a sign too.
-fn digits<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    let value = headers.get(name)?.to_str().ok()?;
-    (!value.is_empty() && value.bytes().all(|b| b.is_ascii_digit())).then_some(value)
+    let digits = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    number::is_number(digits).then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// A date is counted from the server's own clock, where it says what that is.

@@ -11,7 +11,7 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, refusal,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, number, refusal,
         verdict::Verdict,
     },
     rejection::Rejection,
@@ -270,8 +270,7 @@ enum Header {
 
 fn content_length(headers: &HeaderMap) -> Header {
     let Some(value) = headers.get(header::CONTENT_LENGTH) else { return Header::Absent };
-    let digits = value.to_str().ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
-    digits.and_then(|v| v.parse().ok()).map_or(Header::Malformed, Header::Is)
+    number::read(value).map_or(Header::Malformed, Header::Is)
 }
 
 fn grpc_status_is_malformed(grpc: bool, headers: &HeaderMap) -> bool {

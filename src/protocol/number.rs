@@ -1,5 +1,7 @@
 //! Numbers as header values.
 
+use std::str::FromStr;
+
 use http::HeaderValue;
 
 /// The digits of `n` and then the unit, if there is one. One allocation, of the size it needs: `HeaderValue::from(u64)`
@@ -10,10 +12,18 @@ pub(crate) fn header_value(n: u64, unit: Option<u8>) -> HeaderValue {
 }
 
 /// The number that is all there is in a header. `None`: there is something else, or more than a number has room for.
-pub(crate) fn read(value: &HeaderValue) -> Option<u32> {
-    let digits = value.to_str().ok()?;
-    // `parse` alone would take a sign too.
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+pub(crate) fn read<N: FromStr>(value: &HeaderValue) -> Option<N> {
+    parse(value.to_str().ok()?)
+}
+
+/// A number without a sign.
+pub(crate) fn parse<N: FromStr>(text: &str) -> Option<N> {
+    is_number(text).then(|| text.parse().ok()).flatten()
+}
+
+/// Digits only: `parse` alone would take a sign too.
+pub(crate) fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// A u64 has at most 20 digits.
@@ -50,6 +60,10 @@ mod tests {
         for n in [0, 9, 10, 12_345, u64::MAX] {
             assert_eq!(header_value(n, None), n.to_string());
             assert_eq!(header_value(n, Some(b'm')), format!("{n}m"));
+            assert_eq!(read(&header_value(n, None)), Some(n));
+        }
+        for text in ["", "-1", "+1", " 1", "1.0", "x", "18446744073709551616"] {
+            assert_eq!(parse::<u64>(text), None, "{text}");
         }
     }
 }

@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use crate::{
     permit::UntilReady,
+    polled::POLLED,
     protocol::{Protocol, Unwatched},
     rate_limit::{
         Engine,
@@ -107,8 +108,6 @@ where
         Poll::Ready(refuse::<P, Req, S::Response, S::Error, St>(protocol, context, refused))
     }
 }
-
-pub(crate) const POLLED: &str = "a future is not polled after it was ready";
 
 #[cold]
 fn went_on<P, Req, Res, Err, St>(

@@ -14,12 +14,13 @@ use tower_service::Service;
 
 use crate::{
     deadline::{self, Deadline},
+    polled::{POLLED, take},
     protocol::Protocol,
     rate_limit::{
         Engine,
         bucket::{Bucket, Place, Turn as Look},
         decision::{After, Decision, Patience, Refusal, Turn, Until},
-        future::{self, POLLED, Refused},
+        future::{self, Refused},
         limiter::Limiter,
         store::{Grant, Local},
     },
@@ -199,7 +200,7 @@ where
             let call = this.call.as_mut().expect(POLLED);
             match ready!(wait.poll(protocol, cx, this.limiter, call, this.after)) {
                 Go::Call => {
-                    let (mut service, request) = this.call.take().expect(POLLED);
+                    let (mut service, request) = take(this.call);
                     let inner = service.call(request);
                     this.state.set(State::Running { inner });
                 }

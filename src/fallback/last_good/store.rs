@@ -148,8 +148,7 @@ impl Store {
         *response.status_mut() = kept.status;
         *response.headers_mut() = kept.headers.clone();
         // What it had spent in caches before it came here is part of its age.
-        let before =
-            kept.headers.get(header::AGE).and_then(|v| v.to_str().ok()?.parse::<u32>().ok()).unwrap_or_default();
+        let before = kept.headers.get(header::AGE).and_then(number::read::<u32>).unwrap_or_default();
         let seconds = age.as_secs().saturating_add(u64::from(before));
         response.headers_mut().insert(header::AGE, number::header_value(seconds, None));
         Some(response)

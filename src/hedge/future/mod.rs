@@ -14,6 +14,7 @@ use crate::{
     budget::{Budget, Reservation},
     deadline::Deadline,
     hedge::hedger::Hedger,
+    polled::POLLED,
     protocol::{Hold, Judged, Protocol},
     retry::Retryable,
     stripe::Shared,
@@ -208,8 +209,6 @@ impl<P, C> Kept<P, C> {
         self.shared.budget.own::<P, Req, Res, Err>(head)
     }
 }
-
-const POLLED: &str = "a future is not polled after it was ready";
 
 impl<S, P, Req> fmt::Debug for ResponseFuture<S, P, Req>
 where

@@ -8,11 +8,12 @@ use std::{
 
 use tower_service::Service;
 
-use super::{Attempt, Ended, Failure, First, Held, Output, POLLED, ResponseFuture, Rest, Stage, open};
+use super::{Attempt, Ended, Failure, First, Held, Output, ResponseFuture, Rest, Stage, open};
 use crate::{
     hedge::hedger::Meaning,
     outcome::{End, Outcome},
     permit::Cause,
+    polled::POLLED,
     protocol::Judged,
     retry::Retryable,
     time,

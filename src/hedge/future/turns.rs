@@ -8,9 +8,10 @@ use std::{
 
 use tower_service::Service;
 
-use super::{Output, POLLED, ResponseFuture, Stage, open};
+use super::{Output, ResponseFuture, Stage, open};
 use crate::{
     deadline::Deadline,
+    polled::{POLLED, take},
     protocol::Mark,
     retry::Retryable,
     time::{self, Instant, sleep_until},
@@ -132,7 +133,7 @@ where
         let this = self.as_mut().project();
         let (kept, mut rest) = (this.kept, open(this.rest));
         let spare = this.spare.as_mut().expect(POLLED);
-        let original = spare.original.take().expect(POLLED);
+        let original = take(&mut spare.original);
         // Never as the last one: that would take the request's body from those that run.
         let (original, mut request) = kept.protocol.again(original, false);
         let mark = Mark {
@@ -148,7 +149,7 @@ where
             reservation.spend();
         }
         kept.shared.count_further();
-        let mut service = spare.service.take().expect(POLLED);
+        let mut service = take(&mut spare.service);
         let more = original.is_some() && *rest.made < kept.shared.max();
         spare.service = more.then(|| service.clone());
         spare.original = original;

@@ -8,6 +8,7 @@ use super::{Who, series::Counters};
 use crate::{
     circuit_breaker::State,
     observe::{Figure, StoppedBy, Watched},
+    outcome::Outcome,
     rejection::Reason,
 };
 
@@ -28,6 +29,23 @@ const REASONS: [Reason; 13] = [
     Reason::DeadlineExceeded,
     Reason::Draining,
 ];
+
+/// An event finds its counter by the number of what it tells, so each stands where that number is.
+const _: () = {
+    let mut n = 0;
+    while n < REASONS.len() {
+        assert!(REASONS[n] as usize == n);
+        n += 1;
+    }
+    n = 0;
+    while n < STATES.len() {
+        assert!(STATES[n] as usize == n);
+        n += 1;
+    }
+    assert!(Outcome::Success as usize == 0 && Outcome::Failure as usize == 1 && Outcome::Throttled as usize == 2);
+    assert!(Outcome::Cancelled as usize == 3 && Outcome::Ignored as usize == 4);
+    assert!(StoppedBy::Budget as usize == 0 && StoppedBy::Deadline as usize == 1);
+};
 
 const CALLS: &str = "buttress_calls_total";
 const ADMITTED: &str = "buttress_admitted_total";

@@ -172,8 +172,6 @@ fn wait(since: &mut Option<Instant>) {
     since.get_or_insert_with(time::now);
 }
 
-const POLLED: &str = "a future is not polled after it was ready";
-
 impl<S, P, Req> fmt::Debug for ResponseFuture<S, P, Req>
 where
     S: Service<Req>,

@@ -8,13 +8,14 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Failure, Held, Output, POLLED, ResponseFuture, Spare, Step, StepProj, wait,
+    Failure, Held, Output, ResponseFuture, Spare, Step, StepProj, wait,
     wait::{Wait, poll_patience},
 };
 use crate::{
     budget::Budget,
     deadline::{self, Deadline},
     outcome::{End, Outcome},
+    polled::{POLLED, take},
     protocol::Mark,
     retry::{
         Attempts, Stopped,
@@ -121,7 +122,7 @@ where
                         None
                     }
                 };
-                let held = held.take().expect(POLLED);
+                let held = take(held);
                 Poll::Ready(match looked {
                     // A message came, or none in time: the rest is the caller's.
                     None | Some(End::Outcome(Outcome::Success)) => Some(Ok(self.succeeded(held))),
@@ -171,7 +172,7 @@ where
     #[inline(always)]
     fn call_again(self: Pin<&mut Self>, own_budget: Option<Budget>) {
         let mut this = self.project();
-        let Spare { mut service, original } = this.spare.take().expect(POLLED);
+        let Spare { mut service, original } = take(this.spare);
         let settings = &this.shared.settings;
         let (original, mut request) = this.protocol.again(original, *this.number + 1 >= settings.attempts());
         let mark = Mark {
