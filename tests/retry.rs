@@ -107,6 +107,29 @@ impl Service<u32> for Backend {
     }
 }
 
+/// Attempts without a wait between them that end at once: still others get their turn, and a timeout outside its end.
+#[tokio::test(start_paused = true)]
+async fn attempts_at_once_do_not_keep_the_thread() {
+    for deadline in [None, Some(Deadline::after(ms(1_000)))] {
+        let layer = retry().attempts(u32::MAX).backoff(Backoff::Constant(Duration::ZERO)).build().unwrap().plain();
+        let failing = service_fn(|(): ()| async { Err::<(), _>(Oops(1)) });
+        let call = layer.layer(failing).oneshot(());
+        let call = async {
+            match deadline {
+                Some(deadline) => deadline.scope(call).await,
+                None => call.await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = call => panic!("there are more attempts than that"),
+            () = async { for _ in 0..3 { tokio::task::yield_now().await } } => {}
+        }
+        let attempts = layer.handle().snapshot().attempts;
+        assert!((3..1_000).contains(&attempts), "{attempts}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn fails_twice_and_then_answers() {
     let backend = Backend::new([Err(1), Err(2)]);

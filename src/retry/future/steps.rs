@@ -25,6 +25,9 @@ use crate::{
     time::{self, Span},
 };
 
+/// After so many attempts others get their turn: those that end at once and have no wait between them would go on in one poll.
+const AT_ONCE: u32 = 32;
+
 impl<S, P, Req> ResponseFuture<S, P, Req>
 where
     S: Service<Req>,
@@ -78,7 +81,8 @@ where
             Err(_) => None,
         };
         *this.last_delay = delay;
-        if delay == Span::ZERO && rest.is_none() && this.deadline.is_none() {
+        let yields = this.number.is_multiple_of(AT_ONCE);
+        if delay == Span::ZERO && rest.is_none() && this.deadline.is_none() && !yields {
             // The attempt that failed is dropped before the next one is begun.
             this.inner.set(None);
             match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
@@ -96,7 +100,7 @@ where
             }
         }
         let reservation = Some(budget.hold(taken));
-        self.stop(Step::Waiting { timer: None, wait: Wait::new(delay), rest, reservation });
+        self.stop(Step::Waiting { timer: None, wait: Wait::new(delay, yields), rest, reservation });
         None
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -36,7 +37,12 @@ pub(super) fn poll_patience(
 
 /// The wait before an attempt; in its first part the rest of the failed response is read.
 #[derive(Debug)]
-pub(super) struct Wait(Option<Until>);
+pub(super) struct Wait {
+    /// `None`: for nothing.
+    until: Option<Until>,
+    /// Others get their turn first.
+    yields: bool,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Until {
@@ -46,15 +52,16 @@ struct Until {
 
 impl Wait {
     /// Zero needs no clock and no timer.
-    pub(super) fn new(delay: Span) -> Self {
-        Wait(delay.duration().filter(|delay| !delay.is_zero()).map(|delay| {
+    pub(super) fn new(delay: Span, yields: bool) -> Self {
+        let until = delay.duration().filter(|delay| !delay.is_zero()).map(|delay| {
             let now = time::now();
             Until { end: now + delay, drain: now + delay.min(DRAIN_FOR) }
-        }))
+        });
+        Wait { until, yields }
     }
 
     pub(super) fn poll<S, P, Req>(
-        &self,
+        &mut self,
         mut timer: Pin<&mut Option<Sleep>>,
         mut rest: Pin<&mut Option<P::Rest>>,
         cx: &mut Context<'_>,
@@ -64,7 +71,13 @@ impl Wait {
         P: Retryable<Req, S::Response, S::Error>,
     {
         let drained = rest.as_mut().as_pin_mut().is_none_or(|rest| P::poll_rest(rest, cx).is_ready());
-        let Some(until) = self.0 else { return Poll::Ready(()) };
+        let Some(until) = self.until else {
+            if mem::take(&mut self.yields) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            return Poll::Ready(());
+        };
         if drained {
             rest.set(None);
         }
