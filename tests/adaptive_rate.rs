@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::ready,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -199,9 +200,10 @@ async fn whoever_may_wait_waits_and_holds_nothing() {
         (status, start.elapsed().as_millis())
     }));
     let went = calls.await;
-    // Two a second were sent, so it is 1.4 now: one each 714 ms, and nothing in the first second. A third would have been
-    // the last; timers are whole milliseconds.
-    assert_eq!(went, [(200, 1_000), (200, 1_429), (200, 2_143), (503, 0), (503, 0)]);
+    // Two a second were sent, so it is 1.4 now: one each 714 ms, and nothing in the first second. At that rate the third would
+    // be the last, at 2,143 ms. The first answer brings it to two a second, for those who wait too: 0.4 of a unit is there
+    // by then, and the rest takes 300 ms. (Timers are whole milliseconds.)
+    assert_eq!(went, [(200, 1_000), (200, 1_301), (200, 1_800), (503, 0), (503, 0)]);
 
     let probe = Probe::new();
     let mut service = layer.layer(probe.clone());
@@ -224,6 +226,123 @@ async fn a_place_given_up_is_had_by_the_next() {
     assert_eq!(send(&service, asks(&[])).await.status(), 200);
     let took = start.elapsed();
     assert!(took <= ms(2_000), "{took:?}");
+}
+
+/// A backend that answers as it is told, and when its calls came.
+#[derive(Clone, Default)]
+struct Told {
+    headers: Arc<Mutex<Vec<(&'static str, &'static str)>>>,
+    calls: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl Told {
+    fn says(&self, headers: &[(&'static str, &'static str)]) {
+        *self.headers.lock().unwrap() = headers.to_vec();
+    }
+
+    fn since(&self, from: Instant) -> usize {
+        self.calls.lock().unwrap().iter().filter(|at| **at > from).count()
+    }
+}
+
+impl Service<Request<()>> for Told {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        self.calls.lock().unwrap().push(Instant::now());
+        let mut response = Response::builder();
+        for (name, value) in &*self.headers.lock().unwrap() {
+            response = match *name {
+                "status" => response.status(value.parse::<u16>().unwrap()),
+                name => response.header(name, *value),
+            };
+        }
+        ready(Ok(response.body(Empty::new()).unwrap()))
+    }
+}
+
+/// A hundred calls wait at seventy a second, and then the backend throttles: what they may do is of the rate that is in force
+/// when they do it, not of the one when they came.
+#[tokio::test(start_paused = true)]
+async fn a_lower_rate_and_a_hint_are_for_those_who_wait_too() {
+    for hint in [None, Some(("retry-after", "10"))] {
+        let layer = AdaptiveRateLayer::builder().wait(ms(2_000)).build().unwrap();
+        let backend = Told::default();
+        let service = layer.layer(backend.clone());
+        for _ in 0..200 {
+            send(&service, asks(&[])).await;
+            sleep(ms(10)).await;
+        }
+        backend.says(&[("status", "429")]);
+        send(&service, asks(&[])).await;
+        backend.says(&[]);
+        assert!(layer.handle().snapshot().rate.unwrap() > 60.0);
+        for _ in 0..100 {
+            let service = service.clone();
+            tokio::spawn(async move { send(&service, asks(&[])).await });
+        }
+        sleep(ms(100)).await;
+        backend.says(&[("status", "429")].into_iter().chain(hint).collect::<Vec<_>>());
+        sleep(ms(200)).await;
+        let (rate, now) = (layer.handle().snapshot().rate.unwrap(), Instant::now());
+        sleep(ms(1_000)).await;
+        let sent = backend.since(now) as f64;
+        assert!(sent <= if hint.is_some() { 0.0 } else { rate + 1.0 }, "{sent} at {rate} a second");
+        // Who would come to its turn too late knows it at once.
+        let snapshot = layer.handle().snapshot();
+        assert!(hint.is_none() || snapshot.rejected >= 80, "{}", snapshot.rejected);
+    }
+}
+
+/// Calls that came at the floor, one in two seconds, do not keep a backend that is well again from its full rate.
+#[tokio::test(start_paused = true)]
+async fn a_higher_rate_is_for_those_who_wait_too() {
+    for wait in [1_000, 30_000] {
+        let layer = AdaptiveRateLayer::builder().wait(ms(wait)).build().unwrap();
+        let backend = Told::default();
+        let service = layer.layer(backend.clone());
+        let offer = async |seconds: u64| {
+            for _ in 0..seconds * 100 {
+                let service = service.clone();
+                tokio::spawn(async move { send(&service, asks(&[])).await });
+                sleep(ms(10)).await;
+            }
+        };
+        offer(5).await;
+        backend.says(&[("status", "429")]);
+        offer(20).await;
+        backend.says(&[]);
+        offer(20).await;
+        let now = Instant::now();
+        offer(1).await;
+        assert!(backend.since(now) >= 90, "{} after a wait of {wait} ms", backend.since(now));
+    }
+}
+
+/// In shadow nobody waits, nor do those who have begun to.
+#[tokio::test(start_paused = true)]
+async fn shadow_lets_go_who_waits() {
+    let layer = AdaptiveRateLayer::builder().wait(ms(60_000)).build().unwrap();
+    let service = layer.layer(echo());
+    send(&service, asks(&[("x-status", "429"), ("x-say-retry-after", "30")])).await;
+    let waits: Vec<_> = (0..3)
+        .map(|_| {
+            let service = service.clone();
+            tokio::spawn(async move { send(&service, asks(&[])).await.status() })
+        })
+        .collect();
+    sleep(ms(1_000)).await;
+    layer.handle().shadow(true);
+    let start = Instant::now();
+    for call in waits {
+        assert_eq!((call.await.unwrap().as_u16(), start.elapsed()), (200, ms(0)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,11 @@ use std::{
 };
 
 use crate::{
-    adaptive_rate::{cubic::Cubic, pacer::Pacer},
+    adaptive_rate::{
+        cubic::Cubic,
+        line::Place,
+        pacer::{Asked, Pacer, Unit},
+    },
     deadline::Deadline,
     observe::{Kind, Reporter},
     outcome::{End, Outcome},
@@ -36,6 +40,17 @@ pub(crate) struct Controller {
     pub(crate) throttled: AtomicU64,
     pub(crate) rejected: AtomicU64,
     pub(crate) would_have_rejected: AtomicU64,
+}
+
+/// What was decided of a call.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// With this unit, where there is a rate.
+    Goes(Option<Unit>),
+    /// Until then at the latest.
+    Waits(Place, u64),
+    /// Its turn would come after so long.
+    Refused(Span),
 }
 
 /// Between two looks of the rule.
@@ -79,6 +94,9 @@ impl Controller {
 
     pub(crate) fn shadow(&self, on: bool) {
         self.shadow.store(on, Relaxed);
+        if on {
+            self.pacer.call_all();
+        }
     }
 
     pub(crate) fn in_shadow(&self) -> bool {
@@ -99,23 +117,35 @@ impl Controller {
         self.pacer.peek(now) > now && !self.in_shadow()
     }
 
-    /// When this call may be made. `Ok(None)`: now.
+    /// May this call be made? `deadline` is asked for only where there is a rate.
     #[inline]
-    pub(crate) fn admit(&self, deadline: impl FnOnce() -> Option<Deadline>) -> Result<Option<u64>, Span> {
-        if self.pacer.is_free() { Ok(None) } else { self.admit_at_a_rate(deadline()) }
+    pub(crate) fn admit(&self, deadline: impl FnOnce() -> Option<Deadline>) -> Admission {
+        if self.pacer.is_free() { Admission::Goes(None) } else { self.admit_at_a_rate(deadline()) }
     }
 
     #[cold]
-    fn admit_at_a_rate(&self, deadline: Option<Deadline>) -> Result<Option<u64>, Span> {
+    fn admit_at_a_rate(&self, deadline: Option<Deadline>) -> Admission {
         let now = self.now();
         let own = now.saturating_add(nanos(self.wait.unwrap_or_default()));
         let latest = deadline.map_or(own, |d| own.min(self.at(d.instant())));
-        match self.pacer.take(now, latest) {
-            Ok(turn) if turn <= now || self.in_shadow() => Ok(None),
-            Ok(turn) => Ok(Some(turn)),
-            Err(turn) if self.refuses(Reason::Throttled) => Err(Span(turn.saturating_sub(now))),
-            Err(_) => Ok(None),
+        if self.in_shadow() {
+            match self.pacer.peek(now) {
+                turn if turn > latest.max(now) => _ = self.refuses(Reason::Throttled),
+                _ => self.pacer.charge(now),
+            }
+            return Admission::Goes(None);
         }
+        match self.pacer.ask(now, latest) {
+            Asked::Goes(unit) => Admission::Goes(Some(unit)),
+            Asked::Waits(place) => Admission::Waits(place, latest),
+            Asked::Late(turn) => self.too_early(turn, now).map_or(Admission::Goes(None), Admission::Refused),
+        }
+    }
+
+    /// It would be made too early, and its turn comes then. `None` in shadow, where it goes all the same.
+    #[cold]
+    pub(crate) fn too_early(&self, turn: u64, now: u64) -> Option<Span> {
+        self.refuses(Reason::Throttled).then_some(Span(turn.saturating_sub(now)))
     }
 
     /// Books a refusal and tells of it. Not in shadow, where the call goes all the same.

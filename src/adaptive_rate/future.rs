@@ -12,14 +12,18 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    adaptive_rate::controller::{Call, Controller},
+    adaptive_rate::{
+        controller::{Call, Controller},
+        line::Place,
+        pacer::{Turn, Unit},
+    },
     deadline::{self, Deadline},
     permit::Permit,
     polled::{POLLED, take},
     protocol::Protocol,
     rejection::Rejection,
     stripe::Shared,
-    time::{Sleep, Span, sleep_until},
+    time::{Instant, Sleep, Span, sleep_until},
 };
 
 pin_project! {
@@ -53,29 +57,82 @@ pin_project! {
         // Of its turn, and then of the deadline.
         #[pin]
         timer: Option<Sleep>,
-        has_come: bool,
+        wait: Wait,
         deadline: Option<Deadline>,
-        place: Place,
         service: S,
         request: Option<Req>,
     }
 }
 
-/// A unit that was taken for a call that is not made yet; given back if it is not.
-struct Place {
+/// For what a call waits. What it has of the rate is given back if it is not made.
+pub(crate) struct Wait {
     controller: Shared<Controller>,
-    used: bool,
+    has: Has,
 }
 
-impl Place {
+enum Has {
+    /// A place in the line, until then at the latest.
+    Place(Place, u64),
+    /// Its turn has come, and it waits for the inner service.
+    Unit(Unit),
+    /// As with a unit; there was no rate, or there is a shadow.
+    Nothing,
+}
+
+impl Wait {
+    pub(crate) fn for_turn(place: Place, latest: u64, controller: Shared<Controller>) -> Self {
+        Wait { controller, has: Has::Place(place, latest) }
+    }
+
+    pub(crate) fn for_readiness(unit: Option<Unit>, controller: Shared<Controller>) -> Self {
+        Wait { controller, has: unit.map_or(Has::Nothing, Has::Unit) }
+    }
+
+    /// Waits for the turn. `Err`: it comes too late, by so much.
+    fn poll_turn(&mut self, mut timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Result<(), Span>> {
+        while let Has::Place(place, latest) = self.has {
+            let now = self.controller.now();
+            if self.controller.in_shadow() {
+                self.give_back();
+                break;
+            }
+            match self.controller.pacer.look(place, now, latest, cx.waker()) {
+                Turn::Now(unit) => self.has = Has::Unit(unit),
+                Turn::Late(turn) => {
+                    self.has = Has::Nothing;
+                    if let Some(by) = self.controller.too_early(turn, now) {
+                        return Poll::Ready(Err(by));
+                    }
+                }
+                Turn::At(at) => {
+                    // Beyond the clock's range the line alone calls it.
+                    let Some(at) = self.controller.instant(at) else { return Poll::Pending };
+                    ready!(poll_at(timer.as_mut(), at, cx));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn give_back(&mut self) {
-        if !mem::replace(&mut self.used, true) {
-            self.controller.pacer.give_back();
+        match mem::replace(&mut self.has, Has::Nothing) {
+            Has::Place(place, _) => self.controller.pacer.leave(place),
+            Has::Unit(unit) => self.controller.pacer.give_back(unit),
+            Has::Nothing => {}
         }
     }
 }
 
-impl Drop for Place {
+fn poll_at(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    match timer.as_mut().as_pin_mut() {
+        Some(sleep) if sleep.deadline() != at => sleep.reset(at),
+        Some(_) => {}
+        None => timer.set(Some(sleep_until(at))),
+    }
+    timer.as_pin_mut().map_or(Poll::Pending, |sleep| sleep.poll(cx))
+}
+
+impl Drop for Wait {
     fn drop(&mut self) {
         self.give_back();
     }
@@ -93,18 +150,17 @@ impl<F, S, P, C, Req> ResponseFuture<F, S, P, C, Req> {
         ResponseFuture { state, protocol, context, permit: None }
     }
 
-    /// Waits until its turn (at once, if there is none) and then for the inner service, by the deadline.
+    /// Waits for its turn, where that has not come, and then for the inner service, by the deadline.
     #[inline(always)]
     pub(crate) fn waiting(
-        turn: Option<u64>,
+        wait: Wait,
         deadline: Option<Deadline>,
-        call: (S, Req),
+        (service, request): (S, Req),
         protocol: P,
         context: C,
-        controller: Shared<Controller>,
     ) -> Self {
-        let state = State::Waiting { call: Waiting::new(turn, deadline, call, controller) };
-        ResponseFuture { state, protocol, context, permit: None }
+        let call = Box::pin(Waiting { timer: None, wait, deadline, service, request: Some(request) });
+        ResponseFuture { state: State::Waiting { call }, protocol, context, permit: None }
     }
 }
 
@@ -117,40 +173,26 @@ enum Went<F, E> {
 }
 
 impl<S, Req> Waiting<S, Req> {
-    #[cold]
-    fn new(
-        turn: Option<u64>,
-        deadline: Option<Deadline>,
-        (service, request): (S, Req),
-        controller: Shared<Controller>,
-    ) -> Pin<Box<Self>> {
-        // A turn beyond the clock's range was refused: it is later than every wait.
-        let timer = turn.and_then(|at| controller.instant(at)).map(sleep_until);
-        let (has_come, place) = (timer.is_none(), Place { controller, used: false });
-        Box::pin(Waiting { timer, has_come, deadline, place, service, request: Some(request) })
-    }
-
     #[inline(never)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S::Future, S::Error>>
     where
         S: Service<Req>,
     {
         let mut this = self.project();
-        if !*this.has_come {
-            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-                ready!(timer.poll(cx));
+        if let Has::Place(..) = this.wait.has {
+            if let Err(by) = ready!(this.wait.poll_turn(this.timer.as_mut(), cx)) {
+                return Poll::Ready(Went::Late(this.wait.controller.rejection(by)));
             }
             this.timer.set(None);
-            *this.has_come = true;
         }
-        let controller = &this.place.controller;
+        let controller = &this.wait.controller;
         match this.service.poll_ready(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Went::Broken(error)),
             Poll::Pending => {
                 ready!(deadline::poll_passed(this.timer, *this.deadline, cx));
                 if let Some(rejection) = controller.late() {
-                    this.place.give_back();
+                    this.wait.give_back();
                     return Poll::Ready(Went::Late(rejection));
                 }
                 // In shadow it goes on, however long that takes.
@@ -159,7 +201,7 @@ impl<S, Req> Waiting<S, Req> {
             }
         }
         let mut permit = Permit::new(Call::new(controller.clone()));
-        this.place.used = true;
+        this.wait.has = Has::Nothing;
         let inner = permit.guard(|| this.service.call(take(this.request)));
         Poll::Ready(Went::Made(inner, permit))
     }

@@ -27,15 +27,17 @@
 //!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most. What
 //!   can't be read is no hint.
 //! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
-//!   [`wait`](AdaptiveRateBuilder::wait) allows; after its turn it waits for the inner service until its deadline at most, and
-//!   then gives its unit back.
+//!   [`wait`](AdaptiveRateBuilder::wait) allows, in order. Nobody who waits has taken anything: a rate that drops, a hint and a
+//!   rate that climbs are theirs too, and one that learns that its turn comes too late is refused then. Shadow lets them go.
+//! - After its turn a call waits for the inner service until its deadline at most, and then gives its unit back.
 //! - Put it inside of retries: each attempt is a call to the backend.
 //!
 //! # Cost
 //!
 //! Until the first throttled answer two loads and a clock read a call; after it one compare-and-swap more. The rule itself
 //! stands behind a lock that is tried at most a hundred times a second, and waited for only by throttled answers. A call
-//! that waits allocates once.
+//! that waits allocates once, and takes the lock of the line a few times. (One that is not polled when its turn has come keeps
+//! those behind it, as with tokio's semaphore; each of them is refused at its own end.)
 //!
 //! # Cancel safety
 //!
@@ -47,6 +49,7 @@ mod cubic;
 mod future;
 mod handle;
 mod layer;
+mod line;
 mod pacer;
 #[cfg(feature = "http")]
 mod remaining;

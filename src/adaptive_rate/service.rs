@@ -11,7 +11,8 @@ use tower_service::Service;
 use crate::{
     adaptive_rate::{
         ResponseFuture,
-        controller::{Call, Controller},
+        controller::{Admission, Call, Controller},
+        future::Wait,
     },
     deadline::{self, Deadline},
     permit::Permit,
@@ -70,17 +71,20 @@ where
         let context = self.protocol.context(&request);
         let deadline = |request: &Req| deadline::earliest(P::deadline(request), Deadline::current());
         match self.shared.admit(|| deadline(&request)) {
-            Ok(None) if !self.readiness.is_refused() => {
+            Admission::Goes(_) if !self.readiness.is_refused() => {
                 let mut permit = Permit::new(Call::new(self.shared.share()));
                 let inner = permit.guard(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, permit)
             }
-            Ok(turn) => {
-                let deadline = deadline(&request).filter(|_| !self.shared.in_shadow());
-                let call = (self.lend(), request);
-                ResponseFuture::waiting(turn, deadline, call, self.protocol.clone(), context, self.shared.share())
+            Admission::Goes(unit) => {
+                let wait = Wait::for_readiness(unit, self.shared.share());
+                self.wait(wait, deadline(&request), request, context)
             }
-            Err(retry_after) => {
+            Admission::Waits(place, latest) => {
+                let wait = Wait::for_turn(place, latest, self.shared.share());
+                self.wait(wait, deadline(&request), request, context)
+            }
+            Admission::Refused(retry_after) => {
                 drop(self.lend());
                 ResponseFuture::refused(retry_after, self.protocol.clone(), context, self.shared.share())
             }
@@ -88,7 +92,24 @@ where
     }
 }
 
-impl<S: Clone, P> AdaptiveRate<S, P> {
+impl<S: Clone, P: Clone> AdaptiveRate<S, P> {
+    /// A call that waits, with an instance that holds nothing.
+    #[cold]
+    fn wait<Req, C>(
+        &mut self,
+        wait: Wait,
+        deadline: Option<Deadline>,
+        request: Req,
+        context: C,
+    ) -> ResponseFuture<S::Future, S, P, C, Req>
+    where
+        S: Service<Req>,
+    {
+        let deadline = deadline.filter(|_| !self.shared.in_shadow());
+        let call = (self.lend(), request);
+        ResponseFuture::waiting(wait, deadline, call, self.protocol.clone(), context)
+    }
+
     /// An instance that holds nothing. What the readied one holds must not wait for the next call: it goes too.
     #[cold]
     fn lend(&mut self) -> S {
