@@ -105,6 +105,7 @@ pub mod loom;
 pub mod observe;
 mod origin;
 mod outcome;
+mod outline;
 mod permit;
 mod polled;
 mod priority;

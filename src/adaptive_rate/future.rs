@@ -18,6 +18,7 @@ use crate::{
         pacer::{Turn, Unit},
     },
     deadline::{self, Deadline},
+    outline,
     permit::Permit,
     polled::{POLLED, take},
     protocol::Protocol,
@@ -186,7 +187,7 @@ impl<S, Req> Waiting<S, Req> {
             this.timer.set(None);
         }
         let controller = &this.wait.controller;
-        match this.service.poll_ready(cx) {
+        match outline::poll_ready(this.service, cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Went::Broken(error)),
             Poll::Pending => {
@@ -202,7 +203,7 @@ impl<S, Req> Waiting<S, Req> {
         }
         let mut permit = Permit::new(Call::new(controller.clone()));
         this.wait.has = Has::Nothing;
-        let inner = permit.guard(|| this.service.call(take(this.request)));
+        let inner = permit.guard(|| outline::call(this.service, take(this.request)));
         Poll::Ready(Went::Made(inner, permit))
     }
 }

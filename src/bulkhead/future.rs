@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use crate::{
     bulkhead::held::Held,
+    outline,
     polled::{POLLED, take},
     protocol::Protocol,
     rejection::Reason,
@@ -87,12 +88,7 @@ where
         let this = self.as_mut().project();
         if let StateProj::Running { inner } = this.state.project() {
             let result = ready!(inner.poll(cx));
-            if !P::HAS_BODY {
-                // Nothing in the response is to be watched.
-                Held::leave(this.held);
-                return Poll::Ready(this.protocol.finish(this.context, result, &mut None));
-            }
-            return Poll::Ready(this.protocol.finish(this.context, result, this.held));
+            return Poll::Ready(finish(this.protocol, this.context, result, this.held));
         }
         self.poll_waiting(cx)
     }
@@ -109,14 +105,17 @@ where
         let mut this = self.as_mut().project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Running { .. } => return self.poll(cx),
+                StateProj::Running { inner } => {
+                    let result = ready!(outline::poll(inner, cx));
+                    return Poll::Ready(finish(this.protocol, this.context, result, this.held));
+                }
                 StateProj::Waiting { service, request } => {
                     let held = this.held.as_mut().expect(POLLED);
                     if let Err(reason) = ready!(held.poll_turn(this.timer.as_mut(), cx)) {
                         this.state.set(State::Refused { reason });
                         continue;
                     }
-                    match service.poll_ready(cx) {
+                    match outline::poll_ready(service, cx) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => {
                             *this.held = None;
@@ -130,7 +129,7 @@ where
                     }
                     this.timer.set(None);
                     held.is_called();
-                    let inner = service.call(take(request));
+                    let inner = outline::call(service, take(request));
                     this.state.set(State::Running { inner });
                 }
                 StateProj::Refused { reason } => {
@@ -140,6 +139,24 @@ where
             }
         }
     }
+}
+
+#[inline(always)]
+fn finish<P, Req, Res, Err>(
+    protocol: &P,
+    context: &P::Context,
+    result: Result<Res, Err>,
+    held: &mut Option<Held>,
+) -> Result<P::Response<Held>, P::Error>
+where
+    P: Protocol<Req, Res, Err>,
+{
+    if !P::HAS_BODY {
+        // Nothing in the response is to be watched.
+        Held::leave(held);
+        return protocol.finish(context, result, &mut None);
+    }
+    protocol.finish(context, result, held)
 }
 
 impl<S: Service<Req>, P, C, Req> fmt::Debug for ResponseFuture<S, P, C, Req> {

@@ -16,6 +16,7 @@ use crate::{
         wall::Wall,
     },
     deadline::{self, Deadline},
+    outline,
     priority::Priority,
     protocol::{Http, Protocol},
     readiness::give_back,
@@ -75,7 +76,7 @@ where
         // By itself, from the door to the future: where paths met again, each would carry what the others need.
         let has_deadline = Deadline::current().is_some() || P::deadline(&request).is_some();
         if self.door == Door::Open && !has_deadline && self.shared.room.pass() {
-            let inner = call_inner(&self.shared, &mut self.inner, request);
+            let inner = call_inner(&self.shared, request, |request| self.inner.call(request));
             return self.running(inner, context);
         }
         let door = mem::replace(&mut self.door, Door::Unasked);
@@ -90,7 +91,7 @@ where
         }
         match self.admit(door, &mut request) {
             Admission::In if door == Door::Open => {
-                let inner = call_inner(&self.shared, &mut self.inner, request);
+                let inner = call_inner(&self.shared, request, |request| outline::call(&mut self.inner, request));
                 self.running(inner, context)
             }
             Admission::In => {
@@ -143,7 +144,7 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
     {
         match admission {
             Admission::In if door == Door::Open => {
-                let inner = call_inner(&wall, &mut self.inner, request);
+                let inner = call_inner(&wall, request, |request| outline::call(&mut self.inner, request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(wall))
             }
             Admission::In => {
@@ -266,9 +267,9 @@ impl<S: Clone, P> Bulkhead<S, P> {
 
 /// A call that is in behind this wall.
 #[inline(always)]
-fn call_inner<S: Service<Req>, Req>(wall: &Wall, inner: &mut S, request: Req) -> S::Future {
+fn call_inner<Req, F>(wall: &Wall, request: Req, call: impl FnOnce(Req) -> F) -> F {
     let panic = PanicInCall(wall);
-    let inner = inner.call(request);
+    let inner = call(request);
     mem::forget(panic);
     inner
 }

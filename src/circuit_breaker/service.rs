@@ -17,6 +17,7 @@ use crate::{
         machine::{Look, Ticket},
     },
     deadline::{self, Deadline},
+    outline,
     permit::Permit,
     protocol::{Http, Protocol},
     readiness::{Readiness, give_back},
@@ -99,7 +100,7 @@ where
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
         // Two ways that differ in their facts alone: where they met, each call would move the larger ones.
         if let Some(facts) = self.shared.admit_plain(deadline) {
-            return self.run(request, context, facts);
+            return self.run(request, context, facts, S::call);
         }
         // By itself, and not on the way of other layers.
         #[cfg(feature = "http")]
@@ -111,7 +112,7 @@ where
             self.settle();
         }
         match self.shared.admit(deadline) {
-            Ok(facts) => self.run(request, context, facts),
+            Ok(facts) => self.run(request, context, facts, outline::call),
             Err(refusal) => self.refuse_late(refusal.told(), context),
         }
     }
@@ -131,11 +132,17 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
 
 impl<S, P: Clone> CircuitBreaker<S, P> {
     #[inline(always)]
-    fn run<Req, C>(&mut self, request: Req, context: C, facts: Facts) -> ResponseFuture<S::Future, P, C, Req>
+    fn run<Req, C>(
+        &mut self,
+        request: Req,
+        context: C,
+        facts: Facts,
+        call: impl FnOnce(&mut S, Req) -> S::Future,
+    ) -> ResponseFuture<S::Future, P, C, Req>
     where
         S: Service<Req>,
     {
-        let inner = call_inner(&self.shared, &mut self.inner, request, facts.ticket());
+        let inner = call_inner(&self.shared, facts.ticket(), || call(&mut self.inner, request));
         // Made after the inner call, which would otherwise have to be able to drop it.
         let permit = Permit::new(Call::new(self.shared.share(), facts));
         ResponseFuture::running(inner, self.protocol.clone(), context, permit)
@@ -179,7 +186,7 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
     {
         match found {
             Ok((breaker, facts)) => {
-                let inner = call_inner(&breaker, &mut self.inner, request, facts.ticket());
+                let inner = call_inner(&breaker, facts.ticket(), || outline::call(&mut self.inner, request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, Permit::new(Call::new(breaker, facts)))
             }
             Err(told) => self.refuse_late(told, context),
@@ -214,9 +221,9 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
 }
 
 #[inline(always)]
-fn call_inner<S: Service<Req>, Req>(breaker: &Breaker, inner: &mut S, request: Req, ticket: Ticket) -> S::Future {
+fn call_inner<F>(breaker: &Breaker, ticket: Ticket, call: impl FnOnce() -> F) -> F {
     let panic = PanicInCall { breaker, ticket };
-    let inner = inner.call(request);
+    let inner = call();
     mem::forget(panic);
     inner
 }

@@ -10,6 +10,7 @@ use tower_service::Service;
 
 use crate::{
     deadline::{self, Deadline},
+    outline,
     protocol::{Http, Protocol, Unwatched},
     rate_limit::{Engine, Local, ResponseFuture, decision::Decision, limiter::Limiter, waiting::Waiting},
     readiness::Readiness,
@@ -81,11 +82,11 @@ where
             Decision::Go(after, _) if !self.readiness.is_refused() => {
                 self.shared.goes();
                 let then = if after.is_nothing() { None } else { Some((self.shared.share(), after)) };
-                let inner = self.inner.call(request);
+                let inner = outline::call(&mut self.inner, request);
                 ResponseFuture::running(inner, self.protocol.clone(), context, then)
             }
             Decision::Shadowed if !self.readiness.is_refused() => {
-                let inner = self.inner.call(request);
+                let inner = outline::call(&mut self.inner, request);
                 ResponseFuture::running(inner, self.protocol.clone(), context, None)
             }
             Decision::No(refusal) => {

@@ -14,6 +14,7 @@ use tower_service::Service;
 
 use crate::{
     deadline::{self, Deadline},
+    outline,
     polled::{POLLED, take},
     protocol::Protocol,
     rate_limit::{
@@ -192,7 +193,7 @@ where
             let wait = match this.state.as_mut().project() {
                 StateProj::Waiting { wait } => wait,
                 StateProj::Running { inner } => {
-                    let result = ready!(inner.poll(cx));
+                    let result = ready!(outline::poll(inner, cx));
                     let then = (!this.after.is_nothing()).then(|| (this.limiter.clone(), mem::take(this.after)));
                     return Poll::Ready(Went::Answered(result, then));
                 }
@@ -201,7 +202,7 @@ where
             match ready!(wait.poll(protocol, cx, this.limiter, call, this.after)) {
                 Go::Call => {
                     let (mut service, request) = take(this.call);
-                    let inner = service.call(request);
+                    let inner = outline::call(&mut service, request);
                     this.state.set(State::Running { inner });
                 }
                 Go::Refused(refusal) => return Poll::Ready(Went::Refused((refusal, this.limiter.clone()))),
@@ -280,7 +281,7 @@ impl<St: Engine> Wait<St> {
                         None => Wait::readiness(None, patience.deadline),
                     })
                 }
-                WaitProj::Readiness { ticket, timer, deadline, booked } => match service.poll_ready(cx) {
+                WaitProj::Readiness { ticket, timer, deadline, booked } => match outline::poll_ready(service, cx) {
                     Poll::Ready(Ok(())) => {
                         if *booked == Booked::WhenMade {
                             limiter.goes();

@@ -9,6 +9,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::{Attempt, AttemptProj};
+use crate::outline;
 
 pin_project! {
     /// The second attempt has a place in the future of the call. Nearly all calls that have a second one have no third: each
@@ -65,7 +66,7 @@ impl<F> Attempt<F> {
         F: Future,
     {
         let AttemptProj::Running { inner } = self.as_mut().project() else { return Poll::Pending };
-        let polled = inner.poll(cx);
+        let polled = outline::poll(inner, cx);
         if polled.is_ready() {
             self.set(Attempt::Gone);
         }

@@ -11,6 +11,7 @@ use tower_service::Service;
 use super::{Output, ResponseFuture, Stage, open};
 use crate::{
     deadline::Deadline,
+    outline,
     polled::{POLLED, take},
     protocol::Mark,
     retry::Retryable,
@@ -53,7 +54,7 @@ where
         let this = self.as_mut().project();
         let deadline = this.kept.deadline;
         let spare = this.spare.as_mut().expect(POLLED);
-        match spare.service.as_mut().expect(POLLED).poll_ready(cx) {
+        match outline::poll_ready(spare.service.as_mut().expect(POLLED), cx) {
             Poll::Ready(Ok(())) if is_over(deadline, time::now()) => return self.too_late(),
             // While it waited another one read the request's body past the cap.
             Poll::Ready(Ok(())) if self.is_any_running() && !self.can_again() => self.no_more(),
@@ -153,7 +154,7 @@ where
         let more = original.is_some() && *rest.made < kept.shared.max();
         spare.service = more.then(|| service.clone());
         spare.original = original;
-        let inner = service.call(request);
+        let inner = outline::call(&mut service, request);
         *rest.made += 1;
         rest.others.as_mut().add(*rest.made, inner);
         if more {

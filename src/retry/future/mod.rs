@@ -157,7 +157,7 @@ where
             match this.protocol.hold(this.context, result) {
                 Judged::Good(held) => return Poll::Ready(Ok(self.succeeded(held))),
                 Judged::Bad(end, held) => {
-                    if let Some(output) = self.as_mut().ended(end, held, cx) {
+                    if let Some(output) = self.as_mut().ended(end, held, Some(cx)) {
                         return Poll::Ready(output);
                     }
                 }

@@ -15,6 +15,7 @@ use crate::{
     budget::Budget,
     deadline::{self, Deadline},
     outcome::{End, Outcome},
+    outline,
     polled::{POLLED, take},
     protocol::Mark,
     retry::{
@@ -43,13 +44,14 @@ where
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
-    /// The attempt has ended, and not well. `None`: the call goes on.
+    /// The attempt has ended, and not well. `None`: the call goes on, with the next attempt made already where there is nothing
+    /// to wait for and it may be made here.
     #[inline(always)]
     pub(super) fn ended(
         mut self: Pin<&mut Self>,
         end: End,
         held: Result<Held<S, P, Req>, Failure<S, P, Req>>,
-        cx: &mut Context<'_>,
+        at_once: Option<&mut Context<'_>>,
     ) -> Option<Output<S, P, Req>> {
         let mut this = self.as_mut().project();
         let context = &*this.context;
@@ -82,12 +84,17 @@ where
         };
         *this.last_delay = delay;
         let yields = this.number.is_multiple_of(AT_ONCE);
-        if delay == Span::ZERO && rest.is_none() && this.deadline.is_none() && !yields {
+        if let Some(cx) = at_once
+            && delay == Span::ZERO
+            && rest.is_none()
+            && this.deadline.is_none()
+            && !yields
+        {
             // The attempt that failed is dropped before the next one is begun.
             this.inner.set(None);
             match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {
-                    self.call_again(own_budget);
+                    self.call_again(own_budget, S::call);
                     return None;
                 }
                 Poll::Ready(Err(error)) => {
@@ -130,7 +137,7 @@ where
                 Poll::Ready(match looked {
                     // A message came, or none in time: the rest is the caller's.
                     None | Some(End::Outcome(Outcome::Success)) => Some(Ok(self.succeeded(held))),
-                    Some(end) => self.ended(end, Ok(held), cx),
+                    Some(end) => self.ended(end, Ok(held), None),
                 })
             }
             StepProj::Waiting { timer, wait, rest, reservation } => {
@@ -141,7 +148,7 @@ where
             }
             StepProj::Readying { timer, reservation } => {
                 let service = &mut this.spare.as_mut().expect(POLLED).service;
-                match service.poll_ready(cx) {
+                match outline::poll_ready(service, cx) {
                     Poll::Ready(Err(error)) => {
                         // What was taken from the budget goes back now, not when somebody drops this.
                         this.step.set(Some(Step::Refused { made: *this.number }));
@@ -153,7 +160,7 @@ where
                         }
                         this.step.set(None);
                         let own_budget = own_budget(this.protocol, this.shared, this.spare);
-                        self.call_again(own_budget);
+                        self.call_again(own_budget, outline::call);
                         return Poll::Ready(None);
                     }
                     Poll::Ready(Ok(())) => {}
@@ -174,7 +181,7 @@ where
 
     /// The instance is ready. The budget is that of the call, where each key has one.
     #[inline(always)]
-    fn call_again(self: Pin<&mut Self>, own_budget: Option<Budget>) {
+    fn call_again(self: Pin<&mut Self>, own_budget: Option<Budget>, call: impl FnOnce(&mut S, Req) -> S::Future) {
         let mut this = self.project();
         let Spare { mut service, original } = take(this.spare);
         let settings = &this.shared.settings;
@@ -192,7 +199,7 @@ where
         *this.number += 1;
         *this.waited_since = None;
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
-        let inner = this.shared.paid(budget, || service.call(request));
+        let inner = this.shared.paid(budget, || call(&mut service, request));
         *this.spare = original.map(|original| Spare { service, original });
         this.inner.set(Some(inner));
     }
