@@ -390,6 +390,35 @@ async fn who_has_its_turn_does_not_wait_longer_for_an_inner_service_that_hangs()
     assert_eq!(counts(&layer), (0, 0));
 }
 
+/// More than the backend can do (80 a second), from callers who wait less than the queue would let them. Served in order, each
+/// would be called with too little time left, and all that the backend did would be for nobody.
+#[tokio::test(start_paused = true)]
+async fn under_overload_the_backend_works_for_callers_that_are_still_there() {
+    for (offered, wait, within) in [(200, 500, 10_000), (200, 500, 300), (100, 500, 250), (200, 30_000, 2_000)] {
+        let layer = builder(8).queue(1_000).wait(ms(wait)).build().unwrap().plain();
+        let service = layer.layer(service_fn(|(): ()| async {
+            sleep(ms(100)).await;
+            Ok::<_, Infallible>(())
+        }));
+        let (good, start) = (Arc::new(Mutex::new(0)), Instant::now());
+        while start.elapsed() < ms(20_000) {
+            let (service, good) = (service.clone(), Arc::clone(&good));
+            tokio::spawn(async move {
+                let came = Instant::now();
+                let call = Deadline::after(ms(within)).scope(service.oneshot(()));
+                let answer = tokio::time::timeout(ms(within), call).await;
+                if matches!(answer, Ok(Ok(()))) && came.duration_since(start) > ms(10_000) {
+                    *good.lock().unwrap() += 1;
+                }
+            });
+            sleep(Duration::from_secs(1) / offered).await;
+        }
+        sleep(ms(within.min(1_000))).await;
+        let good = *good.lock().unwrap();
+        assert!(good >= 720, "{good} of 800: {offered} a second, a wait of {wait} ms, {within} ms each");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_wait_to_the_instant() {
     let layer = build(1, 5);

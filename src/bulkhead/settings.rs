@@ -78,7 +78,7 @@ impl Settings {
 }
 
 /// Overload is when for as long as somebody may wait, the oldest has always waited for more than half of that. A burst
-/// can't do that: all of it has been served or refused by then.
+/// can't do that: all of it has been served or refused by then. (By its deadline it may be less: the line sees to that.)
 pub(crate) fn patience(settings: &Settings) -> Patience {
     let wait = settings.wait();
     Patience { fifo: wait / 2, newest_after: wait, tight: None }

@@ -59,14 +59,26 @@ struct Band {
     len: usize,
     /// When the episode began.
     episode: Option<u64>,
-    /// When somebody was last seen waiting.
+    /// Has it become an overload?
+    newest_first: bool,
+    /// When somebody was last seen waiting, and for how long nobody must be until all is calm.
     busy: u64,
+    calm_after: u64,
     /// Calls of others since this one was served, or came to be.
     passed_over: u32,
 }
 
 impl Band {
-    const EMPTY: Band = Band { oldest: NONE, newest: NONE, len: 0, episode: None, busy: 0, passed_over: 0 };
+    const EMPTY: Band = Band {
+        oldest: NONE,
+        newest: NONE,
+        len: 0,
+        episode: None,
+        newest_first: false,
+        busy: 0,
+        calm_after: 0,
+        passed_over: 0,
+    };
 
     /// Has there been an episode for so long?
     fn lasts(&self, long: u64, now: u64) -> bool {
@@ -126,8 +138,7 @@ impl<T: Default> Line<T> {
         self.look(now, tell);
         while let Some(turn) = self.turn() {
             let band = &self.bands[turn];
-            let newest = band.lasts(self.patience.newest_after, now);
-            let next = if newest { band.newest } else { band.oldest };
+            let next = if band.newest_first { band.newest } else { band.oldest };
             let Entrant { expires, why, .. } = self.places[next as usize].entrant;
             if expires <= now {
                 self.refuse(next, why, tell);
@@ -185,21 +196,28 @@ impl<T: Default> Line<T> {
             while let Some(Entrant { why, .. }) = self.first(n).filter(|e| e.expires <= now) {
                 self.refuse(self.bands[n].oldest, why, tell);
             }
-            let waited = self.waited(n, now);
+            let oldest = self.waited(n, now).map(|waited| (waited, self.may_wait(n)));
             let band = &mut self.bands[n];
-            if waited.is_some() {
+            // Where callers have less time than `fifo` is made for, they would all be gone before it is reached.
+            let (fifo, newest_after) = match oldest {
+                Some((_, may)) => (fifo.min(may / 2), newest_after.min(may)),
+                None => (fifo, newest_after),
+            };
+            if oldest.is_some() {
                 band.busy = now;
+                band.calm_after = fifo / 5 * 2;
             }
-            let late = waited.is_some_and(|w| w > fifo);
-            let in_order = !band.lasts(newest_after, now);
+            let late = oldest.is_some_and(|(waited, _)| waited > fifo);
+            band.newest_first |= band.lasts(newest_after, now);
             match band.episode {
                 None if late => band.episode = Some(now),
                 // In order, an oldest who has not waited for long says that the line is short. Newest first it does not:
                 // those who have waited are passed over then.
-                Some(_) if in_order && waited.is_some() && !late => band.episode = None,
-                Some(_) if now.saturating_sub(band.busy) > fifo / 5 * 2 => band.episode = None,
+                Some(_) if !band.newest_first && oldest.is_some() && !late => band.episode = None,
+                Some(_) if now.saturating_sub(band.busy) > band.calm_after => band.episode = None,
                 _ => {}
             }
+            band.newest_first = band.episode.is_some() && (band.newest_first || band.lasts(newest_after, now));
             if let Some(tight) = tight.filter(|t| self.bands[n].lasts(t.burst, now)) {
                 self.refuse_late(n, now, tight, tell);
             }
@@ -224,6 +242,12 @@ impl<T: Default> Line<T> {
     fn waited(&self, n: usize, now: u64) -> Option<u64> {
         let band = &self.bands[n];
         (band.len > 0).then(|| now.saturating_sub(self.places[band.oldest as usize].since))
+    }
+
+    /// For how long the oldest of a band may wait in all.
+    fn may_wait(&self, n: usize) -> u64 {
+        let Place { since, entrant, .. } = &self.places[self.bands[n].oldest as usize];
+        entrant.expires.saturating_sub(*since)
     }
 
     fn refuse(&mut self, place: u32, reason: Reason, tell: &mut impl FnMut(T)) {

@@ -70,7 +70,9 @@ struct Waiter {
 #[derive(Debug, Clone, Copy, Default)]
 struct ModelBand {
     episode: Option<u64>,
+    newest_first: bool,
     busy: u64,
+    calm_after: u64,
     passed_over: u32,
 }
 
@@ -94,21 +96,28 @@ impl Model {
                 self.remove(w.id);
                 late.push((w.id, Fate::Refused(Reason::QueueTimeout)));
             }
-            let oldest = self.of(rank).first().map(|w| now - w.since);
+            let oldest = self.of(rank).first().copied();
+            // What each may wait, in all.
+            let may = oldest.map_or(u64::MAX, |w| w.expires - w.since);
+            let fifo = self.patience.fifo.min(may / 2);
+            let newest_after = self.patience.newest_after.min(may);
             if oldest.is_some() {
                 self.bands[rank].busy = now;
+                self.bands[rank].calm_after = fifo / 5 * 2;
             }
-            let newest_first = self.lasts(rank, self.patience.newest_after, now);
+            let newest_first = self.bands[rank].newest_first || self.lasts(rank, newest_after, now);
             let band = &mut self.bands[rank];
             if band.episode.is_none() {
-                if oldest > Some(self.patience.fifo) {
+                if oldest.is_some_and(|w| now - w.since > fifo) {
                     band.episode = Some(now);
                 }
-            } else if oldest.is_some_and(|w| w <= self.patience.fifo) && !newest_first
-                || now - band.busy > self.patience.fifo / 5 * 2
+            } else if oldest.is_some_and(|w| now - w.since <= fifo) && !newest_first
+                || now - band.busy > band.calm_after
             {
                 band.episode = None;
             }
+            let overload = newest_first || self.lasts(rank, newest_after, now);
+            self.bands[rank].newest_first = self.bands[rank].episode.is_some() && overload;
             if let Some(tight) = self.patience.tight.filter(|t| self.lasts(rank, t.burst, now)) {
                 while let Some(w) = self.of(rank).first().copied() {
                     let few = self.of(rank).len() <= tight.keep;
@@ -150,8 +159,7 @@ impl Model {
                 return decided;
             };
             let band = self.of(rank);
-            let newest = self.lasts(rank, self.patience.newest_after, now);
-            let next = if newest { band[band.len() - 1] } else { band[0] };
+            let next = if self.bands[rank].newest_first { band[band.len() - 1] } else { band[0] };
             self.remove(next.id);
             if next.expires <= now {
                 decided.push((next.id, Fate::Refused(Reason::QueueTimeout)));
