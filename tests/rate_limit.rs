@@ -497,42 +497,63 @@ async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
     for (shadow, asks) in [(false, false), (true, false), (false, true)] {
         let layer = limit(Quota::per(1, ms(100))).wait(ms(1_000));
         let probe = Probe::new();
-        let counts;
+        let handle;
         let start = Instant::now();
         let mut call = if asks {
             let store = Distant { left: Mutex::default(), after: ms(100) };
             let layer = layer.store(store).build().unwrap();
             let mut service = layer.clone().plain().layer(probe.clone());
-            let handle = layer.handle();
-            counts = Box::new(move || handle.snapshot()) as Box<dyn Fn() -> buttress::RateLimitSnapshot>;
+            handle = layer.handle();
             let call = async move { readied::<_, ()>(&mut service).await.call(()).await };
             Box::pin(Deadline::after(ms(500)).scope(call)) as std::pin::Pin<Box<dyn Future<Output = _>>>
         } else {
             let layer = layer.build().unwrap();
             let mut service = layer.clone().plain().layer(probe.clone());
             readied::<_, ()>(&mut service).await.call(()).await.unwrap();
-            let handle = layer.handle();
-            counts = Box::new(move || handle.snapshot());
-            let call = async move {
-                let call = readied::<_, ()>(&mut service).await.call(());
-                layer.handle().shadow(shadow);
-                call.await
-            };
+            handle = layer.handle();
+            let call = async move { readied::<_, ()>(&mut service).await.call(()).await };
             Box::pin(Deadline::after(ms(500)).scope(call))
         };
         assert!(poll_once(call.as_mut()).is_pending());
         probe.is_never_ready();
         if shadow {
-            assert!(tokio::time::timeout(ms(900), call.as_mut()).await.is_err());
+            // After its turn.
+            assert!(tokio::time::timeout(ms(300), call.as_mut()).await.is_err());
+            handle.shadow(true);
+            assert!(tokio::time::timeout(ms(600), call.as_mut()).await.is_err());
             probe.answers();
             call.await.unwrap();
-            assert_eq!((counts().admitted, counts().would_have_rejected), (1, 1));
+            assert_eq!((handle.snapshot().admitted, handle.snapshot().would_have_rejected), (1, 1));
             continue;
         }
         let error = call.await.unwrap_err();
         assert!(matches!(error, Error::Rejected(rejection) if rejection.reason() == Reason::DeadlineExceeded));
         assert_eq!((start.elapsed(), probe.held()), (ms(500), 0));
-        assert_eq!((counts().admitted, counts().rejected), (u64::from(!asks), 1), "each call counts once");
+        let snapshot = handle.snapshot();
+        assert_eq!((snapshot.admitted, snapshot.rejected), (u64::from(!asks), 1), "each call counts once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shadow_lets_go_who_waits() {
+    for builder in [limit(Quota::per(1, ms(10_000))), per_header(Quota::per(1, ms(10_000)))] {
+        let layer = builder.wait(ms(60_000)).build().unwrap();
+        let service = layer.layer(http());
+        let calls: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(keyed("a")))).collect();
+        tokio::time::sleep(ms(100)).await;
+        assert_eq!(layer.handle().snapshot().waiting, 3);
+        layer.handle().shadow(true);
+        let start = Instant::now();
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap().status(), 200);
+        }
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((start.elapsed(), snapshot.waiting, snapshot.admitted), (ms(0), 0, 4));
+        // They have been paid for.
+        layer.handle().shadow(false);
+        let start = Instant::now();
+        assert_eq!(service.clone().oneshot(keyed("a")).await.unwrap().status(), 200);
+        assert!(start.elapsed() > ms(39_000), "{:?}", start.elapsed());
     }
 }
 

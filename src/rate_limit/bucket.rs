@@ -193,6 +193,16 @@ impl Bucket {
         Turn::At(meter.instant(turn))
     }
 
+    /// It goes, whether its turn has come or not.
+    pub(crate) fn go(&self, place: Place) {
+        self.line().go(place.0);
+    }
+
+    /// All who wait look again.
+    pub(crate) fn call_all(&self, wake: &mut Vec<Waker>) {
+        self.line().call_all(wake);
+    }
+
     /// Gives a place up; those behind move up.
     pub(crate) fn leave(&self, place: Place, now: u64) {
         let mut wake = Vec::new();

@@ -66,7 +66,8 @@ impl RateLimitHandle {
         Ok(())
     }
 
-    /// Shadow: decide and report, but let every call go on, at once.
+    /// Shadow: decide and report, but let every call go on, at once; those who wait for their turn go too. (One that waits for a
+    /// store's answer goes with it.)
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
     }

@@ -80,6 +80,11 @@ impl Line {
         }
     }
 
+    /// All look again.
+    pub(crate) fn call_all(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(self.waiting.iter_mut().filter_map(|waiting| waiting.waker.take()));
+    }
+
     fn move_up(&mut self, behind: usize, by: u64, wake: &mut Vec<Waker>) {
         for waiting in self.waiting.range_mut(behind..) {
             waiting.ends = waiting.ends.saturating_sub(by);

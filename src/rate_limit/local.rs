@@ -88,6 +88,16 @@ impl Buckets {
         self.common.set(meter, now(), wake);
         self.keyed.update(&meter, |before, meter, cell| cell.set(before, meter, now(), wake));
     }
+
+    /// All who wait look again.
+    pub(crate) fn call_all(&self, wake: &mut Vec<Waker>) {
+        self.common.call_all(wake);
+        self.keyed.for_each(|cell| match cell {
+            Cell::Lean(_) => {}
+            Cell::Full(bucket) | Cell::Overflow(bucket) => bucket.call_all(wake),
+            Cell::Tier(own) => own.1.call_all(wake),
+        });
+    }
 }
 
 impl Cell {

@@ -90,6 +90,14 @@ impl<St: Engine> Ticket<St> {
         }
     }
 
+    /// It goes before its turn; whoever comes next pays for it.
+    fn goes_early(&mut self) {
+        if let Some(place) = self.place {
+            self.bucket.go(place);
+            self.goes();
+        }
+    }
+
     /// The call is made: nothing goes back.
     fn used(mut self) {
         self.units = 0;
@@ -256,11 +264,18 @@ impl<St: Engine> Wait<St> {
             let then = match self.as_mut().project() {
                 WaitProj::Turn { timer, ticket, patience } => {
                     let Some(own) = ticket else { return Poll::Pending };
-                    match ready!(own.poll(timer, cx, patience.until)) {
+                    let come = match own.poll(timer, cx, patience.until) {
+                        Poll::Pending if limiter.in_shadow() => {
+                            own.goes_early();
+                            Ok(Booked::WhenMade)
+                        }
+                        come => ready!(come),
+                    };
+                    match come {
                         Ok(booked) => Continue(Wait::Readiness {
                             ticket: ticket.take(),
                             timer: None,
-                            deadline: patience.deadline.filter(|_| booked == Booked::WhenMade),
+                            deadline: patience.deadline.filter(|_| !limiter.in_shadow()),
                             booked,
                         }),
                         Err(refusal) => Break(Go::Refused(refusal)),
