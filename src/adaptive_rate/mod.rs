@@ -31,6 +31,9 @@
 //!   rate that climbs are theirs too, and one that learns that its turn comes too late is refused then. Shadow lets them go.
 //! - After its turn a call waits for the inner service until its deadline at most, and then gives its unit back.
 //! - Put it inside of retries: each attempt is a call to the backend.
+//! - It is for backends that throttle when they are sent too much. One that throttles a few calls in a hundred whatever it is
+//!   sent is sent less and less; and a `Retry-After`, which is whole seconds, holds up everything for as long, so that a small
+//!   quota over HTTP is used better by a [rate limit](crate::rate_limit) of the same size on this side.
 //!
 //! # Cost
 //!

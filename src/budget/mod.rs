@@ -24,7 +24,8 @@
 //! given back if it is not made after all: the caller left, or the backend did not become ready.
 //!
 //! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
-//! that has the same budget ([within a retry](crate::hedge#within-a-retry)).
+//! that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a hedge pays
+//! for each of the hedge's attempts as for a call: another reason not to put it there.)
 //!
 //! Lock-free: a deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock.
 //!

@@ -25,7 +25,8 @@
 //!   the backend is not touched.
 //! - gRPC: it sets or lowers the outgoing `grpc-timeout` (to `after` and a small margin, never past the caller's
 //!   deadline), so that the server stops too. A `grpc-timeout` speaks of the whole call, so for long server streams use
-//!   `idle`, or an [`after_fn`](TimeoutBuilder::after_fn) that knows them.
+//!   `idle`, or an [`after_fn`](TimeoutBuilder::after_fn) that knows them. Plain HTTP has no header for that: what
+//!   [`DeadlineLayer::client`](crate::DeadlineLayer::client) writes is the caller's deadline, and not this bound.
 //!
 //! Below 50 ms mind the network: with Nagle's algorithm on (`TCP_NODELAY` off), the body of a request may wait some 40 ms
 //! for the acknowledgement of its head, and that is part of the call.

@@ -12,7 +12,7 @@
 //! | metric | kind | more labels | what | when |
 //! |---|---|---|---|---|
 //! | `buttress_calls_total` | counter | `outcome` | calls of circuit breakers that have ended, by what they meant | at once |
-//! | `buttress_admitted_total` | counter | | calls that were let in, by bulkheads and rate limits | at once |
+//! | `buttress_admitted_total` | counter | | calls that were let in, by bulkheads (in shadow all of them) and rate limits (in shadow those that would be) | at once |
 //! | `buttress_rejected_total` | counter | `reason` | calls refused or cut short, timeouts included | at once |
 //! | `buttress_would_have_rejected_total` | counter | `reason` | calls that went on only because of shadow | at once |
 //! | `buttress_attempts_total` | counter | `outcome` | attempts of retries and hedges that ended, the first ones included | at once |
