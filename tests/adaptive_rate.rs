@@ -3,8 +3,12 @@
 
 use std::{
     convert::Infallible,
+    future::Future,
     future::ready,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -323,6 +327,38 @@ async fn a_higher_rate_is_for_those_who_wait_too() {
         offer(1).await;
         assert!(backend.since(now) >= 90, "{} after a wait of {wait} ms", backend.since(now));
     }
+}
+
+/// A waker is somebody else's code: it runs under no lock of ours, and its panic breaks nothing.
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_does_not_break_the_rule() {
+    struct Panics(AtomicBool);
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            assert!(!self.0.load(SeqCst), "in a waker");
+        }
+    }
+    let layer = AdaptiveRateLayer::builder().wait(ms(30_000)).build().unwrap();
+    let backend = Told::default();
+    let service = layer.layer(backend.clone());
+    backend.says(&[("status", "429")]);
+    let mut made = service.clone();
+    let throttled = ServiceExt::<Request<()>>::ready(&mut made).await.unwrap().call(asks(&[]));
+    send(&service, asks(&[])).await;
+    let waker = Arc::new(Panics(AtomicBool::new(false)));
+    let mut waits = Box::pin(service.clone().oneshot(asks(&[])));
+    assert!(waits.as_mut().poll(&mut Context::from_waker(&waker.clone().into())).is_pending());
+    waker.0.store(true, SeqCst);
+    let throttled = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(throttled));
+    assert!(throttled.await.is_err(), "a lower rate is for those who wait");
+    waker.0.store(false, SeqCst);
+    drop(waits);
+    backend.says(&[]);
+    for _ in 0..100 {
+        send(&service, asks(&[])).await;
+        sleep(ms(100)).await;
+    }
+    assert!(layer.handle().snapshot().rate.unwrap() > 5.0, "{:?}", layer.handle().snapshot());
 }
 
 /// In shadow nobody waits, nor do those who have begun to.

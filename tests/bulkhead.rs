@@ -419,6 +419,45 @@ async fn under_overload_the_backend_works_for_callers_that_are_still_there() {
     }
 }
 
+/// An overload of callers who wait for milliseconds is over when nobody has waited for some milliseconds, and not for a share of
+/// what others may wait.
+#[tokio::test(start_paused = true)]
+async fn after_an_overload_of_the_impatient_a_burst_is_served_in_its_order() {
+    let layer = builder(1).queue(1_000).wait(ms(30_000)).build().unwrap().plain();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&order);
+    let service = layer.layer(service_fn(move |n: u32| {
+        seen.lock().unwrap().push(n);
+        async {
+            sleep(ms(5)).await;
+            Ok::<_, Infallible>(())
+        }
+    }));
+    let go = |n: u32, within: u64| {
+        let call = Deadline::after(ms(within)).scope(service.clone().oneshot(n));
+        tokio::spawn(async move { _ = call.await })
+    };
+    for i in 0..200 {
+        // A few who have time.
+        if i > 100 && i % 20 == 19 {
+            go(2, 60_000);
+        }
+        go(0, 40);
+        sleep(ms(2)).await;
+    }
+    sleep(ms(100)).await;
+    // Nearly idle: three meet every five seconds.
+    for _ in 0..4 {
+        (0..3).for_each(|_| _ = go(1, 60_000));
+        sleep(ms(5_000)).await;
+    }
+    order.lock().unwrap().clear();
+    for call in (10..20).map(|n| go(n, 60_000)).collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (10..20).collect::<Vec<_>>());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_wait_to_the_instant() {
     let layer = build(1, 5);

@@ -130,6 +130,20 @@ async fn attempts_at_once_do_not_keep_the_thread() {
     }
 }
 
+/// A body that panics when it is polled after its end, read to that end before the thread is left to others.
+#[tokio::test(start_paused = true)]
+async fn what_was_drained_is_not_polled_again() {
+    let layer = retry().attempts(40).backoff(Backoff::Constant(Duration::ZERO)).build().unwrap();
+    let failing = service_fn(|_: Request<Full<Bytes>>| async {
+        let frames = futures_util::stream::unfold(1, |n| async move {
+            (n > 0).then(|| (Ok::<_, io::Error>(Frame::data(Bytes::from_static(b"x"))), n - 1))
+        });
+        Ok::<_, io::Error>(Response::builder().status(503).body(StreamBody::new(Box::pin(frames))).unwrap())
+    });
+    let answer = layer.layer(failing).oneshot(Request::new(Full::default())).await.unwrap();
+    assert_eq!(answer.extensions().get(), Some(&Attempts { made: 40, stopped: Stopped::Attempts }));
+}
+
 #[tokio::test(start_paused = true)]
 async fn fails_twice_and_then_answers() {
     let backend = Backend::new([Err(1), Err(2)]);

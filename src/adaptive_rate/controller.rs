@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -208,9 +208,10 @@ impl Controller {
     fn tell(&self, now: u64, throttled: bool) {
         let mut cubic = match self.cubic.try_lock() {
             Ok(cubic) => cubic,
+            Err(TryLockError::Poisoned(cubic)) => cubic.into_inner(),
             // Somebody else tells it of an answer just now, and one is as good as another.
-            Err(_) if !throttled => return,
-            Err(_) => self.cubic.lock().unwrap_or_else(PoisonError::into_inner),
+            Err(TryLockError::WouldBlock) if !throttled => return,
+            Err(TryLockError::WouldBlock) => self.cubic.lock().unwrap_or_else(PoisonError::into_inner),
         };
         self.tell_at.store(now.saturating_add(EVERY), Relaxed);
         let answers = self.answers.sum();
@@ -220,6 +221,9 @@ impl Controller {
         let rate = if throttled { Some(cubic.throttled(seconds)) } else { cubic.succeeded(seconds) };
         if let Some(rate) = rate {
             self.pacer.set_rate(rate, now);
+            // A waker is somebody else's code.
+            drop(cubic);
+            self.pacer.call_first();
         }
     }
 }

@@ -93,10 +93,6 @@ impl Wait {
     fn poll_turn(&mut self, mut timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Result<(), Span>> {
         while let Has::Place(place, latest) = self.has {
             let now = self.controller.now();
-            if self.controller.in_shadow() {
-                self.give_back();
-                break;
-            }
             match self.controller.pacer.look(place, now, latest, cx.waker()) {
                 Turn::Now(unit) => self.has = Has::Unit(unit),
                 Turn::Late(turn) => {
@@ -105,6 +101,8 @@ impl Wait {
                         return Poll::Ready(Err(by));
                     }
                 }
+                // Asked once it has left its waker, so that a shadow that comes now finds it.
+                Turn::At(_) if self.controller.in_shadow() => self.give_back(),
                 Turn::At(at) => {
                     // Beyond the clock's range the line alone calls it.
                     let Some(at) = self.controller.instant(at) else { return Poll::Pending };
@@ -189,7 +187,10 @@ impl<S, Req> Waiting<S, Req> {
         let controller = &this.wait.controller;
         match outline::poll_ready(this.service, cx) {
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Went::Broken(error)),
+            Poll::Ready(Err(error)) => {
+                this.wait.give_back();
+                return Poll::Ready(Went::Broken(error));
+            }
             Poll::Pending => {
                 ready!(deadline::poll_passed(this.timer, *this.deadline, cx));
                 if let Some(rejection) = controller.late() {

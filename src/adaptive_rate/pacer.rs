@@ -20,7 +20,7 @@ pub(crate) struct Pacer {
     line: Line,
 }
 
-/// What was taken for a call: so long a time.
+/// What was taken for a call: so long a time, then; nothing, where there was no rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unit(u64);
 
@@ -45,6 +45,8 @@ pub(crate) enum Turn {
 }
 
 const SECOND: u64 = 1_000_000_000;
+/// So many wait, at most. With a rate it is `wait` that bounds them; while a server wants nothing, only this does.
+const MOST: usize = 16 * 1024;
 /// Timers are no finer than that.
 const TICK: u64 = 1_000_000;
 
@@ -61,13 +63,13 @@ impl Pacer {
         (interval > 0).then(|| SECOND as f64 / interval as f64)
     }
 
-    /// Another rate, for those who wait too. The first begins with nothing there: what made it was too much.
+    /// Another rate, for those who wait too: [`call_first`](Self::call_first) is to follow, outside of every lock. The first
+    /// begins with nothing there: what made it was too much.
     pub(crate) fn set_rate(&self, rate: f64, now: u64) {
         let interval = ((SECOND as f64 / rate) as u64).max(1);
         let before = self.interval.swap(interval, Relaxed);
         let carry = |full_at| (before != interval).then(|| carry(full_at, now, before, interval));
         let _ = self.full_at.fetch_update(Relaxed, Relaxed, carry);
-        self.line.call_first();
     }
 
     /// Nothing is sent before that, nor by those who wait.
@@ -89,7 +91,7 @@ impl Pacer {
             return Asked::Goes(unit);
         }
         match self.peek(now) {
-            turn if turn > latest => Asked::Late(turn),
+            turn if turn > latest || self.line.len() >= MOST => Asked::Late(turn),
             _ => Asked::Waits(self.line.join()),
         }
     }
@@ -123,6 +125,11 @@ impl Pacer {
         self.line.leave(place);
     }
 
+    /// The first who waits looks again.
+    pub(crate) fn call_first(&self) {
+        self.line.call_first();
+    }
+
     /// Those who wait look again, all of them.
     pub(crate) fn call_all(&self) {
         self.line.call_all();
@@ -134,8 +141,12 @@ impl Pacer {
         let _ = self.full_at.fetch_update(Relaxed, Relaxed, |full_at| Some(full_at.max(now).saturating_add(interval)));
     }
 
-    /// A call that was not made after all.
-    pub(crate) fn give_back(&self, Unit(interval): Unit) {
+    /// A call that was not made after all. Its unit comes back as one of now.
+    pub(crate) fn give_back(&self, unit: Unit) {
+        if unit == Unit(0) {
+            return;
+        }
+        let interval = self.interval.load(Relaxed);
         let _ = self.full_at.fetch_update(Relaxed, Relaxed, |full_at| Some(full_at.saturating_sub(interval)));
         self.line.call_first();
     }
@@ -147,6 +158,9 @@ impl Pacer {
             let (next, turn) = self.turn(full_at, now, 0);
             if turn > now {
                 return Err(turn);
+            }
+            if next == full_at {
+                return Ok(Unit(0));
             }
             match self.full_at.compare_exchange(full_at, next, Relaxed, Relaxed) {
                 Ok(_) => return Ok(Unit(next - full_at.max(now))),
@@ -160,6 +174,10 @@ impl Pacer {
         let interval = self.interval.load(Relaxed);
         // Units do not pile up while it holds.
         let from = now.max(self.hold_until.load(Relaxed));
+        if interval == 0 {
+            // There are none.
+            return (full_at, from);
+        }
         let next = full_at.max(from).saturating_add(interval.saturating_mul(before as u64 + 1));
         (next, from.max(next.saturating_sub(depth(interval))))
     }
@@ -225,6 +243,29 @@ mod tests {
         pacer.hold(9 * SECOND);
         assert_eq!(pacer.take(8 * SECOND), Err(9 * SECOND));
         assert_eq!(pacer.turn(pacer.full_at.load(Relaxed), 8 * SECOND, 1).1, 10 * SECOND);
+    }
+
+    /// Two threads that read the clock and then come in the other order.
+    #[test]
+    fn without_a_rate_nobody_is_too_early_but_for_a_hold() {
+        let pacer = Pacer::default();
+        pacer.hold(7 * SECOND);
+        assert!(pacer.take(8 * SECOND).is_ok());
+        assert_eq!(pacer.peek(8 * SECOND - 10), 8 * SECOND - 10);
+        assert!(pacer.take(8 * SECOND - 10).is_ok());
+        pacer.give_back(Unit(0));
+        pacer.set_rate(10.0, 9 * SECOND);
+        assert_eq!(pacer.take(9 * SECOND), Err(9 * SECOND + SECOND / 10));
+    }
+
+    #[test]
+    fn a_unit_comes_back_at_the_rate_of_now() {
+        let (pacer, now) = (Pacer::default(), 10 * SECOND);
+        pacer.set_rate(0.5, 0);
+        let slow = pacer.take(now).unwrap();
+        pacer.set_rate(1_000.0, now);
+        pacer.give_back(slow);
+        assert_eq!((pacer.take(now).is_ok(), pacer.take(now).is_ok()), (true, false), "one, and not a second's worth");
     }
 
     /// What is there does not grow by a rate that has room for less.

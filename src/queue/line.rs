@@ -205,7 +205,9 @@ impl<T: Default> Line<T> {
             };
             if oldest.is_some() {
                 band.busy = now;
-                band.calm_after = fifo / 5 * 2;
+                // An overload is over by the patience of those who made it.
+                let calm = fifo / 5 * 2;
+                band.calm_after = if band.newest_first { calm.min(band.calm_after) } else { calm };
             }
             let late = oldest.is_some_and(|(waited, _)| waited > fifo);
             band.newest_first |= band.lasts(newest_after, now);

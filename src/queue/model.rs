@@ -103,7 +103,9 @@ impl Model {
             let newest_after = self.patience.newest_after.min(may);
             if oldest.is_some() {
                 self.bands[rank].busy = now;
-                self.bands[rank].calm_after = fifo / 5 * 2;
+                let band = &mut self.bands[rank];
+                let least = if band.newest_first { band.calm_after } else { u64::MAX };
+                band.calm_after = least.min(fifo / 5 * 2);
             }
             let newest_first = self.bands[rank].newest_first || self.lasts(rank, newest_after, now);
             let band = &mut self.bands[rank];

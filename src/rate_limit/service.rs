@@ -96,15 +96,18 @@ where
             ask @ Decision::Ask(..) => {
                 // An answer that is there at once is worth a call on the instance that is ready.
                 let fresh = mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked;
-                let unready = self.inner.clone();
-                let call = (mem::replace(&mut self.inner, unready), request);
-                let wait = Waiting::new(ask, fresh, None, call, self.shared.share());
+                let limiter = self.shared.share();
+                let call = || {
+                    let unready = self.inner.clone();
+                    (mem::replace(&mut self.inner, unready), request)
+                };
+                let wait = Waiting::new(ask, fresh, None, call, limiter);
                 ResponseFuture::waiting(wait, self.protocol.clone(), context)
             }
             go => {
                 let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
-                let call = (self.lend(), request);
-                let wait = Waiting::new(go, false, deadline, call, self.shared.share());
+                let limiter = self.shared.share();
+                let wait = Waiting::new(go, false, deadline, || (self.lend(), request), limiter);
                 ResponseFuture::waiting(wait, self.protocol.clone(), context)
             }
         }

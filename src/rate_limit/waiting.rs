@@ -158,7 +158,7 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
         go: Decision<St::Acquire>,
         fresh: bool,
         deadline: Option<Deadline>,
-        call: (S, Req),
+        call: impl FnOnce() -> (S, Req),
         limiter: Shared<Limiter<St>>,
     ) -> Pin<Box<Self>> {
         let (wait, after) = match go {
@@ -171,13 +171,17 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
             }
             // The inner service was not asked whether it is ready, for no unit was there then.
             Decision::Go(after, units) => {
-                let common = limiter.store.local().map(|Local(buckets)| Arc::clone(&buckets.common));
+                // With keys that is rare: a deadline had passed then and there is none now. They have given their units for good.
+                let local = limiter.store.local().filter(|_| limiter.rules.are_keyless());
+                let common = local.map(|Local(buckets)| Arc::clone(&buckets.common));
                 let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units, place: None });
                 (Wait::readiness(ticket, deadline), after)
             }
             Decision::Shadowed | Decision::No(_) => (Wait::shadowed(), After::default()),
         };
-        Box::pin(Waiting { state: State::Waiting { wait }, call: Some(call), limiter, after })
+        // A clone is somebody else's code: what was taken is in safe hands before.
+        let call = Some(call());
+        Box::pin(Waiting { state: State::Waiting { wait }, call, limiter, after })
     }
 }
 

@@ -216,7 +216,8 @@ mod http_form {
         // One of ours that comes as an error says more than that it is one; a timeout is still no proof that nothing was done.
         let ours = known.and_then(Rejection::of);
         match by_end(ours.map_or(end, End::of_rejection)) {
-            Verdict::Again(_) if !safe && !known.is_some_and(transport::never_arrived) => Verdict::Never,
+            Verdict::Again(_) if known.is_some_and(transport::never_arrived) => Verdict::Again(None),
+            Verdict::Again(_) if !safe => Verdict::Never,
             Verdict::Again(_) if is_grpc && !known.is_none_or(transport::is_unavailable) => Verdict::Never,
             verdict => verdict,
         }

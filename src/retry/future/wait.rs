@@ -71,6 +71,9 @@ impl Wait {
         P: Retryable<Req, S::Response, S::Error>,
     {
         let drained = rest.as_mut().as_pin_mut().is_none_or(|rest| P::poll_rest(rest, cx).is_ready());
+        if drained {
+            rest.set(None);
+        }
         let Some(until) = self.until else {
             if mem::take(&mut self.yields) {
                 cx.waker().wake_by_ref();
@@ -78,9 +81,6 @@ impl Wait {
             }
             return Poll::Ready(());
         };
-        if drained {
-            rest.set(None);
-        }
         loop {
             let at = if rest.is_some() { until.drain } else { until.end };
             match timer.as_mut().as_pin_mut() {
