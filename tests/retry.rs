@@ -1027,28 +1027,6 @@ async fn a_grpc_stream_is_not_waited_for() {
     assert_eq!(start.elapsed(), ms(12));
 }
 
-/// A mixture of two would be a configuration that nobody gave, and perhaps none that `build()` takes.
-#[test]
-fn of_two_updates_at_once_one_is_the_last() {
-    let layer = retry().build().unwrap();
-    let configs = [1, 50].map(|n| RetryConfig {
-        attempts: n,
-        backoff: Backoff::Linear { step: ms(n.into()), max: ms(n.into()) },
-        max_hint: Duration::from_secs(n.into()),
-        peek: Some(ms(n.into())),
-    });
-    for _ in 0..200 {
-        std::thread::scope(|scope| {
-            for config in &configs {
-                let handle = layer.handle();
-                scope.spawn(move || handle.update(*config).unwrap());
-            }
-        });
-        let last = layer.handle().snapshot().config;
-        assert!(configs.contains(&last), "{last:?}");
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_number_of_attempts_goes_along() {
     let name = HeaderName::from_static("x-attempts");

@@ -27,8 +27,9 @@
 //!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most. What
 //!   can't be read is no hint.
 //! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
-//!   [`wait`](AdaptiveRateBuilder::wait) allows, in order and 16,384 of them at most. Nobody who waits has taken anything: a rate that drops, a hint and a
-//!   rate that climbs are theirs too, and one that learns that its turn comes too late is refused then. Shadow lets them go.
+//!   [`wait`](AdaptiveRateBuilder::wait) allows, in order and 16,384 of them at most. Nobody who waits has taken anything: a
+//!   rate that drops, a hint and a rate that climbs are theirs too, and one that learns that its turn comes too late is refused
+//!   then. Shadow lets them go.
 //! - After its turn a call waits for the inner service until its deadline at most, and then gives its unit back.
 //! - Put it inside of retries: each attempt is a call to the backend.
 //! - It is for backends that throttle when they are sent too much. One that throttles a few calls in a hundred whatever it is
