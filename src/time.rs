@@ -6,7 +6,10 @@
 use std::{
     cell::Cell,
     fmt,
+    future::Future,
+    pin::Pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -31,6 +34,20 @@ pub(crate) fn wall() -> std::time::SystemTime {
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// Is it that time? The timer is made with the first look, moved where the time is another one now, and gone once it was.
+pub(crate) fn poll_at(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    match timer.as_mut().as_pin_mut() {
+        None => timer.set(Some(sleep_until(at))),
+        Some(sleep) if sleep.deadline() != at => sleep.reset(at),
+        Some(_) => {}
+    }
+    if let Some(sleep) = timer.as_mut().as_pin_mut() {
+        ready!(sleep.poll(cx));
+    }
+    timer.set(None);
+    Poll::Ready(())
 }
 
 /// Instants as numbers, for callers who mostly want less than a number: in which tick an instant lies, or that some end has

@@ -24,7 +24,7 @@ use crate::{
     protocol::Protocol,
     rejection::Rejection,
     stripe::Shared,
-    time::{Instant, Sleep, Span, sleep_until},
+    time::{Sleep, Span, poll_at},
 };
 
 pin_project! {
@@ -120,15 +120,6 @@ impl Wait {
             Has::Nothing => {}
         }
     }
-}
-
-fn poll_at(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-    match timer.as_mut().as_pin_mut() {
-        Some(sleep) if sleep.deadline() != at => sleep.reset(at),
-        Some(_) => {}
-        None => timer.set(Some(sleep_until(at))),
-    }
-    timer.as_pin_mut().map_or(Poll::Pending, |sleep| sleep.poll(cx))
 }
 
 impl Drop for Wait {

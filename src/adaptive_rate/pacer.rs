@@ -268,6 +268,14 @@ mod tests {
         assert_eq!((pacer.take(now).is_ok(), pacer.take(now).is_ok()), (true, false), "one, and not a second's worth");
     }
 
+    #[test]
+    fn while_nothing_is_wanted_only_so_many_wait() {
+        let pacer = Pacer::default();
+        pacer.hold(9 * SECOND);
+        assert!((0..16_384).all(|_| matches!(pacer.ask(0, 60 * SECOND), Asked::Waits(_))));
+        assert_eq!(pacer.ask(0, 60 * SECOND), Asked::Late(9 * SECOND));
+    }
+
     /// What is there does not grow by a rate that has room for less.
     #[test]
     fn another_rate_brings_no_units() {

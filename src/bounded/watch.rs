@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -14,7 +13,7 @@ use crate::{
     protocol::{Watch, sealed::Sealed},
     rejection::{Reason, Rejection},
     stripe::Shared,
-    time::{self, Instant, Sleep, sleep_until},
+    time::{self, Instant, Sleep, poll_at},
 };
 
 /// Bounds a response body: as a whole, and the wait for each frame.
@@ -93,15 +92,7 @@ impl Watch for BodyClock {
 
     fn poll_overdue(&mut self, mut timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Rejection> {
         while let Some(bound) = self.next() {
-            match timer.as_mut().as_pin_mut() {
-                None => timer.set(Some(sleep_until(bound.at))),
-                Some(sleep) if sleep.deadline() != bound.at => sleep.reset(bound.at),
-                Some(_) => {}
-            }
-            if let Some(sleep) = timer.as_mut().as_pin_mut() {
-                ready!(sleep.poll(cx));
-            }
-            timer.set(None);
+            ready!(poll_at(timer.as_mut(), bound.at, cx));
             if let Some(rejection) = self.run_out(bound) {
                 return Poll::Ready(rejection);
             }

@@ -14,7 +14,7 @@ use crate::{
     queue::{Lease, Left},
     rejection::{Reason, Rejection},
     stripe::Shared,
-    time::{Sleep, sleep_until},
+    time::{Sleep, poll_at, sleep_until},
 };
 
 /// What a call holds of a bulkhead: its permit, or before that its place in the queue. Given back when this is dropped.
@@ -114,15 +114,9 @@ impl Held {
 
     /// Its turn has come, but the inner service is not ready. Ready: it has waited as long as it may, and gave its permit back.
     #[cold]
-    pub(crate) fn poll_patience(&mut self, mut timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
+    pub(crate) fn poll_patience(&mut self, timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
         let Has::Granted(waits) = self.has else { return Poll::Pending };
-        if timer.is_none() {
-            timer.set(Some(sleep_until(self.wall.hull.instant(waits.ends()))));
-        }
-        if let Some(sleep) = timer.as_mut().as_pin_mut() {
-            ready!(sleep.poll(cx));
-        }
-        timer.set(None);
+        ready!(poll_at(timer, self.wall.hull.instant(waits.ends()), cx));
         let hull = &self.wall.hull;
         if hull.in_shadow() {
             // It goes on, however long that takes.

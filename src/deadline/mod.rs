@@ -53,7 +53,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::time::{self, Instant, Sleep, sleep_until};
+use crate::time::{self, Instant, Sleep, poll_at};
 
 pub(crate) mod caller;
 #[cfg(feature = "http")]
@@ -132,15 +132,11 @@ pub(crate) fn current_passed() -> bool {
 
 /// Has it passed? Never, if there is none. The timer is made with the first look.
 pub(crate) fn poll_passed(
-    mut timer: Pin<&mut Option<Sleep>>,
+    timer: Pin<&mut Option<Sleep>>,
     deadline: Option<Deadline>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    if timer.is_none() {
-        timer.set(Some(sleep_until(deadline.instant())));
-    }
-    timer.as_pin_mut().map_or(Poll::Pending, |sleep| sleep.poll(cx))
+    deadline.map_or(Poll::Pending, |deadline| poll_at(timer, deadline.instant(), cx))
 }
 
 /// The ambient deadline for as long as this stands; then the outer one again.

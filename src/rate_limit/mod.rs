@@ -91,6 +91,7 @@ mod rules;
 mod service;
 mod steer;
 mod store;
+mod ticket;
 mod waiting;
 
 #[cfg(feature = "http")]

@@ -19,11 +19,11 @@ use crate::{
     protocol::Protocol,
     rate_limit::{
         Engine,
-        bucket::{Bucket, Place, Turn as Look},
-        decision::{After, Decision, Patience, Refusal, Turn, Until},
+        decision::{After, Decision, Patience, Refusal, Turn},
         future::{self, Refused},
         limiter::Limiter,
         store::{Grant, Local},
+        ticket::{Booked, Ticket},
     },
     readiness::give_back,
     rejection::Reason,
@@ -62,91 +62,6 @@ pin_project! {
         Pause { #[pin] timer: Sleep, patience: Patience },
         // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
         Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline>, booked: Booked },
-    }
-}
-
-/// How a call that may go is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Booked {
-    /// As admitted, once it is made.
-    WhenMade,
-    /// As one that would have been refused, already: it goes only because of the shadow.
-    Already,
-}
-
-/// A place in a line, given up when it is dropped; once its turn has come, units that are given back.
-struct Ticket<St: Engine> {
-    limiter: Shared<Limiter<St>>,
-    bucket: Arc<Bucket>,
-    units: u32,
-    place: Option<Place>,
-}
-
-impl<St: Engine> Ticket<St> {
-    /// Its turn has come.
-    fn goes(&mut self) {
-        if self.place.take().is_some() {
-            self.limiter.waits_no_more();
-        }
-    }
-
-    /// It goes before its turn; whoever comes next pays for it.
-    fn goes_early(&mut self) {
-        if let Some(place) = self.place {
-            self.bucket.go(place);
-            self.goes();
-        }
-    }
-
-    /// The call is made: nothing goes back.
-    fn used(mut self) {
-        self.units = 0;
-    }
-
-    /// Waits for its turn. `Err`: it would come too late, because of a smaller quota.
-    fn poll(
-        &mut self,
-        mut timer: Pin<&mut Option<Sleep>>,
-        cx: &mut Context<'_>,
-        until: Until,
-    ) -> Poll<Result<Booked, Refusal>> {
-        let Some(place) = self.place else { return Poll::Ready(Ok(Booked::WhenMade)) };
-        loop {
-            let now = self.limiter.now();
-            match self.bucket.turn(place, now, cx.waker()) {
-                Look::Now => {
-                    self.goes();
-                    return Poll::Ready(Ok(Booked::WhenMade));
-                }
-                Look::At(at) if at > until.0 => {
-                    let refused = self.limiter.refuses(Reason::RateLimited);
-                    return Poll::Ready(if refused { Err(Refusal::late(at, now)) } else { Ok(Booked::Already) });
-                }
-                Look::At(at) => {
-                    let Some(at) = self.limiter.instant(at) else { return Poll::Pending };
-                    match timer.as_mut().as_pin_mut() {
-                        None => timer.set(Some(sleep_until(at))),
-                        Some(sleep) if sleep.deadline() != at => sleep.reset(at),
-                        Some(_) => {}
-                    }
-                    if let Some(sleep) = timer.as_mut().as_pin_mut() {
-                        ready!(sleep.poll(cx));
-                    }
-                    timer.set(None);
-                }
-            }
-        }
-    }
-}
-
-impl<St: Engine> Drop for Ticket<St> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.bucket.leave(place, self.limiter.now());
-            self.limiter.waits_no_more();
-        } else if self.units > 0 {
-            self.bucket.refund(self.units, self.limiter.now());
-        }
     }
 }
 

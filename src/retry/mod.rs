@@ -76,9 +76,10 @@
 //!
 //! Every response of the HTTP form carries [`Attempts`]: how many there were, and why not more. Each attempt that ends is an
 //! event; one that is dropped with its call is not, for nobody knows how it would have ended.
-//! Further attempts, those of a retry further out counted in, say what they are in `grpc-previous-rpc-attempts`, and in a header of your own
-//! ([`attempt_header`](RetryBuilder::attempt_header)); a server reads that with a
-//! [`PreviousAttemptsLayer`].
+//!
+//! Further attempts say which they are in `grpc-previous-rpc-attempts`, and in a header of your own
+//! ([`attempt_header`](RetryBuilder::attempt_header)); those of a retry further out are counted in. A server reads that with
+//! a [`PreviousAttemptsLayer`].
 //!
 //! # Order
 //!

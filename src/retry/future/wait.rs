@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::{
     deadline::Deadline,
     retry::verdict::Retryable,
-    time::{self, Instant, Sleep, Span, sleep_until},
+    time::{self, Instant, Sleep, Span, poll_at, sleep_until},
 };
 
 /// A failed response is read for so long at most, for the sake of its connection.
@@ -83,14 +83,7 @@ impl Wait {
         };
         loop {
             let at = if rest.is_some() { until.drain } else { until.end };
-            match timer.as_mut().as_pin_mut() {
-                None => timer.set(Some(sleep_until(at))),
-                Some(sleep) if sleep.deadline() != at => sleep.reset(at),
-                Some(_) => {}
-            }
-            if let Some(sleep) = timer.as_mut().as_pin_mut() {
-                ready!(sleep.poll(cx));
-            }
+            ready!(poll_at(timer.as_mut(), at, cx));
             if at == until.end {
                 return Poll::Ready(());
             }
