@@ -31,37 +31,32 @@
 //!
 //! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
 
-use std::{cell::Cell, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     config::{Checks, ConfigError},
     protocol::{Head, Protocol},
     stripe::thread_number,
-    time::{self, Epoch, Instant},
+    time::{self, Epoch},
     window::time::tick_length,
 };
 
 #[cfg(feature = "http")]
 mod by_key;
 mod deposits;
+mod paid;
 pub(crate) mod share;
+mod taken;
 mod tokens;
 
 #[cfg(feature = "http")]
 use self::by_key::{ByKey, Numbers};
-use self::{
-    share::{Share, Withdrawal},
-    tokens::Tokens,
-};
+pub(crate) use self::taken::{Reservation, Taken};
+use self::{share::Share, tokens::Tokens};
 
 /// What retries and hedges may add to the calls. Clones share it. See the [module](crate::budget).
 #[derive(Clone)]
 pub struct Budget(Arc<Kind>);
-
-thread_local! {
-    /// The budget that was paid for the call that is being made right now.
-    static PAID: Cell<usize> = const { Cell::new(0) };
-}
 
 #[allow(clippy::large_enum_variant, reason = "there is one a budget, on the heap")]
 enum Kind {
@@ -216,33 +211,6 @@ impl Budget {
         }
     }
 
-    /// Runs the call of an inner service for which this budget has been paid: a hedge in there that shares it pays nothing.
-    #[inline(always)]
-    pub(crate) fn paid<T>(&self, call: impl FnOnce() -> T) -> T {
-        struct Restore(usize);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                PAID.set(self.0);
-            }
-        }
-        let _restore = Restore(PAID.replace(self.id()));
-        call()
-    }
-
-    /// Has somebody else a clone of it? If not, nobody ever will.
-    pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
-    }
-
-    pub(crate) fn is_paid(&self) -> bool {
-        PAID.get() == self.id()
-    }
-
-    #[inline(always)]
-    fn id(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
-    }
-
     /// Does it have to be told that a call [ended well](Self::succeeded)?
     pub(crate) fn counts_successes(&self) -> bool {
         match &*self.0 {
@@ -268,15 +236,6 @@ impl Budget {
         }
     }
 
-    /// As [`withdraw`](Self::withdraw); what was taken can be given back. The clock is asked if it matters.
-    #[inline(always)]
-    pub(crate) fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
-        match &*self.0 {
-            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
-            other => other.take(now),
-        }
-    }
-
     /// How many further attempts it would give right now, or how many tokens it has; `None` where it has no end.
     pub(crate) fn left(&self) -> Option<f64> {
         match &*self.0 {
@@ -287,71 +246,12 @@ impl Budget {
             Kind::ByKey(by_key) => by_key.left(),
         }
     }
-
-    /// It was not used.
-    pub(crate) fn give_back(&self, taken: Taken) {
-        match (&*self.0, taken) {
-            (Kind::Share { share, .. }, Taken(withdrawal)) => share.give_back(withdrawal),
-            #[cfg(feature = "http")]
-            (Kind::ByKey(by_key), taken) => by_key.common.give_back(taken),
-            _ => {}
-        }
-    }
-
-    /// Keeps what was taken until it is used, and gives it back if it never is.
-    pub(crate) fn hold(&self, taken: Taken) -> Reservation {
-        Reservation { budget: self.clone(), taken: Some(taken) }
-    }
-}
-
-impl Kind {
-    #[cold]
-    fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
-        match self {
-            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
-            Kind::Tokens(tokens) => tokens.failed().then_some(Taken::NOTHING),
-            Kind::Unlimited => Some(Taken::NOTHING),
-            #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.0.take(now),
-        }
-    }
 }
 
 /// The default of a retry.
 impl Default for Budget {
     fn default() -> Self {
         Self::share(0.2, 1, Duration::from_secs(10))
-    }
-}
-
-/// What was taken from a budget.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Taken(Withdrawal);
-
-impl Taken {
-    /// What a budget without windows gives, which takes nothing back.
-    const NOTHING: Taken = Taken(Withdrawal::NOTHING);
-}
-
-/// What was taken and not used yet. Dropped, it is given back.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    budget: Budget,
-    taken: Option<Taken>,
-}
-
-impl Reservation {
-    /// The attempt is made.
-    pub(crate) fn spend(mut self) {
-        self.taken = None;
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if let Some(taken) = self.taken {
-            self.budget.give_back(taken);
-        }
     }
 }
 

@@ -21,16 +21,20 @@
 use std::{
     fmt,
     sync::{
-        Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Mutex, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use hashbrown::HashTable;
 
-use self::{place::Places, stored::Stored};
+use self::{
+    place::Places,
+    shard::{Entry, Shard, Table},
+};
 
 mod place;
+mod shard;
 mod stored;
 
 /// What is kept for a key. `C` is what all states have in common: a quota, for one.
@@ -57,31 +61,10 @@ pub struct Keyed<S, C = ()> {
     sweep: Mutex<usize>,
 }
 
-// What one thread writes in one shard must not slow another thread down in the next.
-#[repr(align(128))]
-struct Shard<S, C> {
-    table: RwLock<Table<S, C>>,
-    /// As [`Keyed::nothing_idle_before`], of this shard alone.
-    nothing_idle_before: AtomicU64,
-}
-
-struct Table<S, C> {
-    entries: HashTable<Entry<S>>,
-    common: C,
-    overflow: S,
-}
-
-struct Entry<S> {
-    key: Stored,
-    state: S,
-}
-
 const KEYS_PER_SHARD: usize = 64;
 const MOST_SHARDS: usize = 1_024;
 /// All of them up to some 16,000 keys: a call for a new key is not held up for longer than they take.
 const SHARDS_AT_ONCE: usize = 128;
-/// The longest time for which it is believed that nothing has become idle: a state may become so sooner than it said.
-const BELIEVED_FOR: u64 = 1_000_000_000;
 
 impl<S: State<C>, C: Clone> Keyed<S, C> {
     /// At most so many keys with a state of their own. The overflow states are made here and now.
@@ -263,40 +246,6 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     fn shard(&self, hash: u64) -> &Shard<S, C> {
         // The table takes the topmost seven bits and the lowest ones; those in the middle are free.
         &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
-    }
-}
-
-impl<S: State<C>, C> Shard<S, C> {
-    fn may_be_idle(&self, now: u64) -> bool {
-        now >= self.nothing_idle_before.load(SeqCst)
-    }
-
-    /// Drops what is idle. How many that was.
-    fn sweep(&self, now: u64) -> usize {
-        let table = &mut *self.write();
-        let before = table.entries.len();
-        let mut earliest = now.saturating_add(BELIEVED_FOR);
-        table.entries.retain(|entry| match entry.state.idle_at(&table.common) {
-            Some(at) if at <= now => false,
-            at => {
-                earliest = earliest.min(at.unwrap_or(u64::MAX));
-                true
-            }
-        });
-        self.nothing_idle_before.store(earliest, SeqCst);
-        before - table.entries.len()
-    }
-}
-
-impl<S, C> Shard<S, C> {
-    // What runs under these locks does not panic; if it did, the states would still be whole.
-    #[inline]
-    fn read(&self) -> RwLockReadGuard<'_, Table<S, C>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Table<S, C>> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

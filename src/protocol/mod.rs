@@ -24,6 +24,7 @@ mod again;
 mod body;
 #[cfg(feature = "http")]
 pub(crate) mod classify;
+mod clone_with;
 #[cfg(feature = "http")]
 mod cut;
 #[cfg(feature = "http")]
@@ -54,14 +55,15 @@ pub(crate) mod transport;
 pub(crate) mod verdict;
 mod watch;
 
-#[cfg(feature = "http")]
-pub(crate) use self::{again::PREVIOUS_ATTEMPTS, hint::PUSHBACK as GRPC_PUSHBACK, http_form::is_grpc};
 pub use self::{
-    again::{Again, CloneWith},
+    again::Again,
+    clone_with::CloneWith,
     hold::{Hold, Judged},
     plain::{Boxed, Flat, Plain},
     watch::{Unwatched, Watch},
 };
+#[cfg(feature = "http")]
+pub(crate) use self::{again::PREVIOUS_ATTEMPTS, hint::PUSHBACK as GRPC_PUSHBACK, http_form::is_grpc};
 pub(crate) use self::{
     again::{Mark, Trust},
     plain::as_its_form,

@@ -31,20 +31,13 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::{
-    key::Way,
-    protocol::Head,
-    rate_limit::{
-        headers::{Policy, Shown},
-        local::Buckets,
-    },
-};
+use crate::rate_limit::headers::{Policy, Shown};
 
 /// Everything of one layer.
 pub(crate) struct Limiter<St> {
     pub(crate) store: St,
     pub(crate) rules: Rules,
-    lane: Lane,
+    pub(super) lane: Lane,
     epoch: Epoch,
     reporter: Reporter,
     pub(super) shadow: AtomicBool,
@@ -103,90 +96,11 @@ impl<St: Engine> Limiter<St> {
         self.shadow.load(Relaxed)
     }
 
-    /// Is it known that a call would have to wait or be refused, whatever it is?
-    #[inline(always)]
-    pub(crate) fn is_shut(&self) -> bool {
-        self.shut_until.load(Relaxed) != 0 && self.is_still_shut()
-            || Deadline::current().is_some() && self.is_too_late()
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn is_too_late(&self) -> bool {
-        deadline::current_passed() && !self.in_shadow()
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn is_still_shut(&self) -> bool {
-        if self.now() < self.shut_until.load(Relaxed) {
-            return !self.in_shadow();
-        }
-        self.shut_until.store(0, Relaxed);
-        false
-    }
-
-    /// The short way of a refusal, where it was known that nothing is left: there is nothing still, and nobody waits or is
-    /// told more. Booked.
-    #[cold]
-    pub(crate) fn refuses_at_once(&self) -> Option<Refusal> {
-        if self.rules.wait.is_some() || self.rules.shows() || self.in_shadow() {
-            return None;
-        }
-        let Local(buckets) = self.store.local()?;
-        let now = self.now();
-        // Asked anew: what is known may be of an older quota.
-        let left = buckets.common.next_unit(now)?.saturating_sub(now);
-        let refusal = Refusal { retry_after: Span(left), ..Refusal::new(Reason::RateLimited) };
-        self.refuses(refusal.reason).then_some(refusal)
-    }
-
-    /// The short way: takes what the call costs, if it is there and nothing else has to be asked.
-    #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "no head to look at"))]
-    #[inline(always)]
-    pub(crate) fn goes_at_once<P, Req, Res, Err>(&self, protocol: &P, request: &Req) -> bool
-    where
-        P: Protocol<Req, Res, Err>,
-    {
-        let Some(Local(buckets)) = self.store.local() else { return false };
-        let goes = match self.lane {
-            Lane::Common => match buckets.common.try_take(self.now()) {
-                None => false,
-                Some(0) => true,
-                Some(at) => {
-                    self.shut(at);
-                    true
-                }
-            },
-            #[cfg(feature = "http")]
-            Lane::Form if P::KNOWS_KEYS => {
-                protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
-            }
-            // A form without heads has none of these lanes.
-            #[cfg(feature = "http")]
-            Lane::Key if P::HAS_BODY => self.has_key_that_goes(buckets, P::head(request)),
-            #[cfg(feature = "http")]
-            Lane::Key | Lane::Form | Lane::Rules => false,
-        };
-        if goes {
-            self.goes();
-        }
-        let _ = (protocol, request);
-        goes
-    }
-
     /// Counts a call that is made.
     #[inline(always)]
     pub(crate) fn goes(&self) {
         self.admitted.add();
         self.reporter.admitted();
-    }
-
-    #[cfg(feature = "http")]
-    #[inline(never)]
-    fn has_key_that_goes(&self, buckets: &Buckets, head: Option<Head<'_>>) -> bool {
-        let Way::Key(key) = &self.rules.http.keys.way else { return false };
-        head.and_then(|head| key.of(head, None)).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
     }
 
     /// Decides about one call, and takes what it costs.
@@ -238,24 +152,6 @@ impl<St: Engine> Limiter<St> {
                 self.refuse_or_go(self.too_soon(at, now, key.is_none()).showing(self, tier, &left))
             }
             Taken::NotBefore(..) => self.decide_to_wait(key, ask, deadline),
-        }
-    }
-
-    /// With one quota for all, the next call need not come to know that nothing is left.
-    pub(super) fn note_if_used_up(&self, left: &Left) {
-        if self.rules.are_keyless()
-            && let Some(at) = left.nothing_until()
-        {
-            self.shut(at);
-        }
-    }
-
-    /// Nothing is left until then, for whatever call.
-    #[cold]
-    fn shut(&self, at: u64) {
-        // Written only where it changes: under a flood of refusals all threads read it.
-        if self.shut_until.load(Relaxed) != at {
-            self.shut_until.store(at, Relaxed);
         }
     }
 

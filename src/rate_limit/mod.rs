@@ -89,6 +89,7 @@ mod quota;
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 mod rules;
 mod service;
+mod short_way;
 mod steer;
 mod store;
 mod ticket;

@@ -1,0 +1,74 @@
+//! What was taken from a budget, and goes back if it is not used.
+
+use super::{Budget, Kind, share::Withdrawal};
+use crate::time::Instant;
+
+/// What was taken from a budget.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken(Withdrawal);
+
+impl Taken {
+    /// What a budget without windows gives, which takes nothing back.
+    const NOTHING: Taken = Taken(Withdrawal::NOTHING);
+}
+
+impl Budget {
+    /// As [`withdraw`](Self::withdraw); what was taken can be given back. The clock is asked if it matters.
+    #[inline(always)]
+    pub(crate) fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
+        match &*self.0 {
+            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
+            other => other.take(now),
+        }
+    }
+
+    /// It was not used.
+    pub(crate) fn give_back(&self, taken: Taken) {
+        match (&*self.0, taken) {
+            (Kind::Share { share, .. }, Taken(withdrawal)) => share.give_back(withdrawal),
+            #[cfg(feature = "http")]
+            (Kind::ByKey(by_key), taken) => by_key.common.give_back(taken),
+            _ => {}
+        }
+    }
+
+    /// Keeps what was taken until it is used, and gives it back if it never is.
+    pub(crate) fn hold(&self, taken: Taken) -> Reservation {
+        Reservation { budget: self.clone(), taken: Some(taken) }
+    }
+}
+
+impl Kind {
+    #[cold]
+    fn take(&self, now: impl FnOnce() -> Instant) -> Option<Taken> {
+        match self {
+            Kind::Share { epoch, share } => share.withdraw(epoch.at(now())).map(Taken),
+            Kind::Tokens(tokens) => tokens.failed().then_some(Taken::NOTHING),
+            Kind::Unlimited => Some(Taken::NOTHING),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.0.take(now),
+        }
+    }
+}
+
+/// What was taken and not used yet. Dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Budget,
+    taken: Option<Taken>,
+}
+
+impl Reservation {
+    /// The attempt is made.
+    pub(crate) fn spend(mut self) {
+        self.taken = None;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(taken) = self.taken {
+            self.budget.give_back(taken);
+        }
+    }
+}
