@@ -23,7 +23,7 @@ use buttress::{
     testing::{OutcomesLayer, Probe, ProbeError},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use proptest::prelude::*;
@@ -570,6 +570,19 @@ async fn each_call_pays_once() {
         retry(&budget).layer(other.layer(Backend::taking(&[]))).oneshot(7).await.unwrap();
     }
     assert_eq!((left(&budget), left(&own)), (10, 10));
+}
+
+/// A call that a bulkhead between them holds back begins in a poll, long after the retry has made it.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_begins_later_pays_once_too() {
+    let budget = Budget::new(0.1, 0, ms(10_000)).unwrap();
+    let hedge = hedge().after(ms(100)).budget(budget.clone()).build().unwrap().plain();
+    let bulkhead = BulkheadLayer::builder().limit(1).queue(100).wait(ms(5_000)).build().unwrap().flat();
+    let retry = RetryLayer::builder().backoff(Backoff::Constant(ms(1))).budget(budget.clone()).build().unwrap().flat();
+    let service = retry.layer(bulkhead.layer(hedge.layer(Backend::taking(&[1; 100]))));
+    let calls = (0..100).map(|_| service.clone().oneshot(7));
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!((0..1_000).take_while(|_| budget.withdraw()).count(), 10);
 }
 
 #[tokio::test(start_paused = true)]

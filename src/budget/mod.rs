@@ -51,7 +51,10 @@ mod tokens;
 
 #[cfg(feature = "http")]
 use self::by_key::{ByKey, Numbers};
-pub(crate) use self::taken::{Reservation, Taken};
+pub(crate) use self::{
+    paid::Payment,
+    taken::{Reservation, Taken},
+};
 use self::{share::Share, tokens::Tokens};
 
 /// What retries and hedges may add to the calls. Clones share it. See the [module](crate::budget).
@@ -118,7 +121,7 @@ impl Budget {
     /// Requests without a key, and plain services, share this one, which is also the one that [`deposit`](Self::deposit) and
     /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own, of some 2.5 KB; more share 128 others until
     /// one of those has not been used for a window. A key's budget begins as this one did. A call takes a shared lock to find
-    /// it, and a look at the clock; so does each end of an attempt that failed, and each attempt that comes after a delay.
+    /// it, and a look at the clock; so does each end of an attempt that failed.
     ///
     /// ```
     /// use buttress::{Budget, Key, RetryLayer};

@@ -5,35 +5,39 @@ use std::{cell::Cell, sync::Arc};
 use super::Budget;
 
 thread_local! {
-    /// The budget that was paid for the call that is being made right now.
-    static PAID: Cell<usize> = const { Cell::new(0) };
+    /// What was paid for the call that runs right now.
+    static PAID: Cell<Option<Payment>> = const { Cell::new(None) };
 }
 
-impl Budget {
-    /// Runs the call of an inner service for which this budget has been paid: a hedge in there that shares it pays nothing.
-    #[inline(always)]
-    pub(crate) fn paid<T>(&self, call: impl FnOnce() -> T) -> T {
-        struct Restore(usize);
+/// That a call was paid for: into which budget, by its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Payment(usize);
+
+impl Payment {
+    /// Makes or polls the call: a hedge that begins in there and shares the budget pays nothing.
+    pub(crate) fn during<T>(self, run: impl FnOnce() -> T) -> T {
+        struct Restore(Option<Payment>);
         impl Drop for Restore {
             fn drop(&mut self) {
                 PAID.set(self.0);
             }
         }
-        let _restore = Restore(PAID.replace(self.id()));
-        call()
+        let _restore = Restore(PAID.replace(Some(self)));
+        run()
+    }
+}
+
+impl Budget {
+    pub(crate) fn payment(&self) -> Payment {
+        Payment(Arc::as_ptr(&self.0).addr())
     }
 
     pub(crate) fn is_paid(&self) -> bool {
-        PAID.get() == self.id()
+        PAID.get() == Some(self.payment())
     }
 
     /// Has somebody else a clone of it? If not, nobody ever will.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
-    }
-
-    #[inline(always)]
-    fn id(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
     }
 }

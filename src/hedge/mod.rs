@@ -76,9 +76,9 @@
 //!
 //! Put it inside: then one attempt of the retry is one group of attempts here, and what fails as a whole is made again after a
 //! backoff. (A retry inside a hedge sends each hedge three times.) Give both the same [`Budget`](crate::Budget): each further attempt
-//! of either is taken from it, and **each call pays into it once**: the retry does, and a hedge that it calls on the
-//! same budget does not. Where something between them makes the inner call later, on its own (a buffer, a full bulkhead,
-//! a router), the hedge can't see that and pays for each attempt of the retry too.
+//! of either is taken from it, and **each call pays into it once**: the retry does, and a hedge that it calls or polls on the
+//! same budget does not. Where something between them makes the inner call in a task of its own (a buffer), the hedge can't
+//! see that and pays for each attempt of the retry too.
 //!
 //! Of [`Budget::tokens`](crate::Budget::tokens) each further attempt takes one, and a success gives back its share.
 //!

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     bounded::Ledger,
-    budget::{Budget, Taken},
+    budget::{Budget, Payment, Taken},
     builder::Identity,
     deadline::Deadline,
     observe::{Kind, Reporter, StoppedBy},
@@ -95,10 +95,10 @@ impl Retrier {
         self.ledger.shadow(on);
     }
 
-    /// Makes a call for which this has paid into the budget: a hedge in there that shares it pays nothing.
+    /// What a hedge within the call has to be told, if there may be one with the same budget.
     #[inline(always)]
-    pub(crate) fn paid<T>(&self, budget: &Budget, call: impl FnOnce() -> T) -> T {
-        if self.shares_its_budget { budget.paid(call) } else { call() }
+    pub(crate) fn payment(&self, budget: &Budget) -> Option<Payment> {
+        self.shares_its_budget.then(|| budget.payment())
     }
 
     /// An attempt ended well.

@@ -8,9 +8,15 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    outline,
     protocol::Http,
     readiness::{Readiness, give_back},
-    retry::{ResponseFuture, future::Spare, retrier::Retrier, verdict::Retryable},
+    retry::{
+        ResponseFuture,
+        future::{Spare, Step},
+        retrier::Retrier,
+        verdict::Retryable,
+    },
     stripe::Striped,
     time,
 };
@@ -87,7 +93,13 @@ where
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
-        let inner = shared.paid(budget, || self.inner.call(request));
-        ResponseFuture::running(inner, self.protocol.clone(), context, shared, spare, safe, deadline)
+        let (inner, step) = match shared.payment(budget) {
+            None => (Some(self.inner.call(request)), None),
+            Some(payment) => {
+                let inner = payment.during(|| outline::call(&mut self.inner, request));
+                (None, Some(Step::Paid { inner, payment }))
+            }
+        };
+        ResponseFuture::begun(inner, step, self.protocol.clone(), context, shared, spare, safe, deadline)
     }
 }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    budget::Reservation,
+    budget::{Payment, Reservation},
     deadline::Deadline,
     protocol::{Hold, Judged, Protocol},
     retry::{retrier::Retrier, verdict::Retryable},
@@ -40,7 +40,7 @@ pin_project! {
         inner: Option<S::Future>,
         // If none does: what comes instead.
         #[pin]
-        step: Option<Step<P::Held, P::Rest>>,
+        step: Option<Step<S::Future, P::Held, P::Rest>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -63,7 +63,9 @@ pub(crate) struct Spare<S, O> {
 
 pin_project! {
     #[project = StepProj]
-    enum Step<H, R> {
+    pub(crate) enum Step<F, H, R> {
+        // An attempt for which it was paid, and which may come to ask. Not where the others are: it is polled in another way.
+        Paid { #[pin] inner: F, payment: Payment },
         // The head has come and does not say how it went.
         Peeking { held: Option<H>, #[pin] patience: Option<Sleep> },
         Waiting { #[pin] timer: Option<Sleep>, wait: Wait, #[pin] rest: Option<R>, reservation: Option<Reservation> },
@@ -81,8 +83,9 @@ where
 {
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each of them is a field")]
-    pub(crate) fn running(
-        inner: S::Future,
+    pub(crate) fn begun(
+        inner: Option<S::Future>,
+        step: Option<Step<S::Future, P::Held, P::Rest>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -91,8 +94,8 @@ where
         deadline: Option<Deadline>,
     ) -> Self {
         ResponseFuture {
-            inner: Some(inner),
-            step: None,
+            inner,
+            step,
             protocol,
             context,
             shared,

@@ -17,7 +17,7 @@ use crate::{
     outcome::{End, Outcome},
     outline,
     polled::{POLLED, take},
-    protocol::Mark,
+    protocol::{Judged, Mark},
     retry::{
         Attempts, Stopped,
         retrier::{Ended, Further, Retrier},
@@ -112,7 +112,7 @@ where
     }
 
     /// Here the future of the attempt goes, and this comes instead.
-    pub(super) fn stop(self: Pin<&mut Self>, step: Step<P::Held, P::Rest>) {
+    pub(super) fn stop(self: Pin<&mut Self>, step: Step<S::Future, P::Held, P::Rest>) {
         let mut this = self.project();
         this.inner.set(None);
         this.step.set(Some(step));
@@ -123,6 +123,20 @@ where
     pub(super) fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
         let mut this = self.as_mut().project();
         match this.step.as_mut().as_pin_mut().expect(POLLED).project() {
+            StepProj::Paid { inner, payment } => {
+                let Poll::Ready(result) = payment.during(|| outline::poll(inner, cx)) else {
+                    wait(this.waited_since);
+                    return Poll::Pending;
+                };
+                Poll::Ready(match this.protocol.hold(this.context, result) {
+                    Judged::Good(held) => Some(Ok(self.succeeded(held))),
+                    Judged::Bad(end, held) => self.ended(end, held, None),
+                    Judged::Unclear(held) => {
+                        self.stop(Step::Peeking { held: Some(held), patience: None });
+                        None
+                    }
+                })
+            }
             StepProj::Peeking { held, patience } => {
                 let context = &*this.context;
                 let looked = match this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx) {
@@ -199,9 +213,14 @@ where
         *this.number += 1;
         *this.waited_since = None;
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
-        let inner = this.shared.paid(budget, || call(&mut service, request));
+        match this.shared.payment(budget) {
+            None => this.inner.set(Some(call(&mut service, request))),
+            Some(payment) => {
+                let inner = payment.during(|| outline::call(&mut service, request));
+                this.step.set(Some(Step::Paid { inner, payment }));
+            }
+        }
         *this.spare = original.map(|original| Spare { service, original });
-        this.inner.set(Some(inner));
     }
 
     fn reject(self: Pin<&mut Self>, made: u32) -> Output<S, P, Req> {
