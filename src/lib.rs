@@ -104,6 +104,7 @@ pub mod keyed;
 #[doc(hidden)]
 pub mod loom;
 pub mod observe;
+mod on_panic;
 mod origin;
 mod outcome;
 mod outline;

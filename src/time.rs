@@ -22,11 +22,17 @@ pub(crate) use self::epoch::Epoch;
 /// The longest duration a setting accepts: one year. tokio's timer wheel turns once in a little over two.
 pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The time of day, for dates that a server sent. tokio does not pause this one.
+/// The time of day, for dates that a server sent. tokio has no such clock to pause, so it is moved as far as the paused clock is
+/// from the real one.
 #[cfg(feature = "http")]
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub(crate) fn wall() -> std::time::SystemTime {
-    std::time::SystemTime::now()
+    let (clock, real, day) = (now().into_std(), std::time::Instant::now(), std::time::SystemTime::now());
+    let moved = match clock.checked_duration_since(real) {
+        Some(ahead) => day.checked_add(ahead),
+        None => day.checked_sub(real.saturating_duration_since(clock)),
+    };
+    moved.unwrap_or(day)
 }
 
 /// Now. One clock read; the callers keep it to one per call.

@@ -504,8 +504,9 @@ async fn the_deadline_ends_the_wait_for_readiness() {
     let service = layer.layer(FailsThenBusy::default());
     let started = Instant::now();
     let error = Deadline::after(ms(30)).scope(service.oneshot(7)).await.unwrap_err();
-    assert!(matches!(error, Error::Rejected(r) if r.reason() == Reason::DeadlineExceeded));
-    assert_eq!(started.elapsed(), ms(30));
+    // The last real answer, for there is no better one.
+    assert!(matches!(error, Error::Inner(Oops(1))));
+    assert_eq!((started.elapsed(), layer.handle().snapshot().deadline_exceeded), (ms(30), 0));
 }
 
 /// Its one call fails, and then it is not ready any more.
@@ -583,6 +584,121 @@ async fn a_call_that_begins_later_pays_once_too() {
     let calls = (0..100).map(|_| service.clone().oneshot(7));
     assert!(join_all(calls).await.iter().all(Result::is_ok));
     assert_eq!((0..1_000).take_while(|_| budget.withdraw()).count(), 10);
+}
+
+/// A caller that gives up has waited for so long at least: a backend that has become slow is seen to be so through a timeout
+/// further out, and is not sent everything twice until its good times are forgotten. One that leaves sooner says nothing.
+#[tokio::test(start_paused = true)]
+async fn what_callers_waited_for_in_vain_counts() {
+    let layer =
+        HedgeLayer::builder().quantile(0.9).minimum_samples(20).budget(Budget::unlimited()).build().unwrap().plain();
+    let call = |takes: u64, patience: u64| {
+        let service = layer.layer(Backend::taking(&[takes, takes]));
+        async move { tokio::time::timeout(ms(patience), service.oneshot(7)).await.is_ok() }
+    };
+    for _ in 0..100 {
+        assert!(call(5, 300).await);
+    }
+    for _ in 0..200 {
+        assert!(!call(500, 4).await);
+    }
+    assert_eq!(layer.handle().snapshot().hedges, 0);
+    let mut hedges = 0;
+    for n in 1..=100 {
+        assert!(!call(500, 300).await);
+        hedges = layer.handle().snapshot().hedges;
+        assert!(hedges == n || n > 12, "{hedges} of {n}");
+    }
+    // A tenth of all samples is slow with the twelfth, and then 300 ms are what one waits for.
+    assert!((11..=13).contains(&hedges), "{hedges}");
+}
+
+/// An attempt that panics has ended, and badly; whether it is the call or a poll that does, of the first or of a later one.
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_the_end_of_an_attempt() {
+    for (at, in_call) in [(1, true), (1, false), (2, true), (2, false)] {
+        for retries in [false, true] {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let events = Arc::clone(&seen);
+            let observer = move |event: &Event| {
+                if let Kind::Attempt { number, outcome, .. } = event.kind {
+                    events.lock().unwrap().push((number, outcome));
+                }
+            };
+            let calls = Arc::new(AtomicUsize::new(0));
+            let service = service_fn(move |_: u32| {
+                let number = calls.fetch_add(1, SeqCst) + 1;
+                assert!(number != at || !in_call, "in the call");
+                async move {
+                    sleep(ms(1)).await;
+                    assert!(number != at, "in a poll");
+                    Err::<u32, _>(Oops(1))
+                }
+            });
+            let budget = Budget::unlimited();
+            let call = if retries {
+                let shared = budget.clone();
+                let builder = RetryLayer::builder().backoff(Backoff::Constant(ms(0))).observer(observer).budget(budget);
+                let call = builder.build().unwrap().plain().layer(service).oneshot(7);
+                drop(shared);
+                tokio::spawn(call)
+            } else {
+                let layer = hedge().budget(budget).observer(observer).build().unwrap().plain();
+                tokio::spawn(layer.layer(service).oneshot(7))
+            };
+            assert!(call.await.unwrap_err().is_panic());
+            let expected = [(1, Outcome::Failure), (2, Outcome::Failure)];
+            assert_eq!(*seen.lock().unwrap(), expected[..at], "{at} {in_call} {retries}");
+        }
+    }
+}
+
+/// Of gRPC's tokens failures take, and nothing else: a slow call that ends well is none, nor is a hedge that was not sent.
+#[tokio::test(start_paused = true)]
+async fn tokens_count_failures() {
+    let left = |budget: &Budget| {
+        let text = format!("{budget:?}");
+        text.split(|c: char| !c.is_ascii_digit()).find_map(|n| n.parse::<u32>().ok()).unwrap()
+    };
+    let tokens = || Budget::tokens(10, 0.1).unwrap();
+
+    let budget = tokens();
+    let layer = hedge().budget(budget.clone()).build().unwrap().plain();
+    for _ in 0..20 {
+        layer.layer(Backend::taking(&[50, 60])).oneshot(7).await.unwrap();
+    }
+    assert_eq!((layer.handle().snapshot().hedges, left(&budget)), (20, 10_000));
+
+    // Each attempt that failed takes one, those after which there is none too.
+    layer.layer(Backend::new([(0, Err(1)), (0, Err(2))])).oneshot(7).await.unwrap_err();
+    assert_eq!(left(&budget), 8_000);
+    // Beside one that runs.
+    layer.layer(Backend::new([(50, Ok(1)), (5, Err(2))])).oneshot(7).await.unwrap();
+    assert_eq!(left(&budget), 7_100);
+    // At the half there is no further one.
+    for _ in 0..3 {
+        budget.withdraw();
+    }
+    let backend = Backend::new([(50, Ok(1))]);
+    layer.layer(backend.clone()).oneshot(7).await.unwrap();
+    assert_eq!((backend.times().len(), left(&budget)), (1, 4_200));
+    let backend = Backend::new([(0, Err(1))]);
+    layer.layer(backend.clone()).oneshot(7).await.unwrap_err();
+    assert_eq!((backend.times().len(), left(&budget)), (1, 3_200));
+
+    // What fails within a retry on the same tokens is counted once, here or there.
+    let budget = tokens();
+    let layer = hedge().budget(budget.clone()).build().unwrap().plain();
+    let retry = RetryLayer::builder().attempts(2).backoff(Backoff::Constant(ms(1))).budget(budget.clone());
+    let service = retry.build().unwrap().flat().layer(layer.layer(Backend::new([(0, Err(1)); 4])));
+    service.oneshot(7).await.unwrap_err();
+    assert_eq!(left(&budget), 6_000);
+
+    // In shadow too.
+    let budget = tokens();
+    let layer = hedge().budget(budget.clone()).shadow(true).build().unwrap().plain();
+    layer.layer(Backend::new([(0, Err(1))])).oneshot(7).await.unwrap_err();
+    assert_eq!(left(&budget), 9_000);
 }
 
 #[tokio::test(start_paused = true)]

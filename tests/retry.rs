@@ -22,7 +22,7 @@ use buttress::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -496,6 +496,19 @@ fn a_budget_by_hand() {
     assert!(!budget.withdraw());
     budget.clone().deposit();
     assert!(budget.withdraw());
+    // A third, three times, is one; and what a float makes of a share is not one more.
+    for (ratio, calls, whole) in
+        [(1.0 / 3.0, 3, 1), (1.0 / 7.0, 7, 1), (0.07, 100, 7), (0.3, 10, 3), (0.2, 9, 1), (0.0, 99, 0)]
+    {
+        let budget = Budget::new(ratio, 0, ms(10_000)).unwrap();
+        (0..calls).for_each(|_| budget.deposit());
+        assert_eq!((0..99).take_while(|_| budget.withdraw()).count(), whole, "{ratio} of {calls}");
+    }
+    // Half a one and half a one.
+    let budget = Budget::new(0.5, 1, ms(500)).unwrap();
+    assert!(!budget.withdraw());
+    budget.deposit();
+    assert!(budget.withdraw());
     for (ratio, over, fields) in [
         (-0.1, 1_000, &["ratio"][..]),
         (1.1, 1_000, &["ratio"]),
@@ -558,11 +571,63 @@ async fn readiness_is_not_waited_for_past_the_deadline() {
         sleep(ms(1)).await;
         probe.is_never_ready();
     });
-    assert!(
-        matches!(answer, Err(Error::Rejected(r)) if r.reason() == Reason::DeadlineExceeded && r.policy() == "retry")
-    );
+    // The last real answer comes back.
+    assert!(matches!(answer, Err(Error::Inner(_))), "{answer:?}");
     assert_eq!((start.elapsed(), probe.calls()), (ms(30), 1));
-    assert_eq!(layer.handle().snapshot().deadline_exceeded, 1);
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.stopped_by_deadline, snapshot.deadline_exceeded), (1, 0));
+}
+
+/// A response is kept only where nothing of it is to come: to hold the rest were to hold something of the inner service.
+#[tokio::test(start_paused = true)]
+async fn what_is_whole_is_kept_for_the_end() {
+    let empty = || UnsyncBoxBody::new(Empty::new().map_err(|e| match e {}));
+    let unending = || UnsyncBoxBody::new(StreamBody::new(futures_util::stream::pending()));
+    let cases = [
+        (Http::new().then(move || Ok(response(503, &[], empty()))), 503),
+        (Http::new().then(move || Ok(response(200, &[("grpc-status", "14")], empty()))), 200),
+        (Http::new().then(|| Ok(response(200, &[], body([Ok(trailers("14"))])))), 200),
+        (Http::new().then(move || Ok(response(503, &[], unending()))), 504),
+    ];
+    for (n, (backend, status)) in cases.into_iter().enumerate() {
+        let layer = retry().build().unwrap();
+        let busy = ReadyOnce { inner: backend, ready: true };
+        let request = if n == 1 || n == 2 { grpc() } else { get() };
+        let response = Deadline::after(ms(60)).scope(layer.layer(busy).oneshot(request)).await.unwrap();
+        let told = response.extensions().get::<Attempts>().unwrap();
+        assert_eq!((response.status().as_u16(), told.made, told.stopped), (status, 1, Stopped::Deadline), "{n}");
+        if n == 2 {
+            assert_eq!(response.into_body().collect().await.unwrap().trailers().unwrap()["grpc-status"], "14");
+        }
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.stopped_by_deadline, snapshot.deadline_exceeded), if n == 3 { (0, 1) } else { (1, 0) });
+    }
+}
+
+/// Its clones are never ready.
+struct ReadyOnce<S> {
+    inner: S,
+    ready: bool,
+}
+
+impl<S: Clone> Clone for ReadyOnce<S> {
+    fn clone(&self) -> Self {
+        ReadyOnce { inner: self.inner.clone(), ready: false }
+    }
+}
+
+impl<S: Service<Req>, Req> Service<Req> for ReadyOnce<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if self.ready { self.inner.poll_ready(cx) } else { Poll::Pending }
+    }
+
+    fn call(&mut self, request: Req) -> S::Future {
+        self.inner.call(request)
+    }
 }
 
 proptest::proptest! {
@@ -931,6 +996,34 @@ async fn a_hint_takes_the_place_of_the_backoff() {
     assert_eq!(call.await, (503, 1, Stopped::Deadline));
 }
 
+/// A date is one of the paused clock, too, if the server does not say what it takes for now.
+#[tokio::test(start_paused = true)]
+async fn a_date_follows_virtual_time() {
+    let today = std::time::SystemTime::now();
+    sleep(Duration::from_secs(3_600)).await;
+    let date: &'static str = httpdate::fmt_http_date(today + Duration::from_secs(3_620)).leak();
+    let layer = retry().attempts(2).build().unwrap();
+    let backend = Http::new().then(move || Ok(response(503, &[("retry-after", date)], body([]))));
+    let (start, expected) = (Instant::now(), 18_900..=20_100);
+    attempts(&layer, &backend, get()).await;
+    let waited = start.elapsed().as_millis();
+    // To a whole second, and what runs between two looks at a real clock.
+    assert!(expected.contains(&waited), "{waited}");
+}
+
+/// What the server asked for is not what the next delay grows from.
+#[tokio::test(start_paused = true)]
+async fn a_hint_is_no_step_of_the_backoff() {
+    let backoff = Backoff::Decorrelated { base: ms(10), max: ms(100_000) };
+    let layer = retry().attempts(3).backoff(backoff).build().unwrap();
+    for _ in 0..50 {
+        let backend = Http::new().with(503, &[("retry-after", "30")]).status(503);
+        attempts(&layer, &backend, get()).await;
+        let times = backend.times();
+        assert!(times[1] == 30_000 && (30_010..=30_030).contains(&times[2]), "{times:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn grpc_by_its_code() {
     let layer = retry().attempts(2).build().unwrap();
@@ -948,6 +1041,11 @@ async fn grpc_by_its_code() {
         let backend = Http::new().then(move || Ok(response(200, &[], body([Ok(trailers(text))]))));
         let (_, made, stopped) = attempts(&layer, &backend, grpc()).await;
         assert_eq!((made, stopped), expected, "{code} in the trailers");
+        // A frame without a byte is no message.
+        let empty = || Ok(Frame::data(Bytes::new()));
+        let backend = Http::new().then(move || Ok(response(200, &[], body([empty(), Ok(trailers(text))]))));
+        let (_, made, stopped) = attempts(&layer, &backend, grpc()).await;
+        assert_eq!((made, stopped), expected, "{code} in the trailers behind an empty frame");
         // Once a message was passed on, never.
         let backend = Http::new().then(move || Ok(response(200, &[], body([Ok(data()), Ok(trailers(text))]))));
         assert_eq!(attempts(&layer, &backend, grpc()).await.1, 1, "{code} behind a message");

@@ -77,7 +77,9 @@ impl Budget {
     /// `ratio` (0 to 1) further attempts for each call, and `min_per_second` (from 0) of them in any case, counted over a
     /// window of `over` (1 µs to 365 days) that slides in tenths.
     ///
-    /// At the start `min_per_second` x `over` withdrawals are there. The default of a retry is 0.2, 1, 10 s.
+    /// At the start `min_per_second` x `over` withdrawals are there: where that is less than one it is none by itself, and helps
+    /// what calls have paid to become a whole one. The ratio is kept in millionths, rounded up. The default of a retry is 0.2, 1,
+    /// 10 s.
     ///
     /// # Errors
     ///
@@ -155,8 +157,10 @@ impl Budget {
     fn share(ratio: f64, min_per_second: u32, over: Duration) -> Self {
         let million = 1_000_000.0;
         let minimum = (f64::from(min_per_second) * over.as_secs_f64() * million).round() as u64;
+        // Up, so that three calls at a third are one whole attempt; but not for what floats add to a tenth.
+        let ratio = (ratio * million - 1e-3).ceil() as u64;
         // Rounded up to whole nanoseconds: a window a little too long only counts for longer what was used.
-        let share = Share::new((ratio * million).round() as u64, minimum, tick_length(over).max(1));
+        let share = Share::new(ratio, minimum, tick_length(over).max(1));
         Budget(Arc::new(Kind::Share { epoch: Epoch::new(), share }))
     }
 

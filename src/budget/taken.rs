@@ -22,6 +22,18 @@ impl Budget {
         }
     }
 
+    /// As [`take`](Self::take), for an attempt beside those that run. Tokens are for failures, and of these there was none; or
+    /// there was one, and it is counted only if this gives something.
+    pub(crate) fn take_beside(&self, failed: bool, now: impl FnOnce() -> Instant) -> Option<Taken> {
+        match &*self.0 {
+            Kind::Tokens(tokens) => {
+                let enough = if failed { tokens.failed_if_enough() } else { tokens.are_enough() };
+                enough.then_some(Taken::NOTHING)
+            }
+            _ => self.take(now),
+        }
+    }
+
     /// It was not used.
     pub(crate) fn give_back(&self, taken: Taken) {
         match (&*self.0, taken) {

@@ -33,6 +33,26 @@ impl Tokens {
         self.change(|left| left.saturating_sub(THOUSAND)) > self.most / 2
     }
 
+    /// Are there enough for a further attempt?
+    pub(crate) fn are_enough(&self) -> bool {
+        self.left() > self.most / 2
+    }
+
+    /// As [`failed`](Self::failed), but nothing is taken where the answer is no: then the failure is for somebody else to count.
+    pub(crate) fn failed_if_enough(&self) -> bool {
+        let mut seen = self.left();
+        loop {
+            let new = seen.saturating_sub(THOUSAND);
+            if new <= self.most / 2 {
+                return false;
+            }
+            match self.left.compare_exchange_weak(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
     pub(crate) fn left(&self) -> u64 {
         self.left.load(Ordering::Relaxed)
     }

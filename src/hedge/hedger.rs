@@ -20,7 +20,7 @@ use crate::{
     rejection::Reason,
     retry::Verdict,
     stripe::{Shared, Striped},
-    time::{self, Instant},
+    time::Instant,
 };
 
 /// The state of a hedge layer.
@@ -136,14 +136,15 @@ impl Hedger {
         self.ledger.shadow(on);
     }
 
-    /// It is the turn of a further attempt.
-    pub(crate) fn take(&self, budget: &Budget, now: Instant) -> Option<Taken> {
-        let Some(taken) = budget.take(|| now) else {
+    /// It is the turn of a further attempt: one failed, or takes long.
+    pub(crate) fn take(&self, budget: &Budget, failed: bool, now: Instant) -> Option<Taken> {
+        let in_shadow = self.in_shadow();
+        let Some(taken) = budget.take_beside(failed && !in_shadow, || now) else {
             self.stopped_by_budget.fetch_add(1, Relaxed);
             self.reporter().stopped(StoppedBy::Budget);
             return None;
         };
-        if self.in_shadow() {
+        if in_shadow {
             budget.give_back(taken);
             self.would_have_hedged.fetch_add(1, Relaxed);
             return None;
@@ -151,25 +152,17 @@ impl Hedger {
         Some(taken)
     }
 
-    /// An attempt failed, or not. Those before a further attempt were counted when that was taken.
+    /// An attempt failed, or not.
     pub(crate) fn count_in_tokens(&self, verdict: Verdict) {
         match verdict {
             Verdict::Done => self.budget.succeeded(),
-            Verdict::Stop => self.budget.failed(),
-            Verdict::Again(_) | Verdict::Never | Verdict::Late => {}
+            Verdict::Stop | Verdict::Again(_) => self.budget.failed(),
+            Verdict::Never | Verdict::Late => {}
         }
     }
 
     pub(crate) fn won(&self) {
         self.won.fetch_add(1, Relaxed);
-    }
-
-    /// The first attempt took so long, or at least so long.
-    pub(crate) fn measure(&self, since: Instant) {
-        if self.delay.is_measured() {
-            let now = time::now();
-            self.delay.record(now, now.saturating_duration_since(since));
-        }
     }
 
     pub(crate) fn report(&self, number: u32, outcome: Outcome, delay: Option<Duration>) {

@@ -40,7 +40,8 @@
 //!
 //! After a fixed time, or after a quantile of what first attempts took in the last 30 s, which is at most 3.2 % too high. Both
 //! count from when somebody first had to wait; an attempt that is ready at once is not measured. One that lost counts
-//! with the time for which it was waited for, so that hedging does not make its own delay shorter.
+//! with the time for which it was waited for, so that hedging does not make its own delay shorter; and so does one whose caller
+//! gave up when the next attempt's turn had come, so that a timeout further out does not hide that the backend is slow.
 //!
 //! These numbers can change while it runs: [`HedgeHandle::update`] takes a [`HedgeConfig`].
 //!
@@ -80,7 +81,8 @@
 //! same budget does not. Where something between them makes the inner call in a task of its own (a buffer), the hedge can't
 //! see that and pays for each attempt of the retry too.
 //!
-//! Of [`Budget::tokens`](crate::Budget::tokens) each further attempt takes one, and a success gives back its share.
+//! Of [`Budget::tokens`](crate::Budget::tokens) each attempt that failed takes one, and a success gives back its share. A further
+//! attempt takes none, but there have to be enough for it.
 //!
 //! Outside of both: a timeout for the whole call. Inside: a timeout, a breaker, a bulkhead for each attempt.
 //!

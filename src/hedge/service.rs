@@ -13,6 +13,7 @@ use crate::{
         future::{Kept, Spare},
         hedger::Hedger,
     },
+    on_panic::on_panic,
     protocol::Http,
     readiness::{Readiness, give_back},
     retry::Retryable,
@@ -89,7 +90,7 @@ where
         } else {
             (None, request)
         };
-        let inner = self.inner.call(request);
+        let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));
         let kept = Kept { protocol: self.protocol.clone(), context, shared, deadline, pays };
         ResponseFuture::running(inner, kept, spare)
     }

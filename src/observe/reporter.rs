@@ -138,6 +138,13 @@ impl Reporter {
         cfg!(any(feature = "metrics", feature = "tracing")) || self.may_have_listeners
     }
 
+    /// An attempt ended by a panic.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn panicked(&self, number: u32) {
+        self.report(Kind::Attempt { number, outcome: Outcome::Failure, delay: None });
+    }
+
     /// As [`report`](Self::report), of an attempt that ended well. First ones are nearly all that there are, so they take
     /// the short way to where they are counted.
     #[inline(always)]

@@ -221,6 +221,19 @@ mod http_form {
             }
         }
 
+        /// Is nothing of its body to come?
+        pub(crate) fn is_whole(&self) -> bool
+        where
+            B: Body<Data = Bytes>,
+            B::Error: Into<BoxError>,
+        {
+            match &self.body {
+                HeldBody::Whole(body) => body.is_end_stream(),
+                HeldBody::Peeked(body) => body.ends(),
+                HeldBody::Gone => true,
+            }
+        }
+
         /// The body of a response that is given up, unless it was looked into.
         pub(crate) fn into_whole_body(self) -> Option<B> {
             match self.body {

@@ -26,6 +26,9 @@ pub(crate) struct Peeked<B> {
     first: First,
 }
 
+/// So many frames without a byte are passed over in one look: some proxies send one before the trailers.
+const EMPTY_FRAMES: u32 = 8;
+
 enum First {
     /// Not there yet, or handed on.
     No,
@@ -42,6 +45,15 @@ impl<B> Peeked<B> {
         match &self.first {
             First::Came { step: Some(Ok(frame)), .. } => frame.trailers_ref(),
             _ => None,
+        }
+    }
+
+    /// Has the last of it come?
+    pub(crate) fn ends(&self) -> bool {
+        match &self.first {
+            First::Came { step: Some(Ok(frame)), .. } => frame.is_trailers(),
+            First::Came { step: None | Some(Err(_)), .. } | First::Over => true,
+            First::No => false,
         }
     }
 
@@ -63,11 +75,17 @@ where
         Peeked { body: Box::pin(body), first: First::No }
     }
 
-    /// The first frame, and whose clock made it. It is still handed on.
+    /// The first frame that says something, and whose clock made it. It is still handed on.
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<(&Step, Option<End>)> {
-        if matches!(self.first, First::No) {
+        let mut empty = 0;
+        while matches!(self.first, First::No) {
             let (polled, cut) = cut::in_poll(|| self.body.as_mut().poll_frame(cx));
-            if let Poll::Ready(step) = polled {
+            let Poll::Ready(step) = polled else { return Poll::Pending };
+            let says_nothing = matches!(&step, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty))
+                && empty < EMPTY_FRAMES;
+            if says_nothing {
+                empty += 1;
+            } else {
                 self.first = First::Came { step: step.map(|f| f.map_err(Into::into)), cut };
             }
         }

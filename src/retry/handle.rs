@@ -25,9 +25,9 @@ pub struct RetrySnapshot {
     pub attempts: u64,
     /// Calls whose failure came back because the budget had nothing left.
     pub stopped_by_budget: u64,
-    /// Calls whose failure came back because a further attempt would not have ended before their deadline.
+    /// Calls whose failure came back because a further attempt would not have ended before their deadline, or could not begin.
     pub stopped_by_deadline: u64,
-    /// Calls that came after their deadline, and were refused.
+    /// Calls that came after their deadline and were refused, or could not be made again before it and had given up their answer.
     pub deadline_exceeded: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,

@@ -56,8 +56,6 @@ pub(crate) struct Ended {
     pub(crate) end: End,
     pub(crate) verdict: Verdict,
     pub(crate) deadline: Option<Deadline>,
-    /// The delay before it.
-    pub(crate) last_delay: Span,
 }
 
 impl Retrier {
@@ -125,13 +123,14 @@ impl Retrier {
         self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
-    /// After a failed attempt: what comes next, or why nothing does. `can_again`: can the request be sent again? `give_up`
+    /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`: can the request be sent again? `give_up`
     /// makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,
         budget: &Budget,
         ended: Ended,
+        last_delay: &mut Span,
         can_again: impl FnOnce() -> bool,
         give_up: impl FnOnce() -> bool,
     ) -> Result<Further, Stopped> {
@@ -143,7 +142,7 @@ impl Retrier {
         if !can_again() {
             return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
-        let delay = self.settings.delay(hint, number, ended.last_delay);
+        let delay = self.settings.delay(hint, number, last_delay);
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
             self.count_stopped(StoppedBy::Deadline);
             return Err(self.stop(budget, number, end, Stopped::Deadline));
@@ -193,7 +192,7 @@ impl Retrier {
     }
 
     #[cold]
-    fn count_stopped(&self, by: StoppedBy) {
+    pub(crate) fn count_stopped(&self, by: StoppedBy) {
         let count = match by {
             StoppedBy::Budget => &self.stopped_by_budget,
             StoppedBy::Deadline => &self.stopped_by_deadline,

@@ -8,6 +8,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    on_panic::on_panic,
     outline,
     protocol::Http,
     readiness::{Readiness, give_back},
@@ -94,9 +95,10 @@ where
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
         let (inner, step) = match shared.payment(budget) {
-            None => (Some(self.inner.call(request)), None),
+            None => (Some(on_panic(|| shared.reporter().panicked(1), || self.inner.call(request))), None),
             Some(payment) => {
-                let inner = payment.during(|| outline::call(&mut self.inner, request));
+                let call = || payment.during(|| outline::call(&mut self.inner, request));
+                let inner = on_panic(|| shared.reporter().panicked(1), call);
                 (None, Some(Step::Paid { inner, payment }))
             }
         };

@@ -84,9 +84,10 @@ impl Settings {
         Span(self.peek.load(Relaxed)).duration()
     }
 
-    /// The delay after so many attempts, if the server asked for this one, and the one before was that.
+    /// The delay after so many attempts, if the server asked for this one, and the one drawn before was that. What the server asks
+    /// for is not drawn.
     #[inline(always)]
-    pub(crate) fn delay(&self, hint: Option<Duration>, n: u32, last: Span) -> Span {
+    pub(crate) fn delay(&self, hint: Option<Duration>, n: u32, last: &mut Span) -> Span {
         match hint {
             Some(hint) => Span(nanos(hint).min(self.max_hint.load(Relaxed))),
             None => self.delays.delay(n, last),
@@ -166,16 +167,17 @@ impl Delays {
     }
 
     #[inline(always)]
-    fn delay(&self, n: u32, last: Span) -> Span {
+    fn delay(&self, n: u32, last: &mut Span) -> Span {
         if self.kind.load(Relaxed) == kind::CONSTANT { Span(self.base.load(Relaxed)) } else { self.grown(n, last) }
     }
 
     #[cold]
     #[inline(never)]
-    fn grown(&self, n: u32, last: Span) -> Span {
-        Span(nanos(match &self.own {
+    fn grown(&self, n: u32, last: &mut Span) -> Span {
+        *last = Span(nanos(match &self.own {
             Some(own) => own(n).min(LONGEST),
             None => self.load().delay(n, last.duration().unwrap_or_default(), rng::unit),
-        }))
+        }));
+        *last
     }
 }

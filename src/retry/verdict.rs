@@ -60,6 +60,12 @@ pub trait Retryable<Req, Res, Err>: Again<Req, Res, Err> {
     #[doc(hidden)]
     fn note_rejection(_response: &mut Self::Response<()>, _attempts: Attempts) {}
 
+    /// Is it all there, so that keeping it keeps nothing of the inner service?
+    #[doc(hidden)]
+    fn is_whole(_held: &Self::Held) -> bool {
+        false
+    }
+
     #[doc(hidden)]
     fn rest(_held: Self::Held) -> Option<Self::Rest> {
         None
@@ -181,6 +187,10 @@ mod http_form {
 
         fn note_rejection(response: &mut Response<ResponseBody<RB, ()>>, attempts: Attempts) {
             response.extensions_mut().insert(attempts);
+        }
+
+        fn is_whole(held: &HeldResponse<RB>) -> bool {
+            held.is_whole()
         }
 
         fn rest(held: HeldResponse<RB>) -> Option<Rest<RB>> {

@@ -14,18 +14,20 @@ use crate::{
     budget::{Budget, Reservation},
     deadline::Deadline,
     hedge::hedger::Hedger,
+    on_panic::on_panic,
     polled::POLLED,
     protocol::{Hold, Judged, Protocol},
     retry::Retryable,
     stripe::Shared,
-    time::{Instant, Sleep},
+    time::Sleep,
 };
 
 mod attempts;
 mod steps;
 mod turns;
+mod waited;
 
-use self::attempts::Others;
+use self::{attempts::Others, waited::Waited};
 
 pin_project! {
     /// The response of a call that may have several attempts at once.
@@ -42,7 +44,7 @@ pin_project! {
         first: Attempt<S::Future>,
         // Nearly all calls end without it, so it costs them one word.
         #[pin]
-        rest: Option<Rest<S::Future>>,
+        rest: Option<RestOf<S, P, Req>>,
         spare: Option<Spare<S, P::Original>>,
         kept: Kept<P, P::Context>,
     }
@@ -51,7 +53,7 @@ pin_project! {
 pin_project! {
     /// What there is of a call that was not answered well at once.
     #[project = RestProj]
-    struct Rest<F> {
+    struct Rest<F, L> {
         #[pin]
         others: Others<F>,
         // For the turn of the next attempt.
@@ -60,12 +62,14 @@ pin_project! {
         stage: Stage,
         // Attempts so far.
         made: u32,
-        // When somebody first had to wait for the first one.
-        since: Option<Instant>,
+        // How the last of them ended, where it is kept for want of another one. Few have that, so it takes one word.
+        last: Option<Box<L>>,
+        // For the first one, which runs.
+        waited: Waited,
     }
 
     // A call without it has one question to ask when it is dropped; all that follows is out of line.
-    impl<F> PinnedDrop for Rest<F> {
+    impl<F, L> PinnedDrop for Rest<F, L> {
         fn drop(this: Pin<&mut Self>) {
             stop(this.project().timer);
         }
@@ -78,13 +82,13 @@ fn stop(mut timer: Pin<&mut Option<Sleep>>) {
     timer.set(None);
 }
 
-impl<F> Rest<F> {
+impl<F, L> Rest<F, L> {
     fn new() -> Self {
-        Rest { others: Others::new(), timer: None, stage: Stage::New, made: 1, since: None }
+        Rest { others: Others::new(), timer: None, stage: Stage::New, made: 1, last: None, waited: Waited::NONE }
     }
 }
 
-fn open<F>(rest: Pin<&mut Option<Rest<F>>>) -> RestProj<'_, F> {
+fn open<F, L>(rest: Pin<&mut Option<Rest<F, L>>>) -> RestProj<'_, F, L> {
     rest.as_pin_mut().expect(POLLED).project()
 }
 
@@ -157,6 +161,8 @@ type Ended<S, P, Req> = Judged<Held<S, P, Req>, Failure<S, P, Req>>;
 type Held<S, P, Req> = <P as Hold<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Held;
 type Failure<S, P, Req> = <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error;
 
+type RestOf<S, P, Req> = Rest<<S as Service<Req>>::Future, Result<Held<S, P, Req>, Failure<S, P, Req>>>;
+
 /// What is known of the first attempt when the rest of the work begins.
 enum First<S: Service<Req>, P: Retryable<Req, S::Response, S::Error>, Req> {
     /// It was not polled just now.
@@ -176,21 +182,23 @@ where
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
+        let kept = this.kept;
         let first = match this.first.project() {
-            AttemptProj::Running { inner } if this.rest.is_none() => match inner.poll(cx) {
-                Poll::Pending => First::Pending,
-                Poll::Ready(result) => match this.kept.protocol.hold(&this.kept.context, result) {
-                    // Nobody had to wait, so there is nothing to be given up.
-                    Judged::Good(held) => {
-                        let kept = this.kept;
-                        kept.shared.succeeded(1, kept.pays);
-                        return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
-                    }
-                    // Arms of their own, for a whole attempt that might be moved on would be asked about again.
-                    Judged::Bad(end, held) => First::Ended(Judged::Bad(end, held)),
-                    Judged::Unclear(held) => First::Ended(Judged::Unclear(held)),
-                },
-            },
+            AttemptProj::Running { inner } if this.rest.is_none() => {
+                match on_panic(|| kept.shared.reporter().panicked(1), || inner.poll(cx)) {
+                    Poll::Pending => First::Pending,
+                    Poll::Ready(result) => match kept.protocol.hold(&kept.context, result) {
+                        // Nobody had to wait, so there is nothing to be given up.
+                        Judged::Good(held) => {
+                            kept.shared.succeeded(1, kept.pays);
+                            return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
+                        }
+                        // Arms of their own, for a whole attempt that might be moved on would be asked about again.
+                        Judged::Bad(end, held) => First::Ended(Judged::Bad(end, held)),
+                        Judged::Unclear(held) => First::Ended(Judged::Unclear(held)),
+                    },
+                }
+            }
             _ => First::Unknown,
         };
         self.go_on(first, cx)

@@ -8,9 +8,10 @@ use std::{
 
 use tower_service::Service;
 
-use super::{Attempt, Ended, Failure, First, Held, Output, ResponseFuture, Rest, Stage, open};
+use super::{Attempt, Ended, Failure, First, Held, Output, ResponseFuture, Rest, RestOf, Stage, Waited, open};
 use crate::{
     hedge::hedger::Meaning,
+    on_panic::on_panic,
     outcome::{End, Outcome},
     permit::Cause,
     polled::POLLED,
@@ -66,13 +67,17 @@ where
     fn poll_attempts(mut self: Pin<&mut Self>, from: u32, cx: &mut Context<'_>) -> Option<(u32, Ended<S, P, Req>)> {
         for number in from..=self.made() {
             if self.is_cut(number) {
+                if number == 1 {
+                    self.as_mut().waited().forget();
+                }
                 self.as_mut().drop_attempt(number);
                 continue;
             }
-            let attempt = self.as_mut().attempt(number);
-            if let Poll::Ready(result) = attempt.poll_it(cx) {
-                let kept = self.project().kept;
-                return Some((number, kept.protocol.hold(&kept.context, result)));
+            let this = self.as_mut().project();
+            let attempt = attempt_of(this.first, this.rest, number);
+            let polled = on_panic(|| this.kept.shared.reporter().panicked(number), || attempt.poll_it(cx));
+            if let Poll::Ready(result) = polled {
+                return Some((number, this.kept.protocol.hold(&this.kept.context, result)));
             }
         }
         None
@@ -100,7 +105,7 @@ where
 
     fn succeeded(mut self: Pin<&mut Self>, number: u32, held: Held<S, P, Req>) -> P::Response<()> {
         if number == 1 || self.is_running(1) {
-            self.measure();
+            self.as_mut().waited().learn();
         }
         self.as_mut().finish(number);
         let kept = self.project().kept;
@@ -120,11 +125,14 @@ where
     ) -> Option<Output<S, P, Req>> {
         let this = self.as_mut().project();
         let verdict = this.kept.protocol.verdict(&this.kept.context, this.spare.is_some(), end, held.as_ref());
-        if end == End::TimedOut && number == 1 {
-            self.measure();
+        match number {
+            1 if end == End::TimedOut => self.as_mut().waited().learn(),
+            1 => self.as_mut().waited().forget(),
+            _ => {}
         }
         let meaning = Meaning::of(end, verdict);
-        let next = meaning == Meaning::Failed && self.as_mut().after_a_failure();
+        let taken = meaning == Meaning::Failed && self.as_mut().after_a_failure();
+        let next = meaning == Meaning::Failed && matches!(self.stage(), Stage::Starting(_));
         if meaning == Meaning::Enough {
             // Gives up one that waits for readiness, too.
             self.as_mut().no_more();
@@ -135,22 +143,32 @@ where
         } else {
             self.as_mut().only_one_reads();
         }
-        let kept = self.project().kept;
-        if kept.pays {
+        let this = self.project();
+        let kept = this.kept;
+        // What comes of the call is counted by a retry around it that has paid for it; what that does not get to see is not.
+        if !taken && (kept.pays || !over) {
             kept.shared.count_in_tokens(verdict);
         }
         kept.shared.report(number, end.outcome(), next.then_some(Duration::ZERO));
-        over.then(|| held.map(|held| kept.protocol.pass(&kept.context, held, None)))
+        if over {
+            return Some(held.map(|held| kept.protocol.pass(&kept.context, held, None)));
+        }
+        // It is the call's after all if the next attempt is not ready before the deadline.
+        if kept.deadline.is_some() && held.as_ref().map_or(true, P::is_whole) {
+            *open(this.rest).last = Some(Box::new(held));
+        }
+        None
     }
 
-    /// Does the next attempt come at once (or is it about to already)?
+    /// The next attempt comes at once, if there may be one. Was it taken from the budget now?
     fn after_a_failure(mut self: Pin<&mut Self>) -> bool {
         let now = time::now();
+        let mut taken = false;
         match self.stage() {
             Stage::Starting(_) | Stage::Last => {}
             // A hedge that does not know yet when to be of use stays out of the way.
             Stage::New if self.kept.shared.delay.now(now).is_none() => self.as_mut().no_more(),
-            Stage::New | Stage::Waiting | Stage::Idle => self.as_mut().turn(now),
+            Stage::New | Stage::Waiting | Stage::Idle => taken = self.as_mut().turn(true, now),
         }
         if matches!(self.stage(), Stage::Starting(_)) && !self.is_any_running() {
             // Nobody reads the request's body until the next attempt does: what was given up must not read it away.
@@ -160,7 +178,7 @@ where
                 self.as_mut().no_more();
             }
         }
-        matches!(self.stage(), Stage::Starting(_))
+        taken
     }
 
     /// The call has its result: all other attempts go, at once, and whatever the cause for which this runs.
@@ -178,12 +196,7 @@ where
         self.no_more();
     }
 
-    fn attempt(self: Pin<&mut Self>, number: u32) -> Pin<&mut Attempt<S::Future>> {
-        let this = self.project();
-        if number == 1 { this.first } else { open(this.rest).others.attempt(number).expect("it was made") }
-    }
-
-    fn rest(&self) -> &Rest<S::Future> {
+    fn rest(&self) -> &RestOf<S, P, Req> {
         self.rest.as_ref().expect(POLLED)
     }
 
@@ -204,7 +217,8 @@ where
     }
 
     fn drop_attempt(mut self: Pin<&mut Self>, number: u32) {
-        let mut attempt = self.as_mut().attempt(number);
+        let this = self.as_mut().project();
+        let mut attempt = attempt_of(this.first, this.rest, number);
         if attempt.is_running() {
             Cause::Caller.during(|| attempt.set(Attempt::Gone));
             self.kept.shared.report(number, Outcome::Cancelled, None);
@@ -243,16 +257,20 @@ where
         others && original.is_some_and(|original| self.kept.protocol.is_cut(original, number - 1))
     }
 
-    /// How long the first attempt took; or, where another one was better, how long it was waited for. Nothing is learnt from
-    /// the others: those that win are short, that is why they win.
-    fn measure(&self) {
-        if let Some(since) = self.rest().since {
-            self.kept.shared.measure(since);
-        }
+    fn waited(self: Pin<&mut Self>) -> &mut Waited {
+        open(self.project().rest).waited
     }
 
     pub(super) fn reject(mut self: Pin<&mut Self>) -> Output<S, P, Req> {
         let kept = self.as_mut().project().kept;
         kept.protocol.reject(&kept.context, kept.shared.ledger.late())
     }
+}
+
+fn attempt_of<'a, F, L>(
+    first: Pin<&'a mut Attempt<F>>,
+    rest: Pin<&'a mut Option<Rest<F, L>>>,
+    number: u32,
+) -> Pin<&'a mut Attempt<F>> {
+    if number == 1 { first } else { open(rest).others.attempt(number).expect("it was made") }
 }

@@ -11,6 +11,7 @@ use tower_service::Service;
 use super::{Output, ResponseFuture, Stage, open};
 use crate::{
     deadline::Deadline,
+    on_panic::on_panic,
     outline,
     polled::{POLLED, take},
     protocol::Mark,
@@ -33,12 +34,12 @@ where
         match rest.stage {
             Stage::New => {
                 let now = time::now();
-                *rest.since = Some(now);
+                rest.waited.begin(&this.kept.shared, now);
                 self.arrange(now);
             }
             Stage::Waiting => {
                 ready!(rest.timer.as_mut().as_pin_mut().expect(POLLED).poll(cx));
-                self.turn(time::now());
+                self.turn(false, time::now());
             }
             Stage::Starting(_) => return self.start(cx),
             Stage::Idle | Stage::Last => return Poll::Pending,
@@ -85,7 +86,12 @@ where
         if self.is_any_running() {
             return Poll::Ready(None);
         }
-        // The last answer was given up for the attempt that can't be made any more.
+        let this = self.as_mut().project();
+        if let Some(last) = open(this.rest).last.take() {
+            let kept = this.kept;
+            return Poll::Ready(Some(last.map(|held| kept.protocol.pass(&kept.context, held, None))));
+        }
+        // It was given up for the attempt that can't be made any more.
         self.kept.shared.ledger.is_late();
         Poll::Ready(Some(self.reject()))
     }
@@ -97,7 +103,8 @@ where
         let delay = if this.spare.is_some() { this.kept.shared.delay.now(now) } else { None };
         let Some(delay) = delay else { return self.no_more() };
         if delay.is_zero() {
-            return self.turn(now);
+            self.turn(false, now);
+            return;
         }
         let at = now + delay;
         *rest.stage = Stage::Idle;
@@ -107,18 +114,21 @@ where
         }
     }
 
-    /// It is the turn of the next attempt, if there may be one.
-    pub(super) fn turn(mut self: Pin<&mut Self>, now: Instant) {
+    /// It is the turn of the next attempt, if there may be one: one failed, or takes long. Was it taken from the budget?
+    pub(super) fn turn(mut self: Pin<&mut Self>, failed: bool, now: Instant) -> bool {
         if !self.can_again() || is_over(self.kept.deadline, now) {
-            return self.no_more();
+            self.no_more();
+            return false;
         }
         let this = self.as_mut().project();
         let own_budget = this.kept.own_budget::<S, Req, S::Response, S::Error>(this.spare);
         let budget = own_budget.as_ref().unwrap_or(&this.kept.shared.budget);
-        match this.kept.shared.take(budget, now) {
-            Some(taken) => *open(this.rest).stage = Stage::Starting(budget.hold(taken)),
-            None => self.no_more(),
-        }
+        let Some(taken) = this.kept.shared.take(budget, failed, now) else {
+            self.no_more();
+            return false;
+        };
+        *open(this.rest).stage = Stage::Starting(budget.hold(taken));
+        true
     }
 
     fn can_again(&self) -> bool {
@@ -154,8 +164,8 @@ where
         let more = original.is_some() && *rest.made < kept.shared.max();
         spare.service = more.then(|| service.clone());
         spare.original = original;
-        let inner = outline::call(&mut service, request);
         *rest.made += 1;
+        let inner = on_panic(|| kept.shared.reporter().panicked(*rest.made), || outline::call(&mut service, request));
         rest.others.as_mut().add(*rest.made, inner);
         if more {
             self.arrange(time::now());

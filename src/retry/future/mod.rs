@@ -13,6 +13,7 @@ use tower_service::Service;
 use crate::{
     budget::{Payment, Reservation},
     deadline::Deadline,
+    on_panic::on_panic,
     protocol::{Hold, Judged, Protocol},
     retry::{retrier::Retrier, verdict::Retryable},
     stripe::Shared,
@@ -40,7 +41,7 @@ pin_project! {
         inner: Option<S::Future>,
         // If none does: what comes instead.
         #[pin]
-        step: Option<Step<S::Future, P::Held, P::Rest>>,
+        step: Option<StepOf<S, P, Req>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -55,6 +56,13 @@ pin_project! {
     }
 }
 
+pub(crate) type StepOf<S, P, Req> = Step<
+    <S as Service<Req>>::Future,
+    Held<S, P, Req>,
+    Failure<S, P, Req>,
+    <P as Retryable<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Rest,
+>;
+
 /// What a further attempt is made of.
 pub(crate) struct Spare<S, O> {
     pub(crate) service: S,
@@ -63,14 +71,20 @@ pub(crate) struct Spare<S, O> {
 
 pin_project! {
     #[project = StepProj]
-    pub(crate) enum Step<F, H, R> {
+    pub(crate) enum Step<F, H, E, R> {
         // An attempt for which it was paid, and which may come to ask. Not where the others are: it is polled in another way.
         Paid { #[pin] inner: F, payment: Payment },
         // The head has come and does not say how it went.
         Peeking { held: Option<H>, #[pin] patience: Option<Sleep> },
-        Waiting { #[pin] timer: Option<Sleep>, wait: Wait, #[pin] rest: Option<R>, reservation: Option<Reservation> },
-        // For readiness. The timer is that of the deadline.
-        Readying { #[pin] timer: Option<Sleep>, reservation: Option<Reservation> },
+        Waiting {
+            #[pin] timer: Option<Sleep>,
+            wait: Wait,
+            #[pin] rest: Option<R>,
+            reservation: Option<Reservation>,
+            last: Option<Result<H, E>>,
+        },
+        // For readiness. The timer is that of the deadline; what there was to be kept of the last answer is in its place then.
+        Readying { #[pin] timer: Option<Sleep>, reservation: Option<Reservation>, last: Option<Result<H, E>> },
         // With so many attempts made.
         Refused { made: u32 },
     }
@@ -85,7 +99,7 @@ where
     #[allow(clippy::too_many_arguments, reason = "each of them is a field")]
     pub(crate) fn begun(
         inner: Option<S::Future>,
-        step: Option<Step<S::Future, P::Held, P::Rest>>,
+        step: Option<StepOf<S, P, Req>>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -153,7 +167,8 @@ where
                     None => continue,
                 }
             };
-            let Poll::Ready(result) = inner.poll(cx) else {
+            let polled = on_panic(|| this.shared.reporter().panicked(*this.number), || inner.poll(cx));
+            let Poll::Ready(result) = polled else {
                 wait(this.waited_since);
                 return Poll::Pending;
             };

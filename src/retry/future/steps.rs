@@ -8,12 +8,14 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Failure, Held, Output, ResponseFuture, Spare, Step, StepProj, wait,
+    Failure, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
     wait::{Wait, poll_patience},
 };
 use crate::{
     budget::Budget,
     deadline::{self, Deadline},
+    observe::StoppedBy,
+    on_panic::on_panic,
     outcome::{End, Outcome},
     outline,
     polled::{POLLED, take},
@@ -56,14 +58,14 @@ where
         let mut this = self.as_mut().project();
         let context = &*this.context;
         let verdict = this.protocol.verdict(context, *this.safe, end, held.as_ref());
-        let ended =
-            Ended { number: *this.number, end, verdict, deadline: *this.deadline, last_delay: *this.last_delay };
+        let ended = Ended { number: *this.number, end, verdict, deadline: *this.deadline };
         let (protocol, spare) = (&*this.protocol, this.spare.as_ref());
         let own_budget = own_budget(this.protocol, this.shared, this.spare);
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
         let next = this.shared.next(
             budget,
             ended,
+            this.last_delay,
             || spare.is_some_and(|s| protocol.can_again(&s.original)),
             || spare.is_some_and(|s| protocol.give_up(&s.original)),
         );
@@ -77,12 +79,14 @@ where
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
             }
         };
+        let keeps = this.deadline.is_some();
         // No arm for both, for an error would be moved there and asked about again.
-        let rest = match held {
-            Ok(held) => P::rest(held),
-            Err(_) => None,
+        let (rest, last) = match held {
+            Ok(held) if keeps && P::is_whole(&held) => (None, Some(Ok(held))),
+            Ok(held) => (P::rest(held), None),
+            Err(error) if keeps => (None, Some(Err(error))),
+            Err(_) => (None, None),
         };
-        *this.last_delay = delay;
         let yields = this.number.is_multiple_of(AT_ONCE);
         if let Some(cx) = at_once
             && delay == Span::ZERO
@@ -107,12 +111,12 @@ where
             }
         }
         let reservation = Some(budget.hold(taken));
-        self.stop(Step::Waiting { timer: None, wait: Wait::new(delay, yields), rest, reservation });
+        self.stop(Step::Waiting { timer: None, wait: Wait::new(delay, yields), rest, reservation, last });
         None
     }
 
     /// Here the future of the attempt goes, and this comes instead.
-    pub(super) fn stop(self: Pin<&mut Self>, step: Step<S::Future, P::Held, P::Rest>) {
+    pub(super) fn stop(self: Pin<&mut Self>, step: StepOf<S, P, Req>) {
         let mut this = self.project();
         this.inner.set(None);
         this.step.set(Some(step));
@@ -124,7 +128,8 @@ where
         let mut this = self.as_mut().project();
         match this.step.as_mut().as_pin_mut().expect(POLLED).project() {
             StepProj::Paid { inner, payment } => {
-                let Poll::Ready(result) = payment.during(|| outline::poll(inner, cx)) else {
+                let poll = || payment.during(|| outline::poll(inner, cx));
+                let Poll::Ready(result) = on_panic(|| this.shared.reporter().panicked(*this.number), poll) else {
                     wait(this.waited_since);
                     return Poll::Pending;
                 };
@@ -154,13 +159,13 @@ where
                     Some(end) => self.ended(end, Ok(held), None),
                 })
             }
-            StepProj::Waiting { timer, wait, rest, reservation } => {
+            StepProj::Waiting { timer, wait, rest, reservation, last } => {
                 ready!(wait.poll::<S, P, Req>(timer, rest, cx));
-                let reservation = reservation.take();
-                this.step.set(Some(Step::Readying { timer: None, reservation }));
+                let (reservation, last) = (reservation.take(), last.take());
+                this.step.set(Some(Step::Readying { timer: None, reservation, last }));
                 Poll::Ready(None)
             }
-            StepProj::Readying { timer, reservation } => {
+            StepProj::Readying { timer, reservation, last } => {
                 let service = &mut this.spare.as_mut().expect(POLLED).service;
                 match outline::poll_ready(service, cx) {
                     Poll::Ready(Err(error)) => {
@@ -180,11 +185,17 @@ where
                     Poll::Ready(Ok(())) => {}
                     Poll::Pending => ready!(deadline::poll_passed(timer, *this.deadline, cx)),
                 }
-                // The last answer was given up for the attempt that can't be made any more.
-                this.shared.ledger.is_late();
+                let (last, made) = (last.take(), *this.number);
                 *this.spare = None;
-                let made = *this.number;
-                Poll::Ready(Some(self.reject(made)))
+                let Some(last) = last else {
+                    // It was given up for the attempt that can't be made any more.
+                    this.shared.ledger.is_late();
+                    return Poll::Ready(Some(self.reject(made)));
+                };
+                this.step.set(Some(Step::Refused { made }));
+                this.shared.count_stopped(StoppedBy::Deadline);
+                let attempts = Attempts { made, stopped: Stopped::Deadline };
+                Poll::Ready(Some(last.map(|held| pass(this.protocol, this.context, held, attempts))))
             }
             StepProj::Refused { made } => {
                 let made = *made;
@@ -214,9 +225,13 @@ where
         *this.waited_since = None;
         let budget = own_budget.as_ref().unwrap_or(&this.shared.budget);
         match this.shared.payment(budget) {
-            None => this.inner.set(Some(call(&mut service, request))),
+            None => {
+                let inner = on_panic(|| this.shared.reporter().panicked(*this.number), || call(&mut service, request));
+                this.inner.set(Some(inner));
+            }
             Some(payment) => {
-                let inner = payment.during(|| outline::call(&mut service, request));
+                let call = || payment.during(|| outline::call(&mut service, request));
+                let inner = on_panic(|| this.shared.reporter().panicked(*this.number), call);
                 this.step.set(Some(Step::Paid { inner, payment }));
             }
         }
