@@ -807,20 +807,59 @@ async fn an_event_says_which_one_it_was() {
     assert_eq!(take(), [(None, changed(State::Closed, State::Open))]);
     layer.handle().for_key("/a").unwrap().force_open().unwrap();
     assert_eq!(take(), [(a(), changed(State::Closed, State::ForcedOpen))]);
-    // All at once: the one for plain services too.
+    // All at once.
     layer.handle().force_closed().unwrap();
-    let mut told = take();
-    told.sort_by_key(|(key, kind)| (key.clone(), format!("{kind:?}")));
-    let expected = [
-        (None, changed(State::Closed, State::ForcedClosed)),
-        (None, changed(State::Open, State::ForcedClosed)),
-        (a(), changed(State::ForcedOpen, State::ForcedClosed)),
-    ];
-    assert_eq!(told, expected);
+    let change = changed(State::ForcedOpen, State::ForcedClosed);
+    assert_eq!(take(), [(None, change.clone()), (a(), change)]);
     // One that comes into it has not changed.
     advance(s(12)).await;
     run(&mut service, &probe, "/c", "FFFF");
     assert!(has(&layer, "/c"));
+    assert_eq!(take(), []);
+}
+
+/// However many breakers there are that keys share: with as many keys as are kept by default there are 128 of them.
+#[tokio::test(start_paused = true)]
+async fn a_move_by_hand_is_one_event_and_one_for_each_key() {
+    let (seen, observer) = book();
+    let layer = per_path(builder().observer(observer)).build().unwrap();
+    let take = || {
+        let mut told = std::mem::take(&mut *seen.lock().unwrap());
+        told.sort_by_key(|(key, _)| key.clone());
+        told
+    };
+    // Nobody has a breaker yet.
+    let handle = layer.handle();
+    handle.force_open().unwrap();
+    handle.force_open().unwrap();
+    assert_eq!(take(), [(None, changed(State::Closed, State::ForcedOpen))]);
+    handle.reset();
+    handle.reset();
+    assert_eq!(take(), [(None, changed(State::ForcedOpen, State::Closed))]);
+
+    let (mut service, probe) = rig(&layer);
+    run(&mut service, &probe, "/a", "S");
+    run(&mut service, &probe, "/b", "FF");
+    let (a, b) = (|| Some("/a".to_owned()), || Some("/b".to_owned()));
+    assert_eq!(take(), [(b(), changed(State::Closed, State::Open))]);
+    handle.half_open().unwrap();
+    handle.half_open().unwrap();
+    let change = changed(State::Open, State::HalfOpen);
+    assert_eq!(take(), [(None, change.clone()), (b(), change)]);
+    handle.force_closed().unwrap();
+    let expected = [
+        (None, changed(State::HalfOpen, State::ForcedClosed)),
+        (a(), changed(State::Closed, State::ForcedClosed)),
+        (b(), changed(State::HalfOpen, State::ForcedClosed)),
+    ];
+    assert_eq!(take(), expected);
+    // One of them goes its own way, and only that one comes back.
+    handle.for_key("/a").unwrap().reset();
+    assert_eq!(take(), [(a(), changed(State::ForcedClosed, State::Closed))]);
+    handle.force_closed().unwrap();
+    let change = changed(State::Closed, State::ForcedClosed);
+    assert_eq!(take(), [(None, change.clone()), (a(), change)]);
+    handle.force_closed().unwrap();
     assert_eq!(take(), []);
 }
 

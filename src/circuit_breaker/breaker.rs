@@ -203,15 +203,24 @@ impl Breaker {
             let until = self.now().saturating_add(nanos(self.common.open_time(change.opening, hint)));
             self.machine.stay_open(change.generation, until);
         }
+        #[cfg(feature = "http")]
+        self.book(change);
+        self.tell(change);
+    }
+
+    /// Books in which states the breakers of keys are, and those that keys share.
+    #[cfg(feature = "http")]
+    pub(super) fn book(&self, change: Change) {
+        if matches!(self.role, Role::Key(_) | Role::Shared) {
+            self.common.for_all.has_changed(change);
+        }
+    }
+
+    pub(super) fn tell(&self, change: Change) {
         let kind = Kind::StateChanged { from: change.from, to: change.to };
         #[cfg(feature = "http")]
-        match &self.role {
-            Role::Alone | Role::Front(_) => {}
-            Role::Key(of_key) => {
-                self.common.for_all.has_changed(change);
-                return self.reporter().report_of(of_key.name(), kind);
-            }
-            Role::Shared => self.common.for_all.has_changed(change),
+        if let Role::Key(of_key) = &self.role {
+            return self.reporter().report_of(of_key.name(), kind);
         }
         self.reporter().report(kind);
     }

@@ -13,10 +13,12 @@ use crate::{
         CircuitBreakerConfig, IllegalMove, State,
         breaker::{Breaker, Role},
         common::Common,
+        for_all::badness,
         machine::{Change, Machine},
     },
     key::Whose,
     keyed::{self, Keyed},
+    observe::Kind,
     protocol::Protocol,
     rejection::{Reason, Told},
     stripe::{Shared, Striped},
@@ -167,7 +169,19 @@ impl ByKey {
         let changes = self.all().into_iter().filter_map(|breaker| act(&breaker).map(|change| (breaker, change)));
         let changes: Vec<_> = changes.collect();
         drop(steering);
-        changes.into_iter().for_each(|(breaker, change)| breaker.changed(Some(change), None));
+        // All are counted before the first is told of, so that whoever looks then sees what the hand wanted.
+        changes.iter().for_each(|(breaker, change)| breaker.book(*change));
+        self.tell_of_a_hand(&changes);
+    }
+
+    /// One move is one event, from the worst state that it ended, and one more for each key with a breaker of its own. Those
+    /// that are shared are many, made for nobody in particular, and have nothing to add.
+    fn tell_of_a_hand(&self, changes: &[(Shared<Breaker>, Change)]) {
+        let worst = changes.iter().map(|(_, change)| *change).min_by_key(|change| badness(change.from));
+        let Some(Change { from, to, .. }) = worst else { return };
+        self.common.reporter.report(Kind::StateChanged { from, to });
+        let of_keys = changes.iter().filter(|(breaker, _)| matches!(breaker.role, Role::Key(_)));
+        of_keys.for_each(|(breaker, change)| breaker.tell(*change));
     }
 
     fn all(&self) -> Vec<Shared<Breaker>> {

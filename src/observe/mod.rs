@@ -86,7 +86,8 @@ pub struct Event {
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
-    /// A circuit breaker changed its state. Sent once a change.
+    /// A circuit breaker changed its state. Sent once a change. A layer with keys that is moved by hand sends one without a
+    /// key for all of them, from the worst state that one of them was in, and one for each key whose own breaker changed.
     StateChanged {
         /// The state before.
         from: State,
