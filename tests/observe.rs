@@ -340,6 +340,52 @@ fn a_bulkhead_shows_who_is_in_and_who_waits() {
     });
 }
 
+/// In vain, until its caller left, or until its turn came that it did not notice.
+#[test]
+fn whoever_waited_at_a_bulkhead_is_seen_whatever_became_of_it() {
+    recorded(|handle| async move {
+        let probe = Probe::new();
+        probe.hangs();
+        let wall =
+            BulkheadLayer::builder().name("wait").limit(1).queue(1).wait(Duration::from_secs(5)).build().unwrap();
+        let service = wall.clone().plain().layer(probe);
+        let calls = || tokio::spawn(service.clone().oneshot(()));
+        let seen = || {
+            let of = |part| {
+                value(&handle, &format!("buttress_queue_wait_seconds_{part}{{name=\"wait\",policy=\"bulkhead\"}}"))
+            };
+            (of("count"), of("sum"))
+        };
+        let runs = calls();
+        tokio::task::yield_now().await;
+        // Its caller leaves.
+        let leaves = calls();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        leaves.abort();
+        assert!(leaves.await.unwrap_err().is_cancelled());
+        assert_eq!(seen(), (1.0, 2.0));
+        // Nobody lets it in.
+        calls().await.unwrap().unwrap_err();
+        assert_eq!(seen(), (2.0, 7.0));
+        // Its turn has come, and it does not notice any more.
+        let mut service = service.clone();
+        std::future::poll_fn(|cx| tower::Service::<()>::poll_ready(&mut service, cx)).await.unwrap();
+        let late = tower::Service::call(&mut service, ());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        runs.abort();
+        assert!(runs.await.unwrap_err().is_cancelled());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(late);
+        assert_eq!(seen(), (3.0, 10.0));
+        assert_eq!((wall.handle().snapshot().in_flight, wall.handle().snapshot().waiting), (0, 0));
+        // Who does not have to wait has not waited.
+        let runs = calls();
+        tokio::task::yield_now().await;
+        runs.abort();
+        assert_eq!(seen(), (3.0, 10.0));
+    });
+}
+
 /// Everything that is emitted stands in the table of the docs, with its kind and its labels, and the other way round.
 #[test]
 fn the_table_in_the_docs_is_what_is_emitted() {

@@ -147,10 +147,19 @@ impl Held {
                     self.wall.let_in();
                 }
             }
-            // Called, and has not noticed: the next one is.
-            Has::Place(waits) if self.wall.room.give_up(waits.place) == Left::In => self.wall.leave(),
-            Has::Place(_) => {}
+            Has::Place(waits) => self.give_up(waits),
         }
+    }
+
+    /// Out of line, or those who hold a permit would save registers for it.
+    #[cold]
+    #[inline(never)]
+    fn give_up(&self, waits: Waits) {
+        // Called, and has not noticed: the next one is.
+        if self.wall.room.give_up(waits.place) == Left::In {
+            self.wall.leave();
+        }
+        self.wall.has_waited(waits);
     }
 }
 
