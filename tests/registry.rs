@@ -72,6 +72,16 @@ fn a_name_belongs_to_one_layer_of_a_registry() {
 }
 
 #[test]
+fn a_registry_shows_only_names_that_are_taken() {
+    let registry = Registry::new();
+    let [a, b] = ["a", "b"].map(|name| timeout(&registry).name(name).build().unwrap());
+    assert_eq!(format!("{registry:?}"), r#"Registry { names: ["a", "b"], draining: false }"#);
+    drop(a);
+    assert_eq!(format!("{registry:?}"), r#"Registry { names: ["b"], draining: false }"#);
+    drop(b);
+}
+
+#[test]
 fn a_builder_that_fails_takes_no_name() {
     let registry = Registry::new();
     let error = TimeoutLayer::builder().name("api").registry(&registry).build().unwrap_err();

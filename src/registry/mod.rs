@@ -36,7 +36,6 @@
 //! - [`drain`](Registry::drain) shuts the door of every [`DrainLayer`]; see [`drain`](crate::drain).
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
@@ -48,8 +47,10 @@ use crate::{
     stripe::Striped,
 };
 
+mod names;
 mod snapshot;
 
+use self::names::Names;
 pub use self::snapshot::{PolicySnapshot, RegistrySnapshot};
 
 /// Names, and the live policies that have them. Clones are the same registry.
@@ -59,8 +60,6 @@ pub struct Registry {
     hub: Arc<Hub>,
     gate: Arc<Striped<Gate>>,
 }
-
-type Names = BTreeMap<Arc<str>, Weak<Seat>>;
 
 /// A name that is taken, for as long as this lives.
 pub(crate) struct Seat {
@@ -82,7 +81,7 @@ impl Registry {
     /// Everything in it, in the order of the names. Each policy is read at its own moment.
     pub fn snapshot(&self) -> RegistrySnapshot {
         // Read outside of the lock: the last reference to a layer may be the one that is dropped here.
-        let seats: Vec<_> = self.lock().values().filter_map(Weak::upgrade).collect();
+        let seats = self.lock().taken();
         let policies = seats.iter().filter_map(|seat| Some(PolicySnapshot::of(seat, &*seat.layer()?))).collect();
         RegistrySnapshot { policies, draining: self.gate.is_draining(), in_flight: self.gate.in_flight() }
     }
@@ -113,15 +112,7 @@ impl Registry {
     }
 
     pub(crate) fn take_name(&self, policy: &'static str, name: &Arc<str>) -> Option<Arc<Seat>> {
-        let mut names = self.lock();
-        if names.get(name).is_some_and(|seat| seat.strong_count() > 0) {
-            return None;
-        }
-        // Names that are free again would stay for ever where each is used once.
-        names.retain(|_, seat| seat.strong_count() > 0);
-        let seat = Arc::new(Seat::new(policy, Arc::clone(name), &self.hub));
-        names.insert(Arc::clone(name), Arc::downgrade(&seat));
-        Some(seat)
+        self.lock().take(name, || Seat::new(policy, Arc::clone(name), &self.hub))
     }
 
     fn lock(&self) -> MutexGuard<'_, Names> {
@@ -149,7 +140,9 @@ impl Seat {
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.lock().keys().cloned().collect();
+        // Out of the lock as in a snapshot.
+        let seats = self.lock().taken();
+        let names: Vec<_> = seats.iter().map(|seat| &seat.name).collect();
         f.debug_struct("Registry").field("names", &names).field("draining", &self.gate.is_draining()).finish()
     }
 }
