@@ -21,13 +21,17 @@ use buttress::{
     testing::{Probe, ProbeError},
 };
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, oneshot},
+};
 use tower::{Layer, Service, ServiceExt};
 
 /// How long a test waits for what must come. Reached only by a failure, so it may be long.
@@ -421,6 +425,107 @@ async fn a_scrape_over_http_has_the_figures() {
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
     }
     server.abort();
+}
+
+/// As the docs of `drain` have it.
+async fn serve_until(
+    told_to_stop: impl Future<Output = ()>,
+    bound: Duration,
+    registry: Registry,
+    listener: TcpListener,
+    app: Router,
+) -> std::io::Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let server = tokio::spawn(server.into_future());
+    told_to_stop.await;
+    let stopping = async {
+        registry.drain().await;
+        drop(stop);
+        server.await
+    };
+    match tokio::time::timeout(bound, stopping).await {
+        Ok(served) => served?,
+        Err(_) => Ok(()),
+    }
+}
+
+/// A program of its own that is told to stop while a stream runs that never ends: it stops, at its bound.
+#[tokio::test]
+async fn a_server_stops_within_its_bound_whatever_streams() {
+    const BOUND: Duration = Duration::from_secs(3_600);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (tell, told) = oneshot::channel::<()>();
+    let (say, said) = oneshot::channel();
+    let program = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let took = runtime.block_on(async {
+            let registry = Registry::new();
+            let endless = || async {
+                let first = axum::response::sse::Event::default().data("first");
+                let events = stream::iter([Ok::<_, Infallible>(first)]).chain(stream::pending());
+                axum::response::Sse::new(events)
+            };
+            let app = Router::new().route("/events", get(endless)).layer(registry.drain_layer());
+            let told_to_stop = async {
+                told.await.unwrap();
+                // Nothing moves on the sockets from here on, so the bound is what comes next.
+                tokio::time::pause();
+            };
+            let listener = TcpListener::from_std(listener).unwrap();
+            let begun = tokio::time::Instant::now();
+            serve_until(told_to_stop, BOUND, registry, listener, app).await.unwrap();
+            begun.elapsed()
+        });
+        drop(runtime);
+        say.send(took).unwrap();
+    });
+
+    let client = client();
+    let mut events = soon(client.get(format!("http://{addr}/events").parse().unwrap())).await.unwrap().into_body();
+    let first = soon(events.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "data: first\n\n");
+    tell.send(()).unwrap();
+    let took = soon(said).await.unwrap();
+    assert!(took >= BOUND && took < BOUND + PATIENCE, "{took:?}");
+    // The stream was cut off, for it had no end.
+    assert!(soon(events.frame()).await.is_none_or(|frame| frame.is_err()));
+    program.join().unwrap();
+}
+
+/// On real time, for a paused clock runs ahead of sockets: it stops as soon as what runs has ended, long before its bound.
+#[tokio::test]
+async fn a_server_that_stops_lets_end_what_runs() {
+    let (registry, held) = (Registry::new(), Arc::new(Notify::new()));
+    let (begun, begins) = oneshot::channel::<()>();
+    let handler = {
+        let (held, begun) = (Arc::clone(&held), Arc::new(std::sync::Mutex::new(Some(begun))));
+        move || async move {
+            drop(begun.lock().unwrap().take());
+            held.notified().await;
+            "whole"
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(registry.drain_layer());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (tell, told) = oneshot::channel::<()>();
+    let told_to_stop = async { drop(told.await) };
+    let server = tokio::spawn(serve_until(told_to_stop, 10 * PATIENCE, registry.clone(), listener, app));
+    let call = tokio::spawn(async move { fetch(&client(), format!("http://{addr}/")).await });
+    drop(soon(begins).await);
+    drop(tell);
+    while !registry.snapshot().draining {
+        tokio::task::yield_now().await;
+    }
+    let (status, _) = soon(fetch(&client(), format!("http://{addr}/"))).await.unwrap();
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!server.is_finished());
+    held.notify_one();
+    assert_eq!(soon(call).await.unwrap(), Some((StatusCode::OK, Bytes::from_static(b"whole"))));
+    soon(server).await.unwrap().unwrap();
 }
 
 /// Polled by hand: who waits for the drain and goes leaves no waker behind.

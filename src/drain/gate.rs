@@ -204,9 +204,9 @@ impl Watch for Inside {
 }
 
 /// Ready when nothing is in flight any more behind the drain layers of a registry. Made by
-/// [`Registry::drain`](crate::Registry::drain).
+/// [`Registry::drain`](crate::Registry::drain), which has shut the door already: this only waits.
 #[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
+#[must_use = "new calls are refused already, but nobody waits for those that run unless this is awaited"]
 pub struct Drained {
     number: u64,
     gate: Arc<Striped<Gate>>,

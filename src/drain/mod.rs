@@ -9,25 +9,35 @@
 //! [`Draining`](crate::Reason::Draining): 503 with `Retry-After` and, on HTTP/1.1, `connection: close`, so that the
 //! caller's next call opens a connection to somebody else; UNAVAILABLE with a pushback on gRPC; an error elsewhere. The
 //! future that `drain` gave is ready when nothing is in flight any more: calls to the end of their bodies, streams
-//! included, so put a bound around it where streams may last.
+//! included. Where streams may last, put a bound around it, and around what the server waits for after it: axum's
+//! `with_graceful_shutdown` waits for every connection, and for one with an endless stream it waits for ever.
 //!
 //! ```
 //! use axum::{Router, routing::get};
 //! use buttress::Registry;
 //! use std::time::Duration;
+//! use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 //! let registry = Registry::new();
 //! let app: Router = Router::new().route("/", get(|| async { "hello" })).layer(registry.drain_layer());
 //!
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! let (stop, stopped) = oneshot::channel::<()>();
+//! let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+//! let server = tokio::spawn(server.into_future());
+//!
 //! # let told_to_stop = async {};
-//! axum::serve(listener, app)
-//!     .with_graceful_shutdown(async move {
-//!         told_to_stop.await; // SIGTERM
-//!         let _ = tokio::time::timeout(Duration::from_secs(20), registry.drain()).await;
-//!     })
-//!     .await
+//! told_to_stop.await; // SIGTERM
+//! let stopping = async {
+//!     registry.drain().await; // What runs ends, what comes is refused.
+//!     drop(stop); // Connections are closed, once their last bytes are written.
+//!     server.await
+//! };
+//! match timeout(Duration::from_secs(20), stopping).await {
+//!     Ok(served) => served?,
+//!     Err(_) => Ok(()), // What still runs ends with the runtime.
+//! }
 //! # }
 //! ```
 //!
@@ -41,7 +51,8 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping a call or its body ends it. Dropping what `drain` gave changes nothing: it goes on refusing.
+//! Dropping a call or its body ends it. New calls are refused from the moment `drain` is called, whether or not somebody
+//! polls what it gave; dropping that changes nothing.
 
 mod future;
 mod gate;

@@ -21,7 +21,7 @@
 //! assert_eq!(seen.get("ledger").map(|p| (p.policy, p.admits)), Some(("circuit_breaker", true)));
 //! assert!(seen.is_ready() && seen.is_live());
 //!
-//! // On SIGTERM: what comes is refused, what runs ends.
+//! // On SIGTERM: what comes is refused, what runs ends. (See there for how a server stops within a bound.)
 //! registry.drain().await;
 //! assert!(!registry.snapshot().is_ready());
 //! # drop((app, breaker)); Ok(()) }
@@ -105,8 +105,9 @@ impl Registry {
         self
     }
 
-    /// From now on every [`drain_layer`](Self::drain_layer) refuses new calls, for good. The future is ready when no
-    /// call is in flight behind them any more, its response body included; dropping it changes nothing.
+    /// From now on, also before the future is polled, every [`drain_layer`](Self::drain_layer) refuses new calls, for good.
+    /// The future is ready when no call is in flight behind them any more, its response body included; dropping it changes
+    /// nothing. Put a bound around it, and around the server's own end: see [`drain`](crate::drain).
     pub fn drain(&self) -> Drained {
         Gate::drain(&self.gate)
     }
