@@ -25,6 +25,8 @@ pub(crate) struct Identity {
     seat: OnceLock<Arc<Seat>>,
 }
 
+const FREE: &str = "a name that no other policy in its registry has, nor one that is gone of which calls still run";
+
 impl Identity {
     /// Of a layer of this kind.
     pub(crate) fn check(&self, policy: &'static str, checks: &mut Checks) {
@@ -35,7 +37,7 @@ impl Identity {
             let name = self.name.clone().unwrap_or_else(|| policy.into());
             match registry.take_name(policy, &name) {
                 Some(seat) => drop(self.seat.set(seat)),
-                None => checks.require(false, "name", &*name, "a name that no other policy in its registry has"),
+                None => checks.require(false, "name", &*name, FREE),
             }
         }
     }

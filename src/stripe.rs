@@ -10,7 +10,7 @@ use std::{
     fmt,
     ops::Deref,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
@@ -18,7 +18,7 @@ use std::{
 
 /// Shared state, with one counted handle per core.
 pub(crate) struct Striped<T> {
-    state: Arc<T>,
+    core: Arc<Core<T>>,
     // In place and of a fixed length, so that finding a thread's own is one load. With fewer cores each is there
     // several times.
     stripes: [Arc<Stripe<T>>; MOST],
@@ -31,24 +31,66 @@ pub(crate) const MOST: usize = 64;
 /// The counters of an `Arc` stand right before its data: this alignment keeps those of two stripes two lines apart.
 #[repr(align(128))]
 struct Stripe<T> {
-    state: Arc<T>,
+    core: Arc<Core<T>>,
     number: usize,
     tally: AtomicU64,
     further: AtomicU64,
 }
+
+/// What all stripes share. It lives as long as one of them is held.
+// In this order, so that the state stands where it would by itself.
+#[repr(C)]
+pub(crate) struct Core<T> {
+    state: T,
+    /// `None` where there is one stripe alone: that may be one of many thousands.
+    roll: OnceLock<Box<Roll<T>>>,
+}
+
+struct Roll<T> {
+    stripes: Box<[Weak<Stripe<T>>]>,
+    /// What those of them had counted that are gone.
+    tally: AtomicU64,
+    further: AtomicU64,
+}
+
+/// The number of one that stands for all that are gone.
+const GONE: usize = usize::MAX;
 
 /// A counted reference to the state.
 pub(crate) struct Shared<T>(Arc<Stripe<T>>);
 
 impl<T> Striped<T> {
     pub(crate) fn new(state: T) -> Self {
-        let state = Arc::new(state);
-        let stripe = |number| {
-            Arc::new(Stripe { state: Arc::clone(&state), number, tally: AtomicU64::new(0), further: AtomicU64::new(0) })
-        };
-        let own: Vec<_> = (0..count()).map(stripe).collect();
-        let stripes = array::from_fn(|n| Arc::clone(&own[n % own.len()]));
-        Self { state, stripes, different: own.len() }
+        let core = Arc::new(Core::new(state));
+        let own: Vec<_> = (0..count()).map(|number| Arc::new(Stripe::new(&core, number))).collect();
+        let stripes = own.iter().map(Arc::downgrade).collect();
+        let _ = core.roll.set(Box::new(Roll { stripes, tally: AtomicU64::new(0), further: AtomicU64::new(0) }));
+        Self::over(core, &own)
+    }
+
+    /// Put together anew, of the stripes that are still held.
+    pub(crate) fn of(core: Arc<Core<T>>) -> Self {
+        let gone = Stripe::new(&core, GONE);
+        let mut own = Vec::new();
+        if let Some(roll) = core.roll.get() {
+            own.extend(roll.stripes.iter().filter_map(Weak::upgrade));
+            // After the others are held: what goes meanwhile is in here.
+            gone.tally.store(roll.tally.load(Relaxed), Relaxed);
+            gone.further.store(roll.further.load(Relaxed), Relaxed);
+        }
+        // Where there is no room for it none has gone.
+        own.push(Arc::new(gone));
+        own.truncate(MOST);
+        Self::over(core, &own)
+    }
+
+    fn over(core: Arc<Core<T>>, own: &[Arc<Stripe<T>>]) -> Self {
+        Self { core, stripes: array::from_fn(|n| Arc::clone(&own[n % own.len()])), different: own.len() }
+    }
+
+    /// What calls keep alive too.
+    pub(crate) fn core(&self) -> Weak<Core<T>> {
+        Arc::downgrade(&self.core)
     }
 
     /// A reference counted on this thread's stripe.
@@ -72,12 +114,7 @@ impl<T> Shared<T> {
     /// Of a state that has no stripes: all references are counted in one place.
     #[cfg(feature = "http")]
     pub(crate) fn alone(state: T) -> Self {
-        Shared(Arc::new(Stripe {
-            state: Arc::new(state),
-            number: 0,
-            tally: AtomicU64::new(0),
-            further: AtomicU64::new(0),
-        }))
+        Shared(Arc::new(Stripe::new(&Arc::new(Core::new(state)), 0)))
     }
 
     /// Is this the only reference to a state [without stripes](Shared::alone)?
@@ -105,6 +142,28 @@ impl<T> Shared<T> {
     }
 }
 
+impl<T> Core<T> {
+    fn new(state: T) -> Self {
+        Core { state, roll: OnceLock::new() }
+    }
+}
+
+impl<T> Stripe<T> {
+    fn new(core: &Arc<Core<T>>, number: usize) -> Self {
+        Stripe { core: Arc::clone(core), number, tally: AtomicU64::new(0), further: AtomicU64::new(0) }
+    }
+}
+
+/// What it counted stays, as long as others are held.
+impl<T> Drop for Stripe<T> {
+    fn drop(&mut self) {
+        if let (true, Some(roll)) = (self.number != GONE, self.core.roll.get()) {
+            roll.tally.fetch_add(*self.tally.get_mut(), Relaxed);
+            roll.further.fetch_add(*self.further.get_mut(), Relaxed);
+        }
+    }
+}
+
 impl<T> Clone for Shared<T> {
     #[inline]
     fn clone(&self) -> Self {
@@ -116,7 +175,7 @@ impl<T> Deref for Striped<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        &self.state
+        &self.core.state
     }
 }
 
@@ -124,7 +183,14 @@ impl<T> Deref for Shared<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        &self.0.state
+        &self.0.core.state
+    }
+}
+
+impl<T> Deref for Core<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.state
     }
 }
 
@@ -217,9 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_is_seen_whole_and_as_long_as_somebody_holds_it() {
+        let striped = Striped::new(7);
+        let core = striped.core();
+        striped.share().count();
+        let kept = thread::scope(|s| s.spawn(|| striped.share()).join().unwrap());
+        kept.count();
+        kept.count_further();
+        drop(striped);
+        kept.count();
+        for _ in 0..2 {
+            let left = Striped::of(core.upgrade().unwrap());
+            assert_eq!((*left, left.tally(), left.further()), (7, 3, 1));
+        }
+        drop(kept);
+        assert!(core.upgrade().is_none());
+    }
+
+    #[test]
     fn counters_of_two_stripes_are_on_lines_of_their_own() {
-        let a =
-            Arc::new(Stripe { state: Arc::new(0), number: 0, tally: AtomicU64::new(0), further: AtomicU64::new(0) });
+        let a = Arc::new(Stripe::new(&Arc::new(Core::new(0)), 0));
         assert_eq!(std::ptr::from_ref(&*a) as usize % 128, 0);
         assert_eq!(size_of::<Stripe<u8>>() % 128, 0);
     }

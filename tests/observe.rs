@@ -386,6 +386,30 @@ fn whoever_waited_at_a_bulkhead_is_seen_whatever_became_of_it() {
     });
 }
 
+/// The gauge of what is in flight is true until the last call has ended, whatever has become of the layer.
+#[test]
+fn a_call_is_in_flight_when_its_layer_is_gone() {
+    recorded(|handle| async move {
+        let probe = Probe::new();
+        probe.hangs();
+        let wall = BulkheadLayer::builder().name("outlived").limit(3).build().unwrap().plain();
+        let calls = [(); 2].map(|()| tokio::spawn(wall.layer(probe.clone()).oneshot(())));
+        tokio::task::yield_now().await;
+        drop(wall);
+        let in_flight = || {
+            publish();
+            value(&handle, "buttress_in_flight{name=\"outlived\",policy=\"bulkhead\"}")
+        };
+        assert_eq!(in_flight(), 2.0);
+        let [first, second] = calls;
+        first.abort();
+        let _ = first.await;
+        assert_eq!(in_flight(), 1.0);
+        second.abort();
+        let _ = second.await;
+    });
+}
+
 /// Everything that is emitted stands in the table of the docs, with its kind and its labels, and the other way round.
 #[test]
 fn the_table_in_the_docs_is_what_is_emitted() {

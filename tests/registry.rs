@@ -15,8 +15,8 @@ use std::{
 
 use axum::{Router, routing::get};
 use buttress::{
-    AdaptiveRateLayer, BulkheadLayer, CircuitBreakerLayer, DeadlineLayer, Error, FallbackLayer, OpenTime, Quota,
-    RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
+    AdaptiveRateLayer, BulkheadLayer, CircuitBreakerLayer, DeadlineLayer, Error, FallbackLayer, HedgeLayer, OpenTime,
+    Quota, RateLimitLayer, Reason, Registry, RetryLayer, TimeoutLayer,
     observe::{Event, Figure, metrics::publish},
     testing::{Probe, ProbeError},
 };
@@ -155,6 +155,65 @@ async fn a_snapshot_is_what_the_handles_say() {
     drop(runs);
     breaker.handle().reset();
     assert!(registry.snapshot().is_ready_with(&["ledger", "db"]));
+}
+
+/// The layer and its services are gone, and one of its calls runs: the name is taken, so it is shown, and truly.
+#[tokio::test(start_paused = true)]
+async fn what_runs_is_shown_when_its_layer_is_gone() {
+    let registry = Registry::new();
+    let probe = Probe::new();
+    probe.hangs();
+    let wall = BulkheadLayer::builder().limit(5).queue(1).registry(&registry).build().unwrap().plain();
+    let breaker = CircuitBreakerLayer::builder().registry(&registry).build().unwrap().plain();
+    // Only a call that waits for its turn is one of the rate limit.
+    let minute = Duration::from_secs(60);
+    let limit = RateLimitLayer::builder().quota(Quota::per(1, minute)).wait(minute).registry(&registry);
+    let limit = limit.build().unwrap().plain();
+    let rate = AdaptiveRateLayer::builder().registry(&registry).build().unwrap().plain();
+    let retry = RetryLayer::builder().registry(&registry).build().unwrap().plain().clone_with(|&()| Some(()));
+    let hedge = HedgeLayer::builder().after(Duration::from_secs(9)).registry(&registry).build().unwrap().plain();
+    let fallback = FallbackLayer::builder().registry(&registry);
+    let fallback = fallback.build_plain_from_fn(|_: &Error<ProbeError>| None::<()>).unwrap();
+    let timeout = timeout(&registry).build().unwrap().plain();
+    let calls = [
+        tokio::spawn(wall.layer(probe.clone()).oneshot(())),
+        tokio::spawn(wall.layer(probe.clone()).oneshot(())),
+        tokio::spawn(breaker.layer(probe.clone()).oneshot(())),
+        tokio::spawn(limit.layer(probe.clone()).oneshot(())),
+        tokio::spawn(limit.layer(probe.clone()).oneshot(())),
+        tokio::spawn(rate.layer(probe.clone()).oneshot(())),
+        tokio::spawn(retry.layer(probe.clone()).oneshot(())),
+        tokio::spawn(hedge.layer(probe.clone()).oneshot(())),
+        tokio::spawn(timeout.layer(probe.clone()).oneshot(())),
+    ];
+    let last = tokio::spawn(fallback.layer(probe.clone()).oneshot(()));
+    tokio::task::yield_now().await;
+    let names = |registry: &Registry| {
+        registry.snapshot().policies.iter().map(|policy| policy.name.to_string()).collect::<Vec<_>>()
+    };
+    let before = format!("{:?}", registry.snapshot());
+    let all = names(&registry);
+    drop((wall, breaker, limit, rate, retry, hedge, fallback, timeout));
+    assert_eq!((all.len(), names(&registry)), (8, all));
+    assert_eq!(format!("{:?}", registry.snapshot()), before);
+    let seen = registry.snapshot();
+    let figure = |name, figure| seen.get(name).unwrap().get(figure);
+    assert_eq!(figure("bulkhead", "in_flight"), Some(Figure::Count(2)));
+    assert_eq!((figure("retry", "calls"), figure("hedge", "calls")), (Some(Figure::Count(1)), Some(Figure::Count(1))));
+    let taken = BulkheadLayer::builder().limit(5).registry(&registry).build();
+    assert_eq!(taken.unwrap_err().fields()[0].field, "name");
+
+    // One of the two ends, and the figure is that of the other; with that one the name is free.
+    let [first, ..] = &calls;
+    first.abort();
+    tokio::task::yield_now().await;
+    assert_eq!(registry.snapshot().get("bulkhead").unwrap().get("in_flight"), Some(Figure::Count(1)));
+    for call in calls.into_iter().chain([last]) {
+        call.abort();
+        let _ = call.await;
+    }
+    assert!(names(&registry).is_empty());
+    BulkheadLayer::builder().limit(5).registry(&registry).build().unwrap();
 }
 
 // === draining ===

@@ -11,8 +11,9 @@ use std::{
 
 use crate::{
     deadline::{self, Deadline},
-    observe::{Figure, Kind, Reporter},
+    observe::{Figure, Kind, Reporter, Watched, seen_by},
     rejection::{Reason, Rejection},
+    stripe::{Core, Striped},
     time::{Instant, Span},
 };
 
@@ -124,6 +125,13 @@ impl Ledger {
         }
     }
 
+    /// Of a timeout or a deadline, of which it is all that can be seen.
+    pub(crate) fn of_layer(reporter: Reporter, shadow: bool) -> Striped<Self> {
+        let ledger = Striped::new(Ledger::new(reporter, shadow));
+        seen_by(&ledger.reporter, ledger.core());
+        ledger
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.reporter.name()
     }
@@ -198,15 +206,6 @@ impl Ledger {
         self.reporter.rejection(reason).with_time_it_had(had)
     }
 
-    /// What timeouts and deadlines both have.
-    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        let figures = self.figures();
-        visit("deadline_exceeded", Figure::Count(figures.deadline_exceeded));
-        visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
-        visit("malformed_headers", Figure::Count(figures.malformed_headers));
-        visit("shadow", Figure::Flag(self.in_shadow()));
-    }
-
     pub(crate) fn figures(&self) -> Figures {
         Figures {
             timed_out: self.timed_out.load(Relaxed),
@@ -214,5 +213,23 @@ impl Ledger {
             would_have_rejected: self.would_have_rejected.load(Relaxed),
             malformed_headers: self.malformed_headers.load(Relaxed),
         }
+    }
+}
+
+/// Calls keep it as long as the layer does.
+impl Watched for Core<Ledger> {
+    fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
+        let figures = Ledger::figures(self);
+        if self.reporter.policy() == "timeout" {
+            visit("timed_out", Figure::Count(figures.timed_out));
+        }
+        visit("deadline_exceeded", Figure::Count(figures.deadline_exceeded));
+        visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
+        visit("malformed_headers", Figure::Count(figures.malformed_headers));
+        visit("shadow", Figure::Flag(self.in_shadow()));
     }
 }

@@ -10,7 +10,6 @@ use crate::{
     builder::{Identity, shared_setters},
     config::{Checks, ConfigError},
     deadline::{DeadlineHandle, service::Deadlines},
-    observe::{Figure, Reporter, Watched, watched},
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -97,7 +96,7 @@ impl DeadlineLayer {
         let shadow = identity.shadow;
         let reporter = identity.reporter("deadline", &[Reason::DeadlineExceeded]);
         DeadlineLayer {
-            shared: watched(Shared { ledger: Striped::new(Ledger::new(reporter, shadow)) }),
+            shared: Arc::new(Shared { ledger: Ledger::of_layer(reporter, shadow) }),
             route: Route { side, header },
             protocol: Http::default(),
         }
@@ -109,16 +108,6 @@ impl<S> Layer<S> for DeadlineLayer {
 
     fn layer(&self, inner: S) -> Deadlines<S> {
         Deadlines::new(inner, self.clone())
-    }
-}
-
-impl Watched for Shared {
-    fn reporter(&self) -> &Reporter {
-        self.ledger.reporter()
-    }
-
-    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        self.ledger.visit(visit);
     }
 }
 

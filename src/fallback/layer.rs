@@ -14,7 +14,7 @@ use crate::{
     Boxed, Error, Flat, Plain,
     builder::Identity,
     fallback::{Fallback, FallbackBuilder, FallbackHandle, config::When},
-    observe::{Figure, Kind, Reporter, Watched, watched},
+    observe::{Figure, Kind, Reporter, Watched, seen_by},
     outcome::Outcome,
     protocol::{BoxError, Http},
     rejection::Reason,
@@ -153,13 +153,14 @@ impl<F, P> FallbackLayer<F, P> {
         let shadow = AtomicBool::new(identity.shadow);
         // It refuses nothing, so there is no text to be encoded.
         let reporter = identity.reporter("fallback", &[] as &[Reason]);
-        let ledger = watched(Ledger {
+        let ledger = Arc::new(Ledger {
             reporter,
             shadow,
             answered: AtomicU64::new(0),
             passed_on: AtomicU64::new(0),
             would_have_answered: AtomicU64::new(0),
         });
+        seen_by(&ledger.reporter, Arc::downgrade(&ledger));
         let shared = Arc::new(Striped::new(Shared { when: When::default(), ledger }));
         FallbackLayer { substitute, protocol, shared }
     }

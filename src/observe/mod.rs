@@ -60,7 +60,7 @@ mod watched;
 pub(crate) use self::{
     reporter::{Reporter, StoppedBy},
     stream::Hub,
-    watched::{Watched, watched},
+    watched::{Sight, Watched, seen_by, watched},
 };
 pub use self::{
     stream::{EventSender, EventStream, Streamed, channel},

@@ -3,14 +3,14 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
+use super::{Event, Kind, Observer, Sight, contain};
 #[cfg(feature = "metrics")]
-use super::metrics::Meters;
-use super::{Event, Kind, Observer, Watched, contain};
+use super::{Watched, metrics::Meters};
 use crate::{
     origin::Origin,
     outcome::Outcome,
@@ -29,7 +29,7 @@ pub(crate) struct Reporter {
     may_have_listeners: bool,
     contained: AtomicU64,
     /// The layer it speaks for.
-    speaks_for: OnceLock<Weak<dyn Watched>>,
+    speaks_for: OnceLock<Arc<dyn Sight>>,
     #[cfg(feature = "metrics")]
     meters: Meters,
 }
@@ -99,9 +99,9 @@ impl Reporter {
         self.contained.load(Relaxed)
     }
 
-    pub(super) fn speaks_for(&self, layer: Weak<dyn Watched>) {
+    pub(super) fn speaks_for(&self, layer: Arc<dyn Sight>) {
         if let Some(seat) = &self.seat {
-            seat.take(Weak::clone(&layer));
+            seat.take(Arc::clone(&layer));
         }
         let _ = self.speaks_for.set(layer);
     }
@@ -226,7 +226,7 @@ impl Reporter {
 
     #[cfg(feature = "metrics")]
     fn layer(&self) -> Option<Arc<dyn Watched>> {
-        self.speaks_for.get()?.upgrade()
+        self.speaks_for.get()?.layer()
     }
 
     // === counts of calls, for metrics alone ===

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::Reporter;
-use crate::circuit_breaker::State;
+use crate::{
+    circuit_breaker::State,
+    stripe::{Core, Striped},
+};
 
 /// A policy's shared state, seen from outside. One `impl` a policy, and [`watched`] in its layer, put it into
 /// registries and metrics.
@@ -78,12 +81,56 @@ impl fmt::Display for Figure {
     }
 }
 
+/// Finds a layer as long as it or one of its calls lives, and keeps nothing of it alive.
+pub(crate) trait Sight: Send + Sync + 'static {
+    /// It may be the last reference: no lock is held where it is dropped.
+    fn layer(&self) -> Option<Arc<dyn Watched>>;
+
+    /// Is there something to be found?
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "asked by those who look at all of them"))]
+    fn is_there(&self) -> bool;
+}
+
+/// Calls keep the whole of it.
+impl<T: Watched> Sight for Weak<T> {
+    fn layer(&self) -> Option<Arc<dyn Watched>> {
+        self.upgrade().map(|layer| layer as Arc<dyn Watched>)
+    }
+
+    fn is_there(&self) -> bool {
+        self.strong_count() > 0
+    }
+}
+
+/// Calls keep only the stripe that they count on.
+struct OfStripes<T>(Weak<Core<T>>);
+
+impl<T: Send + Sync + 'static> Sight for OfStripes<T>
+where
+    Striped<T>: Watched,
+{
+    fn layer(&self) -> Option<Arc<dyn Watched>> {
+        self.0.upgrade().map(|core| Arc::new(Striped::of(core)) as Arc<dyn Watched>)
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 /// The state of a new layer, known from here on to its registry and to metrics.
-pub(crate) fn watched<T: Watched>(state: T) -> Arc<T> {
-    let state = Arc::new(state);
-    let weak: Weak<T> = Arc::downgrade(&state);
+pub(crate) fn watched<T: Send + Sync + 'static>(state: Striped<T>) -> Arc<Striped<T>>
+where
+    Striped<T>: Watched,
+{
+    seen_by(state.reporter(), OfStripes(state.core()));
+    Arc::new(state)
+}
+
+/// As [`watched`], of whatever the layer is found by.
+pub(crate) fn seen_by(reporter: &Reporter, sight: impl Sight) {
+    let sight: Arc<dyn Sight> = Arc::new(sight);
     #[cfg(feature = "metrics")]
-    super::metrics::layers::add(weak.clone());
-    state.reporter().speaks_for(weak);
-    state
+    super::metrics::layers::add(Arc::clone(&sight));
+    reporter.speaks_for(sight);
 }

@@ -28,8 +28,10 @@
 //! ```
 //!
 //! - A layer is put in by its builder's `registry(..)`. Inside one registry a name belongs to one layer; a second one is
-//!   an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone: a
-//!   registry keeps nothing alive.
+//!   an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone,
+//!   its services, handles, and the calls and bodies that still run: a registry keeps nothing alive. As long as the name is
+//!   taken the layer is shown. But calls of a layer with a breaker or a bulkhead for each key keep only that of their key:
+//!   when they are all that is left, the name is taken, and nothing is shown.
 //! - [`snapshot`](Registry::snapshot) reads all of them, each at its own moment; with the feature `serde` it can be
 //!   serialized. Readiness and liveness are functions of it.
 //! - [`subscribe`](Registry::subscribe) gives the events of all of them, also of those that are put in later.
@@ -37,13 +39,13 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use crate::{
     drain::{DrainLayer, Drained, Gate},
-    observe::{EventStream, Hub, Watched},
+    observe::{EventStream, Hub, Sight, Watched},
     stripe::Striped,
 };
 
@@ -66,7 +68,7 @@ pub(crate) struct Seat {
     policy: &'static str,
     name: Arc<str>,
     hub: Arc<Hub>,
-    taken_by: OnceLock<Weak<dyn Watched>>,
+    taken_by: OnceLock<Arc<dyn Sight>>,
 }
 
 impl Registry {
@@ -130,12 +132,12 @@ impl Seat {
         &self.hub
     }
 
-    pub(crate) fn take(&self, layer: Weak<dyn Watched>) {
+    pub(crate) fn take(&self, layer: Arc<dyn Sight>) {
         let _ = self.taken_by.set(layer);
     }
 
     fn layer(&self) -> Option<Arc<dyn Watched>> {
-        self.taken_by.get()?.upgrade()
+        self.taken_by.get()?.layer()
     }
 }
 

@@ -13,7 +13,6 @@ use tower_layer::Layer;
 use crate::{
     bounded::{BodyPlan, Ledger},
     builder::{Identity, layer_forms},
-    observe::{Figure, Reporter, Watched, watched},
     protocol::Http,
     rejection::Reason,
     stripe::Striped,
@@ -51,8 +50,8 @@ impl TimeoutLayer {
         let shadow = identity.shadow;
         let reporter = identity.reporter("timeout", &[Reason::Timeout, Reason::DeadlineExceeded]);
         let settings = Settings::new(config);
-        let ledger = Striped::new(Ledger::new(reporter, shadow));
-        TimeoutLayer { shared: watched(Shared { settings, after_fn, ledger }), protocol: Http::default() }
+        let ledger = Ledger::of_layer(reporter, shadow);
+        TimeoutLayer { shared: Arc::new(Shared { settings, after_fn, ledger }), protocol: Http::default() }
     }
 }
 
@@ -83,17 +82,6 @@ impl Shared {
 
     pub(crate) fn after_fn(&self) -> Option<&AfterFn> {
         self.after_fn.as_ref()
-    }
-}
-
-impl Watched for Shared {
-    fn reporter(&self) -> &Reporter {
-        self.ledger.reporter()
-    }
-
-    fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        visit("timed_out", Figure::Count(self.ledger.figures().timed_out));
-        self.ledger.visit(visit);
     }
 }
 

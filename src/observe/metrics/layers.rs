@@ -1,21 +1,24 @@
 //! Every layer of the process that lives.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Watched;
+use super::{Sight, Watched};
 
-static LAYERS: Mutex<Vec<Weak<dyn Watched>>> = Mutex::new(Vec::new());
+static LAYERS: Mutex<Vec<Arc<dyn Sight>>> = Mutex::new(Vec::new());
 
-pub(in crate::observe) fn add(layer: Weak<dyn Watched>) {
-    let mut layers = LAYERS.lock().unwrap_or_else(PoisonError::into_inner);
+pub(in crate::observe) fn add(layer: Arc<dyn Sight>) {
+    let mut layers = lock();
     // Before it grows it forgets: at most twice as many as there ever were at once.
     if layers.len() == layers.capacity() {
-        layers.retain(|layer| layer.strong_count() > 0);
+        layers.retain(|layer| layer.is_there());
     }
     layers.push(layer);
 }
 
 pub(super) fn all() -> Vec<Arc<dyn Watched>> {
-    let layers = LAYERS.lock().unwrap_or_else(PoisonError::into_inner);
-    layers.iter().filter_map(Weak::upgrade).collect()
+    lock().iter().filter_map(|layer| layer.layer()).collect()
+}
+
+fn lock() -> MutexGuard<'static, Vec<Arc<dyn Sight>>> {
+    LAYERS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -74,7 +74,7 @@ use std::{
 
 use metrics::{Recorder, with_recorder};
 
-use super::{Kind, StoppedBy, Watched, contain};
+use super::{Kind, Sight, StoppedBy, Watched, contain};
 use crate::{outcome::Outcome, rejection::Reason};
 
 mod handles;
