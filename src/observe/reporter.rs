@@ -10,7 +10,10 @@ use std::{
 
 use super::{Event, Kind, Observer, Sight, contain};
 #[cfg(feature = "metrics")]
-use super::{Watched, metrics::Meters};
+use super::{
+    Watched,
+    metrics::{Meters, layers::Trace},
+};
 use crate::{
     origin::Origin,
     outcome::Outcome,
@@ -253,6 +256,11 @@ impl Reporter {
     pub(crate) fn waited(&self, time: std::time::Duration) {
         #[cfg(feature = "metrics")]
         self.contain(|| self.meters.waited(time, || self.layer()));
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(super) fn trace(&self, layer: &dyn Watched) -> Trace {
+        self.meters.trace(layer)
     }
 
     /// Shows its gauges as they are now.

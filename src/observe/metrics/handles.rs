@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use metrics::{Histogram, Recorder, Unit};
 
-use super::{Who, series::Counters};
+use super::{Who, layers::Trace, series::Counters};
 use crate::{
     circuit_breaker::State,
     observe::{Figure, StoppedBy, Watched},
@@ -171,6 +171,18 @@ pub(super) fn show_fleeting(who: &Who, layer: &dyn Watched) {
         {
             who.gauge(metric, None).set(value);
         }
+    }
+}
+
+/// Of a layer that is gone.
+pub(super) fn show_gone(trace: &Trace) {
+    let who = &trace.who;
+    if trace.has_state {
+        STATES.iter().for_each(|state| who.gauge(STATE, Some(("state", state.as_str()))).set(0.0));
+    }
+    let gauges = [("limit", LIMIT)].into_iter().chain(FLEETING);
+    for (_, metric) in gauges.filter(|(name, _)| trace.figures.contains(name)) {
+        who.gauge(metric, None).set(0.0);
     }
 }
 

@@ -56,7 +56,7 @@
 //! that one of them is in; where that one is forgotten for want of calls, it shows when another changes or is published. Which
 //! one opened is told by its [event](super::Event).
 //!
-//! Without it those gauges are absent, never stale. A gauge that nobody can tell (a rate of too few calls, the age of an
+//! Without it those gauges are absent, never stale; those of a layer that was dropped are set to 0 by it. A gauge that nobody can tell (a rate of too few calls, the age of an
 //! empty queue) is NaN. Histograms of the Prometheus recorder grow until they are rendered or `run_upkeep` is called.
 //!
 //! `dashboards/buttress.json` is a Grafana dashboard over these.
@@ -68,7 +68,10 @@
 //! makes 30). Timeouts, deadlines, adaptive rates and fallbacks cost nothing before they act.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -81,14 +84,25 @@ mod handles;
 pub(super) mod layers;
 mod series;
 
-use self::handles::Handles;
+use self::{handles::Handles, layers::Trace};
 
-/// Brings the gauges of every layer that lives up to date. Those without a recorder, or that were dropped, have none.
+/// Brings the gauges of every layer that lives up to date; without a recorder there are none. A layer lives as long as one
+/// of its calls runs.
+///
+/// The facade can't take a gauge away. So those of a layer that was dropped are set to 0 (every state of a breaker too), once,
+/// by the first of these calls after that, unless there is another layer of that policy and name, whose they are then.
 ///
 /// Takes as long as taking a snapshot of each layer. Not for the path of calls.
 pub fn publish() {
-    for layer in layers::all() {
+    if with_recorder(series::is_noop) {
+        return;
+    }
+    let (living, gone) = layers::all();
+    for layer in living {
         layer.reporter().publish(&*layer);
+    }
+    for trace in gone {
+        contain(|| handles::show_gone(&trace));
     }
 }
 
@@ -96,9 +110,12 @@ pub fn publish() {
 pub(super) struct Meters {
     who: Who,
     handles: OnceLock<Handles>,
+    /// May a recorder have its gauges?
+    is_shown: Arc<AtomicBool>,
 }
 
 /// Whose meters they are.
+#[derive(Clone)]
 pub(super) struct Who {
     policy: &'static str,
     name: Arc<str>,
@@ -109,7 +126,7 @@ type Layer = Option<Arc<dyn Watched>>;
 
 impl Meters {
     pub(super) fn new(policy: &'static str, name: Arc<str>, reasons: &'static [Reason]) -> Self {
-        Meters { who: Who { policy, name, reasons }, handles: OnceLock::new() }
+        Meters { who: Who { policy, name, reasons }, handles: OnceLock::new(), is_shown: Arc::default() }
     }
 
     // === on the path of calls ===
@@ -152,6 +169,7 @@ impl Meters {
             if handles.is_some_and(|handles| self.handles.set(handles).is_ok())
                 && let Some(layer) = layer()
             {
+                self.is_shown.store(true, Relaxed);
                 handles::show_lasting(&self.who, &*layer);
             }
         });
@@ -207,8 +225,16 @@ impl Meters {
         if self.handles.get().is_none() && !with_recorder(|r| self.begin(r)) {
             return;
         }
+        self.is_shown.store(true, Relaxed);
         handles::show_lasting(&self.who, layer);
         handles::show_fleeting(&self.who, layer);
+    }
+
+    pub(super) fn trace(&self, layer: &dyn Watched) -> Trace {
+        let mut figures = Vec::new();
+        layer.figures(&mut |name, _| figures.push(name));
+        let is_shown = Arc::clone(&self.is_shown);
+        Trace { who: self.who.clone(), is_shown, figures, has_state: layer.state().is_some() }
     }
 
     /// Lets the counters that a layer is sure to have begin at zero.
