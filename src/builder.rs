@@ -62,9 +62,9 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The setters every builder has, over its field `identity`.
+/// The setters every builder has, over its field `identity`. With what is to be said of its shadow beside.
 macro_rules! shared_setters {
-    () => {
+    ($($shadow:literal)?) => {
         /// The name in events, metrics and rejections: 1 to 64 printable ASCII characters. Default: the policy's kind.
         pub fn name(mut self, name: impl Into<std::sync::Arc<str>>) -> Self {
             self.identity.name = Some(name.into());
@@ -73,6 +73,7 @@ macro_rules! shared_setters {
 
         /// Decide and report ([`Kind::WouldHaveRejected`](crate::observe::Kind)), but let every call go on.
         /// Default: false. Can be changed later through the handle.
+        $(#[doc = ""] #[doc = $shadow])?
         pub fn shadow(mut self, on: bool) -> Self {
             self.identity.shadow = on;
             self

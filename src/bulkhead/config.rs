@@ -49,7 +49,9 @@ pub(crate) struct Told {
 }
 
 impl BulkheadBuilder {
-    shared_setters!();
+    shared_setters!(
+        "With a queue it does not foretell who would have waited in vain: see [shadow](crate::bulkhead#shadow)."
+    );
 
     /// How many calls may be in flight at once: 1 to 1,000,000,000. Has to be set; can be changed through the handle.
     pub fn limit(mut self, n: usize) -> Self {

@@ -50,6 +50,15 @@
 //! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines), errors elsewhere; they
 //! say no time to come back, for nobody knows one.
 //!
+//! # Shadow
+//!
+//! In shadow nobody waits. What is in flight above the limit stands for the queue, so a call that comes when `limit` and
+//! `queue` are both full is reported as [`BulkheadFull`](Reason::BulkheadFull), and one that comes after its deadline as
+//! [`DeadlineExceeded`](Reason::DeadlineExceeded). Whether one that would have waited would have had its turn in time cannot be
+//! known, so **with a queue shadow reports too little**: no [`QueueTimeout`](Reason::QueueTimeout), no
+//! [`ShedByPriority`](Reason::ShedByPriority), no deadline that would have passed in the line. To see an upper bound, take the
+//! queue away while in shadow: then whoever would have had to wait is reported.
+//!
 //! # A limit for each key
 //!
 //! With [`per_key`](BulkheadBuilder::per_key) every tenant, client or route has a limit and a queue of its own, and one
