@@ -154,7 +154,7 @@ where
             return Some(held.map(|held| kept.protocol.pass(&kept.context, held, None)));
         }
         // It is the call's after all if the next attempt is not ready before the deadline.
-        if kept.deadline.is_some() && held.as_ref().map_or(true, P::is_whole) {
+        if next && kept.deadline.is_some() && held.as_ref().map_or(true, P::is_whole) {
             *open(this.rest).last = Some(Box::new(held));
         }
         None

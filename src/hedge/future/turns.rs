@@ -159,6 +159,7 @@ where
         if let Stage::Starting(reservation) = std::mem::replace(rest.stage, Stage::Last) {
             reservation.spend();
         }
+        *rest.last = None;
         kept.shared.count_further();
         let mut service = take(&mut spare.service);
         let more = original.is_some() && *rest.made < kept.shared.max();
