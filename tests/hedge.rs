@@ -504,9 +504,8 @@ async fn the_deadline_ends_the_wait_for_readiness() {
     let service = layer.layer(FailsThenBusy::default());
     let started = Instant::now();
     let error = Deadline::after(ms(30)).scope(service.oneshot(7)).await.unwrap_err();
-    // The last real answer, for there is no better one.
-    assert!(matches!(error, Error::Inner(Oops(1))));
-    assert_eq!((started.elapsed(), layer.handle().snapshot().deadline_exceeded), (ms(30), 0));
+    assert!(matches!(error, Error::Rejected(r) if r.reason() == Reason::DeadlineExceeded));
+    assert_eq!((started.elapsed(), layer.handle().snapshot().deadline_exceeded), (ms(30), 1));
 }
 
 /// Its one call fails, and then it is not ready any more.
@@ -611,6 +610,33 @@ async fn what_callers_waited_for_in_vain_counts() {
     }
     // A tenth of all samples is slow with the twelfth, and then 300 ms are what one waits for.
     assert!((11..=13).contains(&hedges), "{hedges}");
+}
+
+/// How long the first attempt was waited for is known when the call ends, not when somebody drops its future.
+#[tokio::test(start_paused = true)]
+async fn what_is_learnt_does_not_wait_for_the_drop() {
+    let layer = HedgeLayer::builder().quantile(0.5).minimum_samples(1).budget(Budget::unlimited()).build().unwrap();
+    // How long each attempt takes, and its status.
+    let call = |attempts: &'static [(u64, u16)]| {
+        let made = Arc::new(AtomicUsize::new(0));
+        let service = layer.layer(service_fn(move |_: Request<Empty<Bytes>>| {
+            let (takes, status) = attempts[made.fetch_add(1, SeqCst)];
+            async move {
+                sleep(ms(takes)).await;
+                Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
+            }
+        }));
+        Box::pin(service.oneshot(Request::new(Empty::new())))
+    };
+    call(&[(10, 200)]).await.unwrap();
+    // The first hangs, and the second ends the call.
+    let mut held = call(&[(60_000, 200), (1, 500)]);
+    assert_eq!(held.as_mut().await.unwrap().status(), 500);
+    sleep(ms(3_000)).await;
+    drop(held);
+    // 10 ms and 11 ms were seen, and three seconds were not.
+    assert!(tokio::time::timeout(ms(15), call(&[(500, 200); 2])).await.is_err());
+    assert_eq!(layer.handle().snapshot().hedges, 2);
 }
 
 /// An attempt that panics has ended, and badly; whether it is the call or a poll that does, of the first or of a later one.

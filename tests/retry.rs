@@ -604,6 +604,91 @@ async fn what_is_whole_is_kept_for_the_end() {
     }
 }
 
+/// What rides in its extensions may be a connection, or a permit: that is not kept.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_kept_keeps_no_more() {
+    let permits = Arc::new(());
+    let permit = Arc::clone(&permits);
+    let backend = Http::new().then(move || {
+        let mut answer = response(503, &[], UnsyncBoxBody::new(Empty::new().map_err(|e| match e {})));
+        answer.extensions_mut().insert(Arc::clone(&permit));
+        Ok(answer)
+    });
+    let busy = ReadyOnce { inner: backend, ready: true };
+    let layer = retry().backoff(Backoff::Constant(ms(10))).build().unwrap();
+    let others = Arc::strong_count(&permits);
+    let call = Deadline::after(ms(60)).scope(layer.layer(busy).oneshot(get()));
+    let (answer, while_waiting) = tokio::join!(call, async {
+        sleep(ms(30)).await;
+        Arc::strong_count(&permits)
+    });
+    assert_eq!((answer.unwrap().status().as_u16(), while_waiting), (503, others));
+}
+
+/// A future has room for one attempt, also where a hedge may share the budget.
+#[test]
+fn a_future_is_not_twice_its_attempt() {
+    let shared = Budget::unlimited();
+    let layer = retry().budget(shared.clone()).build().unwrap().plain();
+    let service = service_fn(|_: ()| async {
+        let large = [0_u8; 4_096];
+        sleep(ms(1)).await;
+        if large[0] == 0 { Ok(()) } else { Err(Oops(1)) }
+    });
+    let mut service = layer.layer(service);
+    let size = size_of_val(&service.call(()));
+    assert!(size < 4_096 + 1_024, "{size}");
+    drop(shared);
+}
+
+/// A panic while the next instance gets ready takes nothing from the budget.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_readiness_takes_nothing() {
+    #[derive(Clone)]
+    struct Panics(Arc<Mutex<bool>>);
+    impl Service<()> for Panics {
+        type Response = ();
+        type Error = Oops;
+        type Future = std::future::Ready<Result<(), Oops>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Oops>> {
+            assert!(!std::mem::replace(&mut *self.0.lock().unwrap(), true), "not again");
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            std::future::ready(Err(Oops(1)))
+        }
+    }
+    for delay in [0, 1] {
+        let budget = Budget::new(0.0, 1, ms(3_000)).unwrap();
+        let layer = retry().backoff(Backoff::Constant(ms(delay))).budget(budget.clone()).build().unwrap().plain();
+        let call = tokio::spawn(layer.layer(Panics(Arc::default())).oneshot(()));
+        assert!(call.await.unwrap_err().is_panic());
+        assert_eq!((0..9).take_while(|_| budget.withdraw()).count(), 3, "{delay}");
+    }
+}
+
+/// A body that panics while it is looked into has ended the attempt.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_body_is_the_end_of_an_attempt() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::clone(&seen);
+    let observer = move |event: &Event| {
+        if let Kind::Attempt { number, outcome, .. } = event.kind {
+            events.lock().unwrap().push((number, outcome));
+        }
+    };
+    let backend = Http::new().then(|| {
+        let frames =
+            futures_util::stream::poll_fn(|_| -> Poll<Option<Result<Frame<Bytes>, BoxError>>> { panic!("broken") });
+        Ok(response(200, &[], UnsyncBoxBody::new(StreamBody::new(frames))))
+    });
+    let call = tokio::spawn(retry().observer(observer).build().unwrap().layer(backend).oneshot(grpc()));
+    assert!(call.await.unwrap_err().is_panic());
+    assert_eq!(*seen.lock().unwrap(), [(1, Outcome::Failure)]);
+}
+
 /// Its clones are never ready.
 struct ReadyOnce<S> {
     inner: S,

@@ -27,7 +27,7 @@ pub struct HedgeSnapshot {
     pub won: u64,
     /// Calls that had no further attempt because the budget had nothing left.
     pub stopped_by_budget: u64,
-    /// Calls that came after their deadline and were refused, or could not be made again before it and had given up their answer.
+    /// Calls that came after their deadline, or could not be made before it, and were refused.
     pub deadline_exceeded: u64,
     /// Calls that would have had a further attempt, and had none because of shadow.
     pub would_have_hedged: u64,

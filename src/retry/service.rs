@@ -14,7 +14,7 @@ use crate::{
     readiness::{Readiness, give_back},
     retry::{
         ResponseFuture,
-        future::{Spare, Step},
+        future::{Attempt, Spare},
         retrier::Retrier,
         verdict::Retryable,
     },
@@ -94,14 +94,16 @@ where
             // Another instance, which holds nothing until it is its turn.
             (original.map(|original| Spare { service: self.inner.clone(), original }), request)
         };
-        let (inner, step) = match shared.payment(budget) {
-            None => (Some(on_panic(|| shared.reporter().panicked(1), || self.inner.call(request))), None),
+        let attempt = match shared.payment(budget) {
+            None => {
+                let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));
+                Attempt::Running { inner }
+            }
             Some(payment) => {
                 let call = || payment.during(|| outline::call(&mut self.inner, request));
-                let inner = on_panic(|| shared.reporter().panicked(1), call);
-                (None, Some(Step::Paid { inner, payment }))
+                Attempt::Paid { inner: on_panic(|| shared.reporter().panicked(1), call), payment }
             }
         };
-        ResponseFuture::begun(inner, step, self.protocol.clone(), context, shared, spare, safe, deadline)
+        ResponseFuture::running(attempt, self.protocol.clone(), context, shared, spare, safe, deadline)
     }
 }

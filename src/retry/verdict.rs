@@ -66,6 +66,12 @@ pub trait Retryable<Req, Res, Err>: Again<Req, Res, Err> {
         false
     }
 
+    /// What of it may be kept then: an extension may be a connection, or a permit.
+    #[doc(hidden)]
+    fn bare(held: Self::Held) -> Self::Held {
+        held
+    }
+
     #[doc(hidden)]
     fn rest(_held: Self::Held) -> Option<Self::Rest> {
         None
@@ -191,6 +197,13 @@ mod http_form {
 
         fn is_whole(held: &HeldResponse<RB>) -> bool {
             held.is_whole()
+        }
+
+        fn bare(mut held: HeldResponse<RB>) -> HeldResponse<RB> {
+            let rejection = held.parts.extensions.remove::<Rejection>();
+            held.parts.extensions.clear();
+            rejection.into_iter().for_each(|ours| drop(held.parts.extensions.insert(ours)));
+            held
         }
 
         fn rest(held: HeldResponse<RB>) -> Option<Rest<RB>> {

@@ -44,7 +44,7 @@ pin_project! {
         first: Attempt<S::Future>,
         // Nearly all calls end without it, so it costs them one word.
         #[pin]
-        rest: Option<RestOf<S, P, Req>>,
+        rest: Option<Rest<S::Future>>,
         spare: Option<Spare<S, P::Original>>,
         kept: Kept<P, P::Context>,
     }
@@ -53,7 +53,7 @@ pin_project! {
 pin_project! {
     /// What there is of a call that was not answered well at once.
     #[project = RestProj]
-    struct Rest<F, L> {
+    struct Rest<F> {
         #[pin]
         others: Others<F>,
         // For the turn of the next attempt.
@@ -62,14 +62,12 @@ pin_project! {
         stage: Stage,
         // Attempts so far.
         made: u32,
-        // How the last of them ended, where it is kept for want of another one. Few have that, so it takes one word.
-        last: Option<Box<L>>,
         // For the first one, which runs.
         waited: Waited,
     }
 
     // A call without it has one question to ask when it is dropped; all that follows is out of line.
-    impl<F, L> PinnedDrop for Rest<F, L> {
+    impl<F> PinnedDrop for Rest<F> {
         fn drop(this: Pin<&mut Self>) {
             stop(this.project().timer);
         }
@@ -82,13 +80,13 @@ fn stop(mut timer: Pin<&mut Option<Sleep>>) {
     timer.set(None);
 }
 
-impl<F, L> Rest<F, L> {
+impl<F> Rest<F> {
     fn new() -> Self {
-        Rest { others: Others::new(), timer: None, stage: Stage::New, made: 1, last: None, waited: Waited::NONE }
+        Rest { others: Others::new(), timer: None, stage: Stage::New, made: 1, waited: Waited::NONE }
     }
 }
 
-fn open<F, L>(rest: Pin<&mut Option<Rest<F, L>>>) -> RestProj<'_, F, L> {
+fn open<F>(rest: Pin<&mut Option<Rest<F>>>) -> RestProj<'_, F> {
     rest.as_pin_mut().expect(POLLED).project()
 }
 
@@ -160,8 +158,6 @@ type Output<S, P, Req> = Result<
 type Ended<S, P, Req> = Judged<Held<S, P, Req>, Failure<S, P, Req>>;
 type Held<S, P, Req> = <P as Hold<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Held;
 type Failure<S, P, Req> = <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error;
-
-type RestOf<S, P, Req> = Rest<<S as Service<Req>>::Future, Result<Held<S, P, Req>, Failure<S, P, Req>>>;
 
 /// What is known of the first attempt when the rest of the work begins.
 enum First<S: Service<Req>, P: Retryable<Req, S::Response, S::Error>, Req> {

@@ -8,7 +8,7 @@ use std::{
 
 use tower_service::Service;
 
-use super::{Attempt, Ended, Failure, First, Held, Output, ResponseFuture, Rest, RestOf, Stage, Waited, open};
+use super::{Attempt, Ended, Failure, First, Held, Output, ResponseFuture, Rest, Stage, Waited, open};
 use crate::{
     hedge::hedger::Meaning,
     on_panic::on_panic,
@@ -97,7 +97,8 @@ where
         };
         // Trailers that are there already are seen, and others not waited for.
         let kept = self.as_mut().project().kept;
-        match kept.protocol.poll_peek(&kept.context, &mut held, cx) {
+        let look = || kept.protocol.poll_peek(&kept.context, &mut held, cx);
+        match on_panic(|| kept.shared.reporter().panicked(number), look) {
             Poll::Ready(Some(end)) if end != End::Outcome(Outcome::Success) => self.ended(number, end, Ok(held)),
             _ => Some(Ok(self.succeeded(number, held))),
         }
@@ -143,21 +144,13 @@ where
         } else {
             self.as_mut().only_one_reads();
         }
-        let this = self.project();
-        let kept = this.kept;
+        let kept = self.project().kept;
         // What comes of the call is counted by a retry around it that has paid for it; what that does not get to see is not.
         if !taken && (kept.pays || !over) {
             kept.shared.count_in_tokens(verdict);
         }
         kept.shared.report(number, end.outcome(), next.then_some(Duration::ZERO));
-        if over {
-            return Some(held.map(|held| kept.protocol.pass(&kept.context, held, None)));
-        }
-        // It is the call's after all if the next attempt is not ready before the deadline.
-        if next && kept.deadline.is_some() && held.as_ref().map_or(true, P::is_whole) {
-            *open(this.rest).last = Some(Box::new(held));
-        }
-        None
+        over.then(|| held.map(|held| kept.protocol.pass(&kept.context, held, None)))
     }
 
     /// The next attempt comes at once, if there may be one. Was it taken from the budget now?
@@ -193,10 +186,12 @@ where
                 self.as_mut().drop_attempt(number);
             }
         }
+        // How long the first one was waited for is known now, whenever somebody drops this.
+        *self.as_mut().waited() = Waited::NONE;
         self.no_more();
     }
 
-    fn rest(&self) -> &RestOf<S, P, Req> {
+    fn rest(&self) -> &Rest<S::Future> {
         self.rest.as_ref().expect(POLLED)
     }
 
@@ -267,9 +262,9 @@ where
     }
 }
 
-fn attempt_of<'a, F, L>(
+fn attempt_of<'a, F>(
     first: Pin<&'a mut Attempt<F>>,
-    rest: Pin<&'a mut Option<Rest<F, L>>>,
+    rest: Pin<&'a mut Option<Rest<F>>>,
     number: u32,
 ) -> Pin<&'a mut Attempt<F>> {
     if number == 1 { first } else { open(rest).others.attempt(number).expect("it was made") }

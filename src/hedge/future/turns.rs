@@ -86,12 +86,7 @@ where
         if self.is_any_running() {
             return Poll::Ready(None);
         }
-        let this = self.as_mut().project();
-        if let Some(last) = open(this.rest).last.take() {
-            let kept = this.kept;
-            return Poll::Ready(Some(last.map(|held| kept.protocol.pass(&kept.context, held, None))));
-        }
-        // It was given up for the attempt that can't be made any more.
+        // The last answer was given up for the attempt that can't be made any more.
         self.kept.shared.ledger.is_late();
         Poll::Ready(Some(self.reject()))
     }
@@ -159,7 +154,6 @@ where
         if let Stage::Starting(reservation) = std::mem::replace(rest.stage, Stage::Last) {
             reservation.spend();
         }
-        *rest.last = None;
         kept.shared.count_further();
         let mut service = take(&mut spare.service);
         let more = original.is_some() && *rest.made < kept.shared.max();

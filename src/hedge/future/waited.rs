@@ -1,5 +1,7 @@
 //! What is learnt from the wait for a first attempt.
 
+use std::thread;
+
 use crate::{
     hedge::hedger::Hedger,
     stripe::Shared,
@@ -46,6 +48,10 @@ impl Waited {
 impl Drop for Waited {
     fn drop(&mut self) {
         let Some(Wait { shared, since }) = &self.0 else { return };
+        // One that panics has failed, and says nothing.
+        if thread::panicking() {
+            return;
+        }
         let now = time::now();
         let waited = now.saturating_duration_since(*since);
         if shared.delay.now(now).is_some_and(|delay| waited >= delay) {

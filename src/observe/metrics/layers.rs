@@ -41,14 +41,16 @@ pub(in crate::observe) fn add(sight: Arc<dyn Sight>) {
     layers.push(Entry { sight, trace });
 }
 
-/// Those that live, and those that have gone since this was last asked, and left something that nobody writes to any more.
-pub(super) fn all() -> (Vec<Arc<dyn Watched>>, Vec<Trace>) {
+pub(super) fn living() -> Vec<Arc<dyn Watched>> {
+    lock().iter().filter_map(|entry| entry.sight.layer()).collect()
+}
+
+/// Those that have gone since this was last asked, and left something that nobody writes to any more.
+pub(super) fn gone() -> Vec<Trace> {
     let mut layers = lock();
-    let living: Vec<_> = layers.iter().filter_map(|entry| entry.sight.layer()).collect();
     let gone: Vec<_> = layers.extract_if(.., |entry| !entry.sight.is_there()).map(|entry| entry.trace).collect();
     let names: HashSet<_> = layers.iter().map(|entry| entry.trace.name()).collect();
-    let left = gone.into_iter().filter(|trace| trace.is_shown() && !names.contains(&trace.name())).collect();
-    (living, left)
+    gone.into_iter().filter(|trace| trace.is_shown() && !names.contains(&trace.name())).collect()
 }
 
 impl Trace {

@@ -97,12 +97,12 @@ pub fn publish() {
     if with_recorder(series::is_noop) {
         return;
     }
-    let (living, gone) = layers::all();
-    for layer in living {
-        layer.reporter().publish(&*layer);
-    }
-    for trace in gone {
+    for trace in layers::gone() {
         contain(|| handles::show_gone(&trace));
+    }
+    // Asked after, for one of those names may have a new layer by now.
+    for layer in layers::living() {
+        layer.reporter().publish(&*layer);
     }
 }
 

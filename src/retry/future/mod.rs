@@ -29,16 +29,16 @@ pin_project! {
     /// The response of a call that may be made again.
     ///
     /// Dropping it drops the attempt that runs, gives back what was taken from the budget for one that does not, and nothing
-    /// more is sent. While it waits it holds nothing of the inner service.
+    /// more is sent. While it waits it holds nothing of the inner service: of the last answer at most an error, or
+    /// a head after which nothing was to come.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, P, Req>
     where
         S: Service<Req>,
         P: Retryable<Req, S::Response, S::Error>,
     {
-        // The attempt that runs.
         #[pin]
-        inner: Option<S::Future>,
+        attempt: Attempt<S::Future>,
         // If none does: what comes instead.
         #[pin]
         step: Option<StepOf<S, P, Req>>,
@@ -56,8 +56,7 @@ pin_project! {
     }
 }
 
-pub(crate) type StepOf<S, P, Req> = Step<
-    <S as Service<Req>>::Future,
+type StepOf<S, P, Req> = Step<
     Held<S, P, Req>,
     Failure<S, P, Req>,
     <P as Retryable<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Rest,
@@ -70,10 +69,19 @@ pub(crate) struct Spare<S, O> {
 }
 
 pin_project! {
-    #[project = StepProj]
-    pub(crate) enum Step<F, H, E, R> {
-        // An attempt for which it was paid, and which may come to ask. Not where the others are: it is polled in another way.
+    /// The attempt that runs.
+    #[project = AttemptProj]
+    pub(crate) enum Attempt<F> {
+        Running { #[pin] inner: F },
+        // One that may have a hedge in it, which asks what was paid. It is polled in another way.
         Paid { #[pin] inner: F, payment: Payment },
+        Gone,
+    }
+}
+
+pin_project! {
+    #[project = StepProj]
+    enum Step<H, E, R> {
         // The head has come and does not say how it went.
         Peeking { held: Option<H>, #[pin] patience: Option<Sleep> },
         Waiting {
@@ -96,10 +104,8 @@ where
     P: Retryable<Req, S::Response, S::Error>,
 {
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "each of them is a field")]
-    pub(crate) fn begun(
-        inner: Option<S::Future>,
-        step: Option<StepOf<S, P, Req>>,
+    pub(crate) fn running(
+        attempt: Attempt<S::Future>,
         protocol: P,
         context: P::Context,
         shared: Shared<Retrier>,
@@ -108,8 +114,8 @@ where
         deadline: Option<Deadline>,
     ) -> Self {
         ResponseFuture {
-            inner,
-            step,
+            attempt,
+            step: None,
             protocol,
             context,
             shared,
@@ -126,7 +132,7 @@ where
     #[inline(always)]
     pub(crate) fn refused(protocol: P, context: P::Context, shared: Shared<Retrier>) -> Self {
         ResponseFuture {
-            inner: None,
+            attempt: Attempt::Gone,
             step: Some(Step::Refused { made: 0 }),
             protocol,
             context,
@@ -161,7 +167,7 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let this = self.as_mut().project();
-            let Some(inner) = this.inner.as_pin_mut() else {
+            let AttemptProj::Running { inner } = this.attempt.project() else {
                 match ready!(self.as_mut().between(cx)) {
                     Some(output) => return Poll::Ready(output),
                     None => continue,

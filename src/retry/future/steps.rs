@@ -8,7 +8,7 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Failure, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
+    Attempt, AttemptProj, Failure, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
     wait::{Wait, poll_patience},
 };
 use crate::{
@@ -82,7 +82,7 @@ where
         let keeps = this.deadline.is_some();
         // No arm for both, for an error would be moved there and asked about again.
         let (rest, last) = match held {
-            Ok(held) if keeps && P::is_whole(&held) => (None, Some(Ok(held))),
+            Ok(held) if keeps && P::is_whole(&held) => (None, Some(Ok(P::bare(held)))),
             Ok(held) => (P::rest(held), None),
             Err(error) if keeps => (None, Some(Err(error))),
             Err(_) => (None, None),
@@ -95,8 +95,16 @@ where
             && !yields
         {
             // The attempt that failed is dropped before the next one is begun.
-            this.inner.set(None);
-            match this.spare.as_mut().expect(POLLED).service.poll_ready(cx) {
+            let service = &mut this.spare.as_mut().expect(POLLED).service;
+            let attempt = this.attempt.as_mut();
+            let again = on_panic(
+                || budget.give_back(taken),
+                move || {
+                    { attempt }.set(Attempt::Gone);
+                    service.poll_ready(cx)
+                },
+            );
+            match again {
                 Poll::Ready(Ok(())) => {
                     self.call_again(own_budget, S::call);
                     return None;
@@ -118,7 +126,7 @@ where
     /// Here the future of the attempt goes, and this comes instead.
     pub(super) fn stop(self: Pin<&mut Self>, step: StepOf<S, P, Req>) {
         let mut this = self.project();
-        this.inner.set(None);
+        this.attempt.set(Attempt::Gone);
         this.step.set(Some(step));
     }
 
@@ -126,25 +134,26 @@ where
     #[inline(never)]
     pub(super) fn between(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>> {
         let mut this = self.as_mut().project();
+        let panicked = || this.shared.reporter().panicked(*this.number);
+        if let AttemptProj::Paid { inner, payment } = this.attempt.as_mut().project() {
+            let Poll::Ready(result) = on_panic(panicked, || payment.during(|| outline::poll(inner, cx))) else {
+                wait(this.waited_since);
+                return Poll::Pending;
+            };
+            return Poll::Ready(match this.protocol.hold(this.context, result) {
+                Judged::Good(held) => Some(Ok(self.succeeded(held))),
+                Judged::Bad(end, held) => self.ended(end, held, None),
+                Judged::Unclear(held) => {
+                    self.stop(Step::Peeking { held: Some(held), patience: None });
+                    None
+                }
+            });
+        }
         match this.step.as_mut().as_pin_mut().expect(POLLED).project() {
-            StepProj::Paid { inner, payment } => {
-                let poll = || payment.during(|| outline::poll(inner, cx));
-                let Poll::Ready(result) = on_panic(|| this.shared.reporter().panicked(*this.number), poll) else {
-                    wait(this.waited_since);
-                    return Poll::Pending;
-                };
-                Poll::Ready(match this.protocol.hold(this.context, result) {
-                    Judged::Good(held) => Some(Ok(self.succeeded(held))),
-                    Judged::Bad(end, held) => self.ended(end, held, None),
-                    Judged::Unclear(held) => {
-                        self.stop(Step::Peeking { held: Some(held), patience: None });
-                        None
-                    }
-                })
-            }
             StepProj::Peeking { held, patience } => {
                 let context = &*this.context;
-                let looked = match this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx) {
+                let look = || this.protocol.poll_peek(context, held.as_mut().expect(POLLED), cx);
+                let looked = match on_panic(panicked, look) {
                     Poll::Ready(end) => end,
                     Poll::Pending => {
                         wait(this.waited_since);
@@ -227,12 +236,12 @@ where
         match this.shared.payment(budget) {
             None => {
                 let inner = on_panic(|| this.shared.reporter().panicked(*this.number), || call(&mut service, request));
-                this.inner.set(Some(inner));
+                this.attempt.set(Attempt::Running { inner });
             }
             Some(payment) => {
                 let call = || payment.during(|| outline::call(&mut service, request));
                 let inner = on_panic(|| this.shared.reporter().panicked(*this.number), call);
-                this.step.set(Some(Step::Paid { inner, payment }));
+                this.attempt.set(Attempt::Paid { inner, payment });
             }
         }
         *this.spare = original.map(|original| Spare { service, original });
