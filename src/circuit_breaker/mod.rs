@@ -119,8 +119,7 @@
 //! - The [handle](CircuitBreakerHandle) reads and moves all at once, and keys to come begin in what all were forced to, until
 //!   [`reset`](CircuitBreakerHandle::reset). [`for_key`](CircuitBreakerHandle::for_key) gives the handle of one.
 //! - An [event](crate::observe::Event) of a change of state says of which key; all moved at once are one event more, without
-//!   a key. So do not key breakers by a secret: by an API
-//!   key, or by the path of a link that lets its holder in.
+//!   a key. So do not key breakers by a secret: by an API key, or by the path of a link that lets its holder in.
 //!
 //! # Cost
 //!

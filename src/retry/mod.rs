@@ -72,7 +72,8 @@
 //! one that would leave less time than the median attempt takes: of those of the last 30 s that ended well and had to be
 //! waited for, once there are 10. Then the last real answer comes back at once. Where an instance for a further attempt does not
 //! become ready before the deadline, it comes back then, if it is an error or nothing of its body was to come (without its
-//! extensions, for one may be a connection); else it was given up already, and the call is refused. A call that comes after its deadline is refused.
+//! extensions, for one may be a connection); else it was given up already, and the call is refused. A call that comes
+//! after its deadline is refused.
 //!
 //! # What is told
 //!

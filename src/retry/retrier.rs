@@ -123,8 +123,8 @@ impl Retrier {
         self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
-    /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`: can the request be sent again? `give_up`
-    /// makes sure of it.
+    /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`: can the
+    /// request be sent again? `give_up` makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,

@@ -56,8 +56,8 @@
 //! that one of them is in; where that one is forgotten for want of calls, it shows when another changes or is published. Which
 //! one opened is told by its [event](super::Event).
 //!
-//! Without it those gauges are absent, never stale; those of a layer that was dropped are set to 0 by it. A gauge that nobody can tell (a rate of too few calls, the age of an
-//! empty queue) is NaN. Histograms of the Prometheus recorder grow until they are rendered or `run_upkeep` is called.
+//! Without it those gauges are absent, never stale; those of a layer that was dropped are set to 0 by it. A gauge
+//! that nobody can tell (a rate of too few calls, the age of an empty queue) is NaN. Histograms of the Prometheus recorder grow until they are rendered or `run_upkeep` is called.
 //!
 //! `dashboards/buttress.json` is a Grafana dashboard over these.
 //!
