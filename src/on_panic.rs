@@ -9,7 +9,7 @@ use std::mem;
 pub(crate) fn on_panic<T>(then: impl Fn(), run: impl FnOnce() -> T) -> T {
     struct Bomb<F: Fn()>(F);
     impl<F: Fn()> Drop for Bomb<F> {
-        #[inline]
+        #[cold]
         fn drop(&mut self) {
             (self.0)();
         }

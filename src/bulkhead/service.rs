@@ -265,7 +265,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
     }
 }
 
-/// A call that is in behind this wall.
+/// A call that is in behind this wall. Not by `on_panic`, whose closure would have the request moved once more.
 #[inline(always)]
 fn call_inner<Req, F>(wall: &Wall, request: Req, call: impl FnOnce(Req) -> F) -> F {
     let panic = PanicInCall(wall);

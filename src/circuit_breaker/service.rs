@@ -1,7 +1,6 @@
 //! The service: may this call go?
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -17,6 +16,7 @@ use crate::{
         machine::{Look, Ticket},
     },
     deadline::{self, Deadline},
+    on_panic::on_panic,
     outline,
     permit::Permit,
     protocol::{Http, Protocol},
@@ -222,21 +222,5 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
 
 #[inline(always)]
 fn call_inner<F>(breaker: &Breaker, ticket: Ticket, call: impl FnOnce() -> F) -> F {
-    let panic = PanicInCall { breaker, ticket };
-    let inner = call();
-    mem::forget(panic);
-    inner
-}
-
-/// Dropped only by a panic in the inner service's `call`.
-struct PanicInCall<'a> {
-    breaker: &'a Breaker,
-    ticket: Ticket,
-}
-
-impl Drop for PanicInCall<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        self.breaker.panicked(self.ticket);
-    }
+    on_panic(|| breaker.panicked(ticket), call)
 }

@@ -95,16 +95,11 @@ where
             && !yields
         {
             // The attempt that failed is dropped before the next one is begun.
-            let service = &mut this.spare.as_mut().expect(POLLED).service;
-            let attempt = this.attempt.as_mut();
-            let again = on_panic(
-                || budget.give_back(taken),
-                move || {
-                    { attempt }.set(Attempt::Gone);
-                    service.poll_ready(cx)
-                },
-            );
-            match again {
+            let ready = || {
+                this.attempt.set(Attempt::Gone);
+                this.spare.as_mut().expect(POLLED).service.poll_ready(cx)
+            };
+            match on_panic(|| budget.give_back(taken), ready) {
                 Poll::Ready(Ok(())) => {
                     self.call_again(own_budget, S::call);
                     return None;
