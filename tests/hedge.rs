@@ -25,6 +25,7 @@ use buttress::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
@@ -677,6 +678,52 @@ async fn a_panic_is_the_end_of_an_attempt() {
             assert_eq!(*seen.lock().unwrap(), expected[..at], "{at} {in_call} {retries}");
         }
     }
+}
+
+/// A body that panics while an attempt's answer is looked into has ended that attempt.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_body_is_the_end_of_an_attempt() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::clone(&seen);
+    let observer = move |event: &Event| {
+        if let Kind::Attempt { number, outcome, .. } = event.kind {
+            events.lock().unwrap().push((number, outcome));
+        }
+    };
+    let service = service_fn(|_: Request<Empty<Bytes>>| async {
+        sleep(ms(1)).await;
+        let broken = futures_util::stream::poll_fn(|_| -> Poll<Option<Result<Frame<Bytes>, tower::BoxError>>> {
+            panic!("broken")
+        });
+        let head = Response::builder().header("content-type", "application/grpc");
+        Ok::<_, Infallible>(head.body(UnsyncBoxBody::new(StreamBody::new(broken))).unwrap())
+    });
+    let request = Request::post("/").header("content-type", "application/grpc").body(Empty::new()).unwrap();
+    let call = tokio::spawn(hedge().observer(observer).build().unwrap().layer(service).oneshot(request));
+    assert!(call.await.unwrap_err().is_panic());
+    assert_eq!(*seen.lock().unwrap(), [(1, Outcome::Failure)]);
+}
+
+/// A first attempt that panics has failed: how long it took teaches nothing.
+#[tokio::test(start_paused = true)]
+async fn a_panic_teaches_nothing() {
+    let layer = HedgeLayer::builder().quantile(0.5).minimum_samples(1).budget(Budget::unlimited()).build().unwrap();
+    let layer = layer.plain();
+    let call = |takes: u64, panics: bool| {
+        let service = service_fn(move |_: u32| async move {
+            sleep(ms(takes)).await;
+            assert!(!panics, "broken");
+            Ok::<u32, Oops>(7)
+        });
+        tokio::spawn(layer.layer(service).oneshot(7))
+    };
+    call(10, false).await.unwrap().unwrap();
+    for _ in 0..10 {
+        assert!(call(100, true).await.unwrap_err().is_panic());
+    }
+    // Of the ten each had a hedge after the 10 ms that were seen, and this one has, too.
+    call(15, false).await.unwrap().unwrap();
+    assert_eq!(layer.handle().snapshot().hedges, 11);
 }
 
 /// Of gRPC's tokens failures take, and nothing else: a slow call that ends well is none, nor is a hedge that was not sent.
