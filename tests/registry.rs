@@ -157,6 +157,32 @@ async fn a_snapshot_is_what_the_handles_say() {
     assert!(registry.snapshot().is_ready_with(&["ledger", "db"]));
 }
 
+/// Whoever reads a snapshot at night sees whether the policy acts at all: of each that has a shadow, and wherever it is read.
+#[test]
+fn every_snapshot_says_whether_it_is_in_shadow() {
+    let registry = Registry::new();
+    macro_rules! check {
+        ($($builder:expr => $build:ident($($argument:expr)?),)*) => {$(
+            let layer = $builder.shadow(true).registry(&registry).$build($($argument)?).unwrap();
+            let told = || registry.snapshot().get(layer.name()).unwrap().get("shadow");
+            assert_eq!((layer.handle().snapshot().shadow, told()), (true, Some(Figure::Flag(true))), "{layer:?}");
+            layer.handle().shadow(false);
+            assert_eq!((layer.handle().snapshot().shadow, told()), (false, Some(Figure::Flag(false))), "{layer:?}");
+        )*};
+    }
+    check! {
+        TimeoutLayer::builder().after(Duration::from_secs(1)) => build(),
+        DeadlineLayer::builder().client() => build(),
+        CircuitBreakerLayer::builder() => build(),
+        BulkheadLayer::builder().limit(3) => build(),
+        RateLimitLayer::builder().quota(Quota::per_second(1)) => build(),
+        AdaptiveRateLayer::builder() => build(),
+        RetryLayer::builder() => build(),
+        HedgeLayer::builder().after(Duration::from_secs(1)) => build(),
+        FallbackLayer::builder() => build_plain_from_fn(|_: &Error<ProbeError>| None::<()>),
+    }
+}
+
 /// The layer and its services are gone, and one of its calls runs: the name is taken, so it is shown, and truly.
 #[tokio::test(start_paused = true)]
 async fn what_runs_is_shown_when_its_layer_is_gone() {

@@ -26,6 +26,8 @@ pub struct AdaptiveRateSnapshot {
     pub rejected: u64,
     /// Calls that went on only because of shadow, since `build()`.
     pub would_have_rejected: u64,
+    /// Does it only report what it would refuse?
+    pub shadow: bool,
 }
 
 impl AdaptiveRateHandle {
@@ -50,6 +52,7 @@ fn snapshot(controller: &Controller) -> AdaptiveRateSnapshot {
         throttled: controller.throttled.load(Relaxed),
         rejected: controller.rejected.load(Relaxed),
         would_have_rejected: controller.would_have_rejected.load(Relaxed),
+        shadow: controller.in_shadow(),
     }
 }
 
@@ -64,6 +67,6 @@ impl Watched for Striped<Controller> {
         visit("throttled", Figure::Count(seen.throttled));
         visit("rejected", Figure::Count(seen.rejected));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
-        visit("shadow", Figure::Flag(self.in_shadow()));
+        visit("shadow", Figure::Flag(seen.shadow));
     }
 }

@@ -111,6 +111,7 @@ pub(crate) struct Figures {
     pub(crate) deadline_exceeded: u64,
     pub(crate) would_have_rejected: u64,
     pub(crate) malformed_headers: u64,
+    pub(crate) shadow: bool,
 }
 
 impl Ledger {
@@ -212,6 +213,7 @@ impl Ledger {
             deadline_exceeded: self.deadline_exceeded.load(Relaxed),
             would_have_rejected: self.would_have_rejected.load(Relaxed),
             malformed_headers: self.malformed_headers.load(Relaxed),
+            shadow: self.in_shadow(),
         }
     }
 }
@@ -230,6 +232,6 @@ impl Watched for Core<Ledger> {
         visit("deadline_exceeded", Figure::Count(figures.deadline_exceeded));
         visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
         visit("malformed_headers", Figure::Count(figures.malformed_headers));
-        visit("shadow", Figure::Flag(self.in_shadow()));
+        visit("shadow", Figure::Flag(figures.shadow));
     }
 }

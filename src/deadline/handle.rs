@@ -20,6 +20,8 @@ pub struct DeadlineSnapshot {
     pub would_have_rejected: u64,
     /// Headers of a peer that could not be read and were ignored: the deadline's own, `grpc-status`, `Content-Length`.
     pub malformed_headers: u64,
+    /// Does it only report what it would end?
+    pub shadow: bool,
 }
 
 impl DeadlineHandle {
@@ -34,6 +36,7 @@ impl DeadlineHandle {
             deadline_exceeded: figures.deadline_exceeded,
             would_have_rejected: figures.would_have_rejected,
             malformed_headers: figures.malformed_headers,
+            shadow: figures.shadow,
         }
     }
 

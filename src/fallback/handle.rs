@@ -20,6 +20,8 @@ pub struct FallbackSnapshot {
     pub passed_on: u64,
     /// Calls that went on as they were only because of shadow.
     pub would_have_answered: u64,
+    /// Does it only report what it would answer?
+    pub shadow: bool,
 }
 
 impl FallbackHandle {
@@ -34,6 +36,7 @@ impl FallbackHandle {
             answered: figures.answered,
             passed_on: figures.passed_on,
             would_have_answered: figures.would_have_answered,
+            shadow: figures.shadow,
         }
     }
 

@@ -53,6 +53,7 @@ pub(crate) struct Figures {
     pub(crate) answered: u64,
     pub(crate) passed_on: u64,
     pub(crate) would_have_answered: u64,
+    pub(crate) shadow: bool,
 }
 
 impl FallbackLayer<()> {
@@ -233,7 +234,7 @@ impl Watched for Ledger {
         visit("answered", Figure::Count(figures.answered));
         visit("passed_on", Figure::Count(figures.passed_on));
         visit("would_have_answered", Figure::Count(figures.would_have_answered));
-        visit("shadow", Figure::Flag(self.shadow.load(Relaxed)));
+        visit("shadow", Figure::Flag(figures.shadow));
     }
 }
 
@@ -273,6 +274,7 @@ impl Ledger {
             answered: self.answered.load(Relaxed),
             passed_on: self.passed_on.load(Relaxed),
             would_have_answered: self.would_have_answered.load(Relaxed),
+            shadow: self.shadow.load(Relaxed),
         }
     }
 }

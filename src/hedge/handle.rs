@@ -33,6 +33,8 @@ pub struct HedgeSnapshot {
     pub would_have_hedged: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,
+    /// Does it only report the attempts that it would make?
+    pub shadow: bool,
     /// The numbers in force.
     pub config: HedgeConfig,
 }
@@ -78,6 +80,6 @@ impl Watched for Striped<Hedger> {
         visit("deadline_exceeded", Figure::Count(seen.deadline_exceeded));
         visit("would_have_hedged", Figure::Count(seen.would_have_hedged));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
-        visit("shadow", Figure::Flag(self.in_shadow()));
+        visit("shadow", Figure::Flag(seen.shadow));
     }
 }

@@ -181,6 +181,7 @@ impl Striped<Hedger> {
             deadline_exceeded: figures.deadline_exceeded,
             would_have_hedged: self.would_have_hedged.load(Relaxed),
             would_have_rejected: figures.would_have_rejected,
+            shadow: figures.shadow,
             config: self.config(),
         }
     }

@@ -27,6 +27,8 @@ pub struct RateLimitSnapshot {
     pub waiting: usize,
     /// Keys that have a state of their own now; 0 with a store.
     pub keys: usize,
+    /// Does it only report what it would refuse?
+    pub shadow: bool,
     /// The common quota in force.
     pub quota: Quota,
 }
@@ -45,6 +47,7 @@ impl RateLimitHandle {
             would_have_rejected: figures.would_have_rejected,
             waiting: figures.waiting,
             keys: figures.keys,
+            shadow: figures.shadow,
             quota: figures.quota,
         }
     }

@@ -23,6 +23,7 @@ pub(crate) struct Figures {
     pub(crate) would_have_rejected: u64,
     pub(crate) waiting: usize,
     pub(crate) keys: usize,
+    pub(crate) shadow: bool,
     pub(crate) quota: Quota,
 }
 
@@ -34,6 +35,7 @@ impl<St: Engine> Steer for Limiter<St> {
             would_have_rejected: self.would_have_rejected.load(Relaxed),
             waiting: self.waiting.load(Relaxed),
             keys: self.store.local().map_or(0, |Local(buckets)| buckets.keys()),
+            shadow: self.in_shadow(),
             quota: self.quota(),
         }
     }
@@ -89,6 +91,6 @@ impl<St: Engine> Watched for Striped<Limiter<St>> {
         visit("would_have_rejected", Figure::Count(figures.would_have_rejected));
         visit("waiting", Figure::count(figures.waiting));
         visit("keys", Figure::count(figures.keys));
-        visit("shadow", Figure::Flag(self.in_shadow()));
+        visit("shadow", Figure::Flag(figures.shadow));
     }
 }

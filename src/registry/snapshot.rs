@@ -31,7 +31,7 @@ pub struct PolicySnapshot {
     pub admits: bool,
     /// Panics of its observers that were contained.
     pub observer_panics: u64,
-    /// What its handle's `snapshot()` has, under the same names, `shadow`, and what a budget has left. No settings but a
+    /// What its handle's `snapshot()` has, under the same names, and what a budget has left. No settings but a
     /// bulkhead's `limit` and `queue`: a quota or a configuration is in the handle's snapshot alone.
     pub figures: Vec<(&'static str, Figure)>,
 }

@@ -31,6 +31,8 @@ pub struct RetrySnapshot {
     pub deadline_exceeded: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,
+    /// Does it only report the attempts that it would make?
+    pub shadow: bool,
     /// The numbers in force.
     pub config: RetryConfig,
 }
@@ -79,6 +81,6 @@ impl Watched for Striped<Retrier> {
         visit("budget_left", self.budget.left().into());
         visit("deadline_exceeded", Figure::Count(seen.deadline_exceeded));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
-        visit("shadow", Figure::Flag(self.in_shadow()));
+        visit("shadow", Figure::Flag(seen.shadow));
     }
 }

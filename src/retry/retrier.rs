@@ -235,6 +235,7 @@ impl Striped<Retrier> {
             stopped_by_deadline: self.stopped_by_deadline.load(Relaxed),
             deadline_exceeded: figures.deadline_exceeded,
             would_have_rejected: figures.would_have_rejected,
+            shadow: figures.shadow,
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct TimeoutSnapshot {
     /// Headers of a peer that could not be read and were ignored: `grpc-timeout` of every gRPC request; `grpc-status`
     /// and `Content-Length` of responses whose body is bounded.
     pub malformed_headers: u64,
+    /// Does it only report what it would end?
+    pub shadow: bool,
     /// The settings in force.
     pub config: TimeoutConfig,
 }
@@ -43,6 +45,7 @@ impl TimeoutHandle {
             deadline_exceeded: figures.deadline_exceeded,
             would_have_rejected: figures.would_have_rejected,
             malformed_headers: figures.malformed_headers,
+            shadow: figures.shadow,
             config: self.shared.settings().load(),
         }
     }
