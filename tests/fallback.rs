@@ -962,6 +962,77 @@ async fn what_is_still_read_is_bounded_too() {
     }
 }
 
+/// A header or a chunk is mostly the rest of the buffer that a connection was read into: what is kept is a copy, and so is
+/// what is still being read.
+#[tokio::test]
+async fn what_is_kept_holds_no_buffer_of_a_connection() {
+    struct Buffer(Arc<AtomicU32>, &'static [u8]);
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            self.1
+        }
+    }
+    impl Drop for Buffer {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Relaxed);
+        }
+    }
+    let held = Arc::new(AtomicU32::new(0));
+    let buffer = {
+        let held = Arc::clone(&held);
+        move |text| {
+            held.fetch_add(1, Relaxed);
+            Bytes::from_owner(Buffer(Arc::clone(&held), text))
+        }
+    };
+    let header = |text| http::HeaderValue::from_maybe_shared(buffer(text)).unwrap();
+    let moody = Moody::default();
+    let service = mebibyte().layer(moody.over({
+        let buffer = buffer.clone();
+        move |_| {
+            let mut response = Response::new(frames(vec![Ok(Frame::data(buffer(b"good")))], true));
+            response.headers_mut().insert("vary", "accept".parse().unwrap());
+            response.headers_mut().insert("etag", http::HeaderValue::from_maybe_shared(buffer(b"\"1\"")).unwrap());
+            response
+        }
+    }));
+    let mut request = get("/");
+    request.headers_mut().insert("accept", header(b"text/plain"));
+    let mut response = service.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.headers_mut().remove("etag").unwrap(), "\"1\"");
+    drop(response.body_mut().frame().await.unwrap());
+    assert_eq!(held.load(Relaxed), 0, "while it is read");
+    assert_eq!(text(response).await, "");
+    moody.breaks();
+    let mut request = get("/");
+    request.headers_mut().insert("accept", "text/plain".parse().unwrap());
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!(response.headers()["etag"], "\"1\"");
+    assert_eq!((text(response).await.as_str(), held.load(Relaxed)), ("good", 0));
+}
+
+/// Keys that were made of what a request brought: the headers of which a response says that it depends on them.
+#[tokio::test]
+async fn keys_of_what_is_still_read_count() {
+    let last_good = LastGood::new(10_000, 60 * S);
+    let respond = |request: &Request<RequestBody>| {
+        let body = frames(vec![data("good")], request.uri().path() == "/whole");
+        Ok::<_, Infallible>(Response::builder().header("vary", "accept").body(body).unwrap())
+    };
+    let service = FallbackLayer::last_good(last_good.clone()).layer(backend(respond).0);
+    let long = |path| {
+        let mut request = get(path);
+        request.headers_mut().insert("accept", "x".repeat(4_000).parse().unwrap());
+        request
+    };
+    let open = [service.clone().oneshot(long("/0")).await.unwrap(), service.clone().oneshot(long("/1")).await.unwrap()];
+    text(service.clone().oneshot(long("/whole")).await.unwrap()).await;
+    assert_eq!(last_good.kept().0, 0);
+    drop(open);
+    text(service.oneshot(long("/whole")).await.unwrap()).await;
+    assert_eq!(last_good.kept().0, 2);
+}
+
 #[tokio::test]
 async fn zero_keeps_nothing() {
     for (bytes, age) in [(0, 60 * S), (1 << 20, Duration::ZERO), (0, Duration::ZERO)] {

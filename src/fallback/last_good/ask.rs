@@ -21,8 +21,11 @@ impl Ask {
         let is_safe = matches!(*request.method(), Method::GET | Method::HEAD);
         let is_whole = !headers.contains_key(header::RANGE);
         let is_anybodys = across_authorization || !headers.contains_key(header::AUTHORIZATION);
-        (is_safe && is_whole && is_anybodys).then(|| Ask {
-            key: key(request.method(), request.uri(), headers),
+        if !is_safe || !is_whole || !is_anybodys {
+            return None;
+        }
+        Some(Ask {
+            key: key(request.method(), request.uri(), headers)?,
             headers: headers.clone(),
             has_cookie: headers.contains_key(header::COOKIE),
         })
@@ -58,13 +61,23 @@ impl fmt::Debug for Ask {
     }
 }
 
-/// A server's URI has no host, which stands in a header then.
-fn key(method: &Method, uri: &Uri, headers: &HeaderMap) -> String {
-    let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = uri.authority().map(|a| a.as_str()).or_else(host).unwrap_or_default();
+/// A server's URI has no host, which stands in a header then. `None`: nobody knows which it is.
+fn key(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    let host = match uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => host(headers)?,
+    };
     let scheme = uri.scheme_str().unwrap_or_default();
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    format!("{method} {scheme}://{}{path}", host.to_ascii_lowercase())
+    // Whoever sends the header may write a path into it, but no such byte: else one could plant what another asks for.
+    Some(format!("{method} {scheme}://{}\n{path}", host.to_ascii_lowercase()))
+}
+
+/// Without the header it is empty: HTTP/1.0 has none.
+fn host(headers: &HeaderMap) -> Option<&str> {
+    let mut lines = headers.get_all(header::HOST).iter();
+    let Some(host) = lines.next() else { return Some("") };
+    host.to_str().ok().filter(|_| lines.next().is_none())
 }
 
 #[cfg(test)]
@@ -74,7 +87,7 @@ mod tests {
     fn ask(method: &str, uri: &str, headers: &[(&'static str, &'static str)]) -> Option<Ask> {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            request = request.header(*name, value.as_bytes());
         }
         Ask::of(&request.body(()).unwrap(), false)
     }
@@ -82,16 +95,20 @@ mod tests {
     #[test]
     fn who_asks_and_for_what() {
         let key = |method, uri, headers: &[_]| ask(method, uri, headers).map(|a| a.key);
-        assert_eq!(key("GET", "/a?b", &[("host", "Example.org")]).unwrap(), "GET ://example.org/a?b");
-        assert_eq!(key("HEAD", "http://example.org/a", &[]).unwrap(), "HEAD http://example.org/a");
+        assert_eq!(key("GET", "/a?b", &[("host", "Example.org")]).unwrap(), "GET ://example.org\n/a?b");
+        assert_eq!(key("HEAD", "http://example.org/a", &[]).unwrap(), "HEAD http://example.org\n/a");
         for (method, headers) in [
             ("POST", &[][..]),
             ("DELETE", &[]),
             ("GET", &[("authorization", "Basic YTpi")]),
             ("GET", &[("range", "bytes=0-1")]),
+            ("GET", &[("host", "a"), ("host", "b")]),
+            ("GET", &[("host", "\u{e9}")]),
         ] {
             assert!(key(method, "/", headers).is_none(), "{method} {headers:?}");
         }
+        // A host that looks like the beginning of a path is not that path.
+        assert_ne!(key("GET", "/b", &[("host", "x.org/a")]), key("GET", "/a/b", &[("host", "x.org")]));
     }
 
     #[test]

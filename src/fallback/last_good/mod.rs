@@ -31,7 +31,8 @@ use self::store::{Draft, Store};
 ///
 /// - Kept are responses to GET and HEAD with a 2xx status, read to their end, by method, URI, host and the request headers
 ///   that the response's `Vary` names. Not kept: `Cache-Control: no-store`, `no-cache` or `private`, `Vary: *`,
-///   `Set-Cookie`, parts (206), and responses to requests with `Range`.
+///   `Set-Cookie`, parts (206), and responses to requests with `Range`. A request with two `Host`s, or with one that is no
+///   text, is neither kept nor answered.
 /// - One user's answer is not given to another. Requests with `Authorization` are neither kept nor answered, unless
 ///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests with
 ///   `Cookie` are kept only where they say `Cache-Control: public`.
@@ -95,7 +96,7 @@ where
     }
 
     fn good(&self, ask: &mut Option<Box<Ask>>, held: &HeldResponse<RB>) -> Option<Recorder> {
-        let draft = self.store.draft(*ask.take()?, &held.parts, time::now())?;
+        let draft = self.store.draft(&*ask.take()?, &held.parts, time::now())?;
         Some(Recorder { store: Arc::clone(&self.store), draft: Some(Box::new(draft)) })
     }
 

@@ -46,13 +46,17 @@ struct Kept {
 }
 
 /// A response that is still being read.
+///
+/// All in it is a copy of its own: a header or a chunk may be the small rest of a large buffer, which would be kept with it.
 pub(super) struct Draft {
-    ask: Ask,
-    vary: Vec<HeaderName>,
+    key: String,
+    is_head: bool,
+    /// Where other request headers have other answers: which ones, and the key of this one.
+    variant: Option<(Vec<HeaderName>, String)>,
     at: Instant,
     status: StatusCode,
     headers: HeaderMap,
-    chunks: Vec<Bytes>,
+    body: Vec<u8>,
     room: Room,
 }
 
@@ -96,7 +100,7 @@ impl Store {
     }
 
     /// A draft of this response; `None` if it is not to be kept, or nothing can be now.
-    pub(super) fn draft(&self, ask: Ask, parts: &Parts, now: Instant) -> Option<Draft> {
+    pub(super) fn draft(&self, ask: &Ask, parts: &Parts, now: Instant) -> Option<Draft> {
         self.cache.as_ref()?;
         Draft::new(ask, parts, Room { drafted: Arc::clone(&self.drafted), most: self.most, taken: 0 }, now)
     }
@@ -107,20 +111,20 @@ impl Store {
 
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
-        let Draft { ask, vary, at, status, headers, chunks, .. } = draft;
+        let Draft { key, is_head, variant, at, status, headers, body, .. } = draft;
         // A body that ended before its announced length was cut off, even if nobody said so.
         let announced = headers.get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
-        let length: usize = chunks.iter().map(Bytes::len).sum();
-        if !ask.is_head() && announced.is_some_and(|announced| announced != Some(length)) {
+        if !is_head && announced.is_some_and(|announced| announced != Some(body.len())) {
             return;
         }
-        // In one piece of its own: a chunk may be the small rest of a large buffer, which would be kept with it.
-        let kept = Kept { at, status, headers, body: chunks.concat().into() };
-        match ask.variant(&vary) {
-            None => cache.insert(ask.key, Entry::Answer(Arc::new(kept))),
-            Some(variant) => {
-                cache.insert(ask.key, Entry::Vary(vary.into()));
-                cache.insert(variant, Entry::Answer(Arc::new(kept)));
+        // It has grown by doubling; what is kept is no larger than it is.
+        let body = body.into_boxed_slice().into();
+        let kept = Entry::Answer(Arc::new(Kept { at, status, headers, body }));
+        match variant {
+            None => cache.insert(key, kept),
+            Some((vary, variant)) => {
+                cache.insert(key, Entry::Vary(vary.into()));
+                cache.insert(variant, kept);
             }
         }
     }
@@ -156,7 +160,7 @@ impl Store {
 }
 
 impl Draft {
-    fn new(ask: Ask, parts: &Parts, mut room: Room, now: Instant) -> Option<Draft> {
+    fn new(ask: &Ask, parts: &Parts, mut room: Room, now: Instant) -> Option<Draft> {
         let headers = &parts.headers;
         let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
         // What can't be read may forbid it.
@@ -170,22 +174,27 @@ impl Draft {
             return None;
         }
         let vary = vary(headers)?;
-        room.take(PER_ENTRY + ask.key.len() + size_of(headers)).then(|| Draft {
-            ask,
-            vary,
+        let variant = ask.variant(&vary).map(|key| (vary, key));
+        let keys = ask.key.len() + variant.as_ref().map_or(0, |(_, key)| key.len());
+        room.take(PER_ENTRY + keys + size_of(headers)).then(|| Draft {
+            key: ask.key.clone(),
+            is_head: ask.is_head(),
+            variant,
             at: now,
             status: parts.status,
             headers: end_to_end(headers),
-            chunks: Vec::new(),
+            body: Vec::new(),
             room,
         })
     }
 
     /// `false`: it has become too large, or all drafts together have.
     pub(super) fn add(&mut self, data: &Bytes) -> bool {
-        self.chunks.push(data.clone());
-        // A million of small ones is not free.
-        self.room.take(data.len() + std::mem::size_of::<Bytes>())
+        let has_room = self.room.take(data.len());
+        if has_room {
+            self.body.extend_from_slice(data);
+        }
+        has_room
     }
 }
 
@@ -227,7 +236,7 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// What is not of one connection (RFC 9110, 7.6.1).
+/// Copies of what is not of one connection (RFC 9110, 7.6.1).
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     const HOP: [HeaderName; 6] = [
         header::CONNECTION,
@@ -239,11 +248,13 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     ];
     let named: Vec<_> = tokens(headers, header::CONNECTION).filter_map(|t| HeaderName::try_from(t).ok()).collect();
     let kept = |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
-    headers
-        .iter()
-        .filter(|(name, _)| kept(name))
-        .map(|(name, value): (_, &HeaderValue)| (name.clone(), value.clone()))
-        .collect()
+    headers.iter().filter(|(name, _)| kept(name)).map(|(name, value)| (name.clone(), copy(value))).collect()
+}
+
+fn copy(value: &HeaderValue) -> HeaderValue {
+    let Ok(mut own) = HeaderValue::from_bytes(value.as_bytes()) else { return value.clone() };
+    own.set_sensitive(value.is_sensitive());
+    own
 }
 
 impl fmt::Debug for Store {
