@@ -125,6 +125,7 @@ mod sync;
 pub mod testing;
 mod time;
 pub mod timeout;
+mod wake;
 mod window;
 
 pub use self::{

@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -18,8 +19,10 @@ use buttress::{
     observe::{self, Event, Kind, Streamed, metrics::publish},
     testing::{Probe, ProbeError},
 };
+use futures_util::FutureExt;
+use metrics::{Counter, Gauge, Histogram, Key as MetricKey, KeyName, Metadata, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tower::{Layer, ServiceExt};
+use tower::{Layer, ServiceBuilder, ServiceExt};
 
 // === the rig ===
 
@@ -728,4 +731,47 @@ async fn tracing_is_told_of_changes_and_refusals_and_not_of_admitted_calls() {
         ]
     );
     SPAN.set(None);
+}
+
+/// A recorder is somebody else's code, and so are its counters, at each step: no permit is lost to them, and a panic of the
+/// inner service is still the call's.
+#[tokio::test(start_paused = true)]
+async fn a_recorder_that_panics_harms_nobody() {
+    struct Breaks;
+    impl metrics::CounterFn for Breaks {
+        fn increment(&self, _: u64) {
+            panic!("recorder");
+        }
+        fn absolute(&self, _: u64) {}
+    }
+    impl metrics::Recorder for Breaks {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &MetricKey, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(Arc::new(Breaks))
+        }
+        fn register_gauge(&self, _: &MetricKey, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+        fn register_histogram(&self, _: &MetricKey, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+    metrics::with_local_recorder(&Breaks, || {
+        let probe = Probe::new();
+        let wall = BulkheadLayer::builder().limit(9).build().unwrap().plain();
+        let breaker = breaker("broken").build().unwrap();
+        let retry = RetryLayer::builder().build().unwrap().plain().clone_with(|&()| Some(()));
+        let service =
+            ServiceBuilder::new().layer(wall.clone()).layer(breaker.plain()).layer(retry).service(probe.clone());
+        for _ in 0..3 {
+            assert!(service.clone().oneshot(()).now_or_never().unwrap().is_ok());
+        }
+        assert_eq!(wall.handle().snapshot().in_flight, 0);
+        probe.panics();
+        let panicked = catch_unwind(AssertUnwindSafe(|| service.oneshot(()).now_or_never()));
+        assert_eq!(panicked.unwrap_err().downcast_ref::<&str>(), Some(&"the probe panics"));
+        assert_eq!(wall.handle().snapshot().in_flight, 0);
+    });
 }

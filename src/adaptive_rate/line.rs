@@ -12,6 +12,8 @@ use std::{
     task::Waker,
 };
 
+use crate::wake::wake_all;
+
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     /// How many there are, for those who come by.
@@ -66,20 +68,20 @@ impl Line {
         let next = if at == 0 { places.call_first() } else { None };
         drop(places);
         drop(gone);
-        next.into_iter().for_each(Waker::wake);
+        wake_all(next);
     }
 
     /// The first looks again.
     pub(crate) fn call_first(&self) {
         // Behind the lock, whatever `len` says: whoever comes just now sees what is new, or is called.
         let first = self.lock().call_first();
-        first.into_iter().for_each(Waker::wake);
+        wake_all(first);
     }
 
     /// All look again.
     pub(crate) fn call_all(&self) {
         let all: Vec<_> = self.lock().waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
-        all.into_iter().for_each(Waker::wake);
+        wake_all(all);
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {

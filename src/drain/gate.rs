@@ -19,6 +19,7 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
     },
     time::{LONGEST, nanos},
+    wake::wake_all,
 };
 
 /// One for all drain layers of a registry.
@@ -102,7 +103,7 @@ impl Gate {
             return;
         }
         let wakers = std::mem::take(&mut self.lock().wakers);
-        wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        wake_all(wakers.into_iter().map(|(_, waker)| waker));
     }
 
     /// Asked only while it drains. It adds nothing to each lane, and does not only look at it: so it is in one order with

@@ -152,8 +152,9 @@ impl<F: Fn(&Event) + Send + Sync + 'static> Observer for F {
 
 static CONTAINED: AtomicU64 = AtomicU64::new(0);
 
-/// How many panics of observers, and of other functions that users gave for reporting, were contained in this process.
-/// A registry has the figure of each policy, and so has the metric `buttress_observer_panics_total`.
+/// How many panics of observers, of a `metrics` recorder and of other tasks' wakers were contained in this process: they
+/// take nothing from the call that happens to run them. A registry has the figure of each policy's observers, and so has the
+/// metric `buttress_observer_panics_total`.
 pub fn contained_panics() -> u64 {
     CONTAINED.load(Relaxed)
 }

@@ -14,6 +14,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{Event, Observer};
+use crate::wake::wake_all;
 
 /// An observer and a stream of what it is told. The stream keeps the last `capacity` events; what it had to drop for
 /// newer ones it says in their place, as [`Streamed::Dropped`]. With a capacity of 0 it only counts.
@@ -141,7 +142,7 @@ impl Drop for Source {
         state.has_ended = true;
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        wake_all(waker);
     }
 }
 
@@ -164,7 +165,7 @@ impl Ring {
         }
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        wake_all(waker);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     },
     rejection::Reason,
     sync::{Mutex, MutexGuard},
+    wake::wake_all,
 };
 
 /// Lets at most `limit` in at once, and keeps those who wait in line. Time is in nanoseconds from anywhere.
@@ -241,7 +242,7 @@ impl Room {
             self.gate.open();
         }
         drop(line);
-        wakes.wake();
+        wake_all(wakes.first.into_iter().chain(wakes.more));
     }
 }
 
@@ -251,9 +252,5 @@ impl Wakes {
             Some(waker) if self.first.is_none() => self.first = Some(waker),
             waker => self.more.extend(waker),
         }
-    }
-
-    fn wake(self) {
-        self.first.into_iter().chain(self.more).for_each(Waker::wake);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
         line::Line,
     },
     sync::{AtomicU64, Mutex, MutexGuard, Ordering::*, step_aside},
+    wake::wake_all,
 };
 
 #[derive(Debug)]
@@ -182,20 +183,22 @@ impl Bucket {
 
     /// Has the turn of this place come? Else the waker is told when it moves.
     pub(crate) fn turn(&self, place: Place, now: u64, waker: &Waker) -> Turn {
+        // A waker is the task's own code: it is cloned and dropped outside the lock.
+        let waker = waker.clone();
         // The meter does not change while the line is held.
         let (mut line, meter) = (self.line(), self.meter());
         let turn = line.turn(place.0, &meter);
-        if turn <= meter.at(now) {
-            line.go(place.0);
-            return Turn::Now;
-        }
-        line.register(place.0, waker);
-        Turn::At(meter.instant(turn))
+        let is_now = turn <= meter.at(now);
+        let old = if is_now { line.go(place.0) } else { line.register(place.0, waker) };
+        drop(line);
+        drop(old);
+        if is_now { Turn::Now } else { Turn::At(meter.instant(turn)) }
     }
 
     /// It goes, whether its turn has come or not.
     pub(crate) fn go(&self, place: Place) {
-        self.line().go(place.0);
+        let waker = self.line().go(place.0);
+        drop(waker);
     }
 
     /// All who wait look again.
@@ -208,9 +211,10 @@ impl Bucket {
         let mut wake = Vec::new();
         let mut line = self.line();
         let meter = self.meter();
-        let by = line.leave(place.0, &meter, meter.at(now), &mut wake);
+        let (by, waker) = line.leave(place.0, &meter, meter.at(now), &mut wake);
         self.change_in_line(|full_at, _| full_at.saturating_sub(by));
         drop(line);
+        drop(waker);
         wake_all(wake);
     }
 
@@ -297,7 +301,55 @@ impl Meter {
     }
 }
 
-/// Outside of every lock: a waker is somebody else's code.
-pub(crate) fn wake_all(wakers: Vec<Waker>) {
-    wakers.into_iter().for_each(Waker::wake);
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        task::Wake,
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::rate_limit::Quota;
+
+    /// An executor may keep a task in its wakers: with the last one it goes, and with it another place.
+    struct Owns(Arc<Bucket>, Place);
+
+    impl Wake for Owns {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Owns {
+        fn drop(&mut self) {
+            self.0.leave(self.1, 0);
+        }
+    }
+
+    #[test]
+    fn wakers_go_outside_of_the_lock() {
+        let ends: [fn(&Bucket, Place); 3] = [
+            |bucket, place| assert_ne!(bucket.turn(place, 0, Waker::noop()), Turn::Now),
+            |bucket, place| bucket.go(place),
+            |bucket, place| bucket.leave(place, 0),
+        ];
+        for end in ends {
+            let (done, is_done) = mpsc::channel();
+            thread::spawn(move || {
+                let meter = Meter::new(Quota::per(1, Duration::from_secs(60))).unwrap();
+                let bucket = Arc::new(Bucket::new(meter, 0));
+                let join = || match bucket.join(1, 0, u64::MAX) {
+                    Joined::Waits(place, _) => place,
+                    other => panic!("{other:?}"),
+                };
+                assert!(matches!(bucket.join(1, 0, u64::MAX), Joined::Now(_)));
+                let place = join();
+                bucket.turn(place, 0, &Arc::new(Owns(Arc::clone(&bucket), join())).into());
+                end(&bucket, place);
+                done.send(()).unwrap();
+            });
+            // On the real clock: a lock that waits for itself does so for ever.
+            is_done.recv_timeout(Duration::from_secs(20)).expect("it hangs");
+        }
+    }
 }

@@ -35,31 +35,27 @@ impl Line {
         self.find(id).map_or(0, |at| self.waiting[at].ends.saturating_sub(meter.burst))
     }
 
-    /// It has been told when, and wants to be told when that changes.
-    pub(crate) fn register(&mut self, id: u64, waker: &Waker) {
-        if let Some(at) = self.find(id) {
-            let known = &mut self.waiting[at].waker;
-            if !known.as_ref().is_some_and(|w| w.will_wake(waker)) {
-                *known = Some(waker.clone());
-            }
+    /// It has been told when, and wants to be told when that changes. Gives back the waker that is of no use any more.
+    pub(crate) fn register(&mut self, id: u64, waker: Waker) -> Option<Waker> {
+        match self.find(id) {
+            Some(at) => self.waiting[at].waker.replace(waker),
+            None => Some(waker),
         }
     }
 
-    /// Its turn has come.
-    pub(crate) fn go(&mut self, id: u64) {
-        if let Some(at) = self.find(id) {
-            self.waiting.remove(at);
-        }
+    /// Its turn has come. Gives back its waker.
+    pub(crate) fn go(&mut self, id: u64) -> Option<Waker> {
+        self.waiting.remove(self.find(id)?)?.waker
     }
 
-    /// It does not wait any longer. Gives back how many ticks all behind it, and whoever comes next, move up.
-    pub(crate) fn leave(&mut self, id: u64, meter: &Meter, now: u64, wake: &mut Vec<Waker>) -> u64 {
-        let Some(at) = self.find(id) else { return 0 };
-        let Some(gone) = self.waiting.remove(at) else { return 0 };
+    /// It does not wait any longer. Gives back how many ticks all behind it, and whoever comes next, move up; and its waker.
+    pub(crate) fn leave(&mut self, id: u64, meter: &Meter, now: u64, wake: &mut Vec<Waker>) -> (u64, Option<Waker>) {
+        let Some(at) = self.find(id) else { return (0, None) };
+        let Some(gone) = self.waiting.remove(at) else { return (0, None) };
         // What has come back by itself since can't be given back once more.
         let by = meter.ticks(gone.units).min(gone.ends.saturating_sub(now));
         self.move_up(at, by, wake);
-        by
+        (by, gone.waker)
     }
 
     /// Units that were taken come back: all move up, and whoever comes next. Gives back by how many ticks.

@@ -6,10 +6,11 @@ use crate::{
     keyed::{Keyed, State},
     rate_limit::{
         Quota,
-        bucket::{Bucket, Taken, wake_all},
+        bucket::{Bucket, Taken},
         gcra::{LAST, Left, Meter},
     },
     sync::{AtomicU64, Ordering::*},
+    wake::wake_all,
 };
 
 /// All quotas of one layer.

@@ -4,8 +4,9 @@ use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
     observe::{Figure, Reporter, Watched},
-    rate_limit::{Engine, Quota, bucket::wake_all, gcra::Meter, limiter::Limiter, store::Local},
+    rate_limit::{Engine, Quota, gcra::Meter, limiter::Limiter, store::Local},
     stripe::Striped,
+    wake::wake_all,
 };
 
 /// What a handle can do, whatever the store.

@@ -27,11 +27,11 @@ impl<const N: usize> Counters<N> {
         }
     }
 
-    /// Counts one more of this value.
+    /// Counts one more of this value. A recorder is somebody else's code, and permits are given back behind this.
     #[inline(always)]
     pub(super) fn of(&self, who: &Who, value: usize) {
         match self.each.get(value).and_then(OnceLock::get) {
-            Some(counter) => counter.increment(1),
+            Some(counter) => _ = contain(|| counter.increment(1)),
             None => self.first(who, value),
         }
     }

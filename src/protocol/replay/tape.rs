@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
+use crate::wake::wake_all;
+
 mod handle;
 
 pub(super) use self::handle::Handle;
@@ -111,7 +113,7 @@ impl<B> Shared<B> {
         let waiting = mem::take(&mut tape.waiting);
         drop(tape);
         drop(dropped);
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        wake(waiting);
     }
 
     /// Is the body still polled by somebody else? Then this task is woken when that is over. (A waker is the task's own
@@ -137,8 +139,8 @@ impl<B> Shared<B> {
             // Others too may have come while it was polled; and this attempt may be given up before it polls again.
             let waiting = mem::take(&mut tape.waiting);
             drop(tape);
-            waker.wake();
-            waiting.into_iter().for_each(|(_, waker)| waker.wake());
+            wake_all([waker]);
+            wake(waiting);
         } else {
             let replaced = tape.enlist(attempt, waker);
             drop(tape);
@@ -158,7 +160,7 @@ impl<B> Shared<B> {
         let waiting = mem::take(&mut tape.waiting);
         drop(tape);
         drop(gone);
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        wake(waiting);
     }
 
     /// An attempt is gone.
@@ -236,6 +238,10 @@ impl<B> Tape<B> {
     }
 }
 
+fn wake(waiting: Vec<(u32, Waker)>) {
+    wake_all(waiting.into_iter().map(|(_, waker)| waker));
+}
+
 fn length(frame: &Frame<Bytes>) -> usize {
     let trailers = || frame.trailers_ref().into_iter().flatten().map(|(k, v)| k.as_str().len() + v.len()).sum();
     frame.data_ref().map_or_else(trailers, Bytes::len)
@@ -252,6 +258,6 @@ impl<B: Send> Wake for Shared<B> {
             tape.woken = true;
             mem::take(&mut tape.waiting)
         };
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        wake(waiting);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 
-use super::{PER_CHUNK, Place, Shared, Tape};
+use super::{PER_CHUNK, Place, Shared, Tape, wake};
 
 /// Whoever may make further attempts holds one.
 pub(in super::super) struct Handle<B>(Arc<Shared<B>>);
@@ -66,7 +66,7 @@ impl<B> Handle<B> {
         // Those that were given up are told so.
         let waiting = mem::take(&mut tape.waiting);
         drop(tape);
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        wake(waiting);
     }
 }
 
