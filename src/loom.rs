@@ -1,11 +1,13 @@
 //! The machine of the circuit breaker, the waiting room and the drain, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
 #![allow(missing_docs, missing_debug_implementations, clippy::missing_errors_doc, reason = "not for users")]
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use crate::{
     budget::share::{self, Share},
     circuit_breaker::{
         CircuitBreakerConfig, State,
-        machine::{Machine, Pass, Ticket},
+        machine::{Change, Machine, Pass, Ticket},
     },
     drain,
     observe::Reporter,
@@ -25,21 +27,26 @@ use crate::{
     },
 };
 
-pub struct Breaker(Machine);
+/// And how many of its changes were told.
+pub struct Breaker(Machine, AtomicUsize);
 
 #[derive(Clone, Copy)]
 pub struct Admitted(Ticket, Option<Pass>);
 
 impl Breaker {
     pub fn new(config: &CircuitBreakerConfig) -> Self {
-        Breaker(Machine::new(config, 0))
+        Breaker(Machine::new(config, 0), AtomicUsize::new(0))
     }
 
     pub fn admit(&self, now: u64) -> Option<Admitted> {
         if let Some(pass) = self.0.admit_plain() {
             return Some(Admitted(Ticket::plain(pass.generation()), Some(pass)));
         }
-        let ticket = self.0.admit_closed().or_else(|| self.0.admit(now, 0.5).0.ok())?;
+        let ticket = self.0.admit_closed().or_else(|| {
+            let (answer, change) = self.0.admit(now, 0.5);
+            self.told(change);
+            answer.ok()
+        })?;
         Some(Admitted(ticket, None))
     }
 
@@ -52,11 +59,21 @@ impl Breaker {
         if let Some(change) = change.filter(|c| c.to == State::Open) {
             self.0.stay_open(change.generation, now + 10);
         }
+        self.told(change);
         change.is_some()
     }
 
     pub fn release(&self, call: Admitted, now: u64) {
-        self.0.release(call.0, now);
+        self.told(self.0.release(call.0, now));
+    }
+
+    fn told(&self, change: Option<Change>) {
+        // Not one of the model checker's, for it is no part of what is checked.
+        self.1.fetch_add(usize::from(change.is_some()), Relaxed);
+    }
+
+    pub fn changes(&self) -> usize {
+        self.1.load(Relaxed)
     }
 
     pub fn force_closed(&self, now: u64) {

@@ -817,6 +817,27 @@ async fn forged_short_deadlines_do_not_open_it() {
     assert_eq!((snapshot.state, snapshot.calls, snapshot.cancelled), (State::Closed, 0, 15));
 }
 
+/// A panic is the backend's own, however little time its caller had: in a poll as in the call.
+#[tokio::test(start_paused = true)]
+async fn a_panic_after_a_short_deadline_is_a_failure() {
+    for in_call in [true, false] {
+        let layer = touchy().build().unwrap().plain();
+        let service = layer.layer(service_fn(move |(): ()| {
+            assert!(!in_call, "broken");
+            async {
+                sleep(ms(30)).await;
+                panic!("broken");
+                #[allow(unreachable_code, reason = "it says what there would have been")]
+                Ok::<(), std::io::Error>(())
+            }
+        }));
+        let call = Deadline::after(ms(20)).scope(service.oneshot(()));
+        assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.state, snapshot.cancelled), (State::Open, 0), "{in_call}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_was_long_enough_is_the_backends_failure() {
     for (blame, state) in [(s(1), State::Open), (s(3), State::Closed)] {
@@ -926,6 +947,23 @@ async fn update_keeps_what_the_window_knows_and_the_state() {
     assert_eq!(rig.snapshot().config, count);
     rig.handle().update(CircuitBreakerConfig { probes: 4, ..rig.snapshot().config }).unwrap();
     assert_eq!(rig.snapshot().config, CircuitBreakerConfig { probes: 4, ..count });
+}
+
+/// Of calls that came in one tick a smaller window has room for some: of these as large a share has failed as of all.
+#[tokio::test(start_paused = true)]
+async fn a_smaller_window_keeps_the_share_of_failures() {
+    let mut rig = Rig::new(builder().failure_rate(0.9));
+    rig.run(&"FFSSS".repeat(20)).await;
+    for (room, failures) in [(50, 20), (25, 10), (1_000, 10)] {
+        let config = CircuitBreakerConfig {
+            failure_rate: Some(0.9),
+            window: Window::Count(room),
+            minimum_calls: 1,
+            ..CircuitBreakerConfig::default()
+        };
+        rig.handle().update(config).unwrap();
+        assert_eq!(rig.snapshot().failures, failures, "{room}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

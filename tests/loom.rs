@@ -132,6 +132,27 @@ fn a_result_counts_while_a_hand_is_at_work() {
     });
 }
 
+/// A call that has seen one trial stalls until the next one begins, and takes its slot for a moment. That one begins all the
+/// same, and is told.
+#[test]
+fn no_change_is_lost_to_a_call_that_comes_late() {
+    check(|| {
+        let breaker = Arc::new(opened(&config()));
+        let probe = breaker.admit(20).unwrap();
+        assert_eq!(breaker.changes(), 2);
+        let other = Arc::clone(&breaker);
+        both(
+            move || drop(other.admit(21)),
+            || {
+                breaker.settle(probe, Outcome::Failure, 21, 0);
+                breaker.admit(40)
+            },
+        );
+        // Open, half-open, open, half-open: it goes round.
+        assert_eq!((breaker.changes(), breaker.state(40)), (4, State::HalfOpen));
+    });
+}
+
 #[test]
 fn a_probes_verdict_counts_while_a_hand_is_at_work() {
     check(|| {

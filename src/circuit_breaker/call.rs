@@ -12,7 +12,7 @@ use crate::{
     outcome::{End, Outcome},
     permit::Keeper,
     stripe::Shared,
-    time::{self, Span, nanos},
+    time::{self, Instant, Span, nanos},
 };
 
 /// An admitted call of a circuit breaker.
@@ -50,7 +50,8 @@ fn judge_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later: Lat
 #[cold]
 #[inline(never)]
 fn panicked(breaker: &Breaker, ticket: Ticket, times: Times) {
-    judge(breaker, ticket, times, Later::NOTHING, End::Outcome(Outcome::Failure));
+    // Its own fault, however little time its caller had.
+    record(breaker, ticket, times, Later::NOTHING, Outcome::Failure, time::now());
 }
 
 #[inline(never)]
@@ -81,6 +82,11 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
         }
         End::Outcome(outcome) => outcome,
     };
+    record(breaker, ticket, times, later, outcome, at);
+}
+
+fn record(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, outcome: Outcome, at: Instant) {
+    let now = breaker.at(at);
     let latency = later.latency.known().or_else(|| times.since_start(now));
     let slow = latency.zip(breaker.slow_call()).is_some_and(|(took, limit)| took > limit);
     if outcome == Outcome::Success && !slow && ticket.is_plain() {

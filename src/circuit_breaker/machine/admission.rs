@@ -82,10 +82,10 @@ impl Machine {
                 State::Open => match self.open_refusal(now) {
                     Some(refusal) => Err(refusal),
                     None => {
-                        let begun = self.half_open_with_probe(gate, now);
-                        change = change.or(begun.map(|(_, c)| c));
+                        let (probe, begun) = self.half_open_with_probe(gate, now);
+                        change = change.or(begun);
                         // Whoever else is at it has the probe.
-                        begun.map(|(ticket, _)| ticket).ok_or(Refusal::OPEN)
+                        probe.ok_or(Refusal::OPEN)
                     }
                 },
                 State::HalfOpen => {
@@ -151,15 +151,22 @@ impl Machine {
         }
     }
 
-    fn half_open_with_probe(&self, gate: Gate, now: u64) -> Option<(Ticket, Change)> {
-        self.hold(gate)?;
+    /// A trial begins, with this call as its first probe. Without one: a call that saw the trial before, and comes to its claim
+    /// only now, has taken the slot. It will see that it was too late, and be the first probe of this one. What has changed has
+    /// changed all the same.
+    fn half_open_with_probe(&self, gate: Gate, now: u64) -> (Option<Ticket>, Option<Change>) {
+        if self.hold(gate).is_none() {
+            return (None, None);
+        }
         self.probes.clear();
-        let claim = self.probes.claim(1, now, self.lease_end(now));
+        let claim = self.probes.claim(self.limits.probes.load(Relaxed), now, self.lease_end(now));
         self.calls.empty();
         let change = self.publish(gate, State::HalfOpen, now);
-        // All slots are free, so this one is.
-        let Claim::Got(slot) = claim else { return None };
-        Some((Ticket::probe(change.generation, slot), change))
+        let probe = match claim {
+            Claim::Got(slot) => Some(Ticket::probe(change.generation, slot)),
+            Claim::GoodHead | Claim::Full => None,
+        };
+        (probe, Some(change))
     }
 
     fn lease_end(&self, now: u64) -> u64 {

@@ -260,9 +260,12 @@ struct Kept {
 }
 
 impl Kept {
-    /// Their order within the tick is lost; failures and slow calls come first, so that they slide out first.
+    /// Their order within the tick is lost. Failures and slow calls are spread evenly, so that any part has the share of all,
+    /// to the nearest.
     fn samples(&self, skip: u64) -> impl Iterator<Item = Sample> {
         let Sums { calls, failures, slow } = self.sums;
-        (skip..calls).map(move |i| Sample { failed: i < failures, slow: i < slow })
+        let before = move |some: u64, i: u64| (2 * i * some + calls) / (2 * calls);
+        let is_one_of = move |some: u64, i: u64| before(some, i + 1) > before(some, i);
+        (skip..calls).map(move |i| Sample { failed: is_one_of(failures, i), slow: is_one_of(slow, i) })
     }
 }

@@ -206,7 +206,7 @@ impl Model {
             }
             (Window::Count(_), Window::Time(_)) => self.window.iter_mut().for_each(|c| c.0 = now),
             (Window::Time(t), to) => {
-                // All that is left of a time is its tick, and within it the bad ones count as the older.
+                // All that is left of a time is its tick, and within it the bad ones are spread evenly.
                 let tick = t.as_nanos() as u64 / 10;
                 let mut ticks: Vec<Vec<_>> = vec![Vec::new(); 11];
                 for call in self.window.drain(..) {
@@ -215,7 +215,10 @@ impl Model {
                 for (back, calls) in ticks.into_iter().enumerate().rev() {
                     let (failed, slow) = (calls.iter().filter(|c| c.1).count(), calls.iter().filter(|c| c.2).count());
                     let at = now.saturating_sub(back as u64 * tick);
-                    self.window.extend((0..calls.len()).map(|i| (at, i < failed, i < slow)));
+                    let n = calls.len() as f64;
+                    let before = |some: usize, i: usize| (some as f64 / n * i as f64 + 1e-9).round() as u64;
+                    let is_one = |some: usize, i: usize| before(some, i + 1) > before(some, i);
+                    self.window.extend((0..calls.len()).map(|i| (at, is_one(failed, i), is_one(slow, i))));
                 }
                 if let Window::Count(n) = to {
                     while self.window.len() > n as usize {
