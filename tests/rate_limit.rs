@@ -25,8 +25,8 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    CircuitBreakerLayer, Deadline, Error, Grant, Key, LimitHeaders, MissingKey, Outcome, Quota, RateLimitBuilder,
-    RateLimitLayer, Reason, Rejection, State, Store,
+    CircuitBreakerLayer, Deadline, Error, Grant, Key, LimitHeaders, MissingKey, Outcome, Quota, RateLimit,
+    RateLimitBuilder, RateLimitLayer, Reason, Rejection, State, Store,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -576,6 +576,35 @@ async fn who_came_before_its_unit_waits_for_the_inner_service_by_its_deadline() 
     probe.answers();
     readied::<_, Request<()>>(&mut service).await.call(Request::new(())).await.unwrap();
     assert_eq!(layer.handle().snapshot().admitted, 2);
+}
+
+/// Units that come back open the door: readiness is the inner service's again, by which callers are held back.
+#[tokio::test(start_paused = true)]
+async fn units_that_come_back_open_the_door() {
+    let minute = ms(60_000);
+    let asks = |mut service: RateLimit<Probe>| {
+        Service::<Request<()>>::poll_ready(&mut service, &mut Context::from_waker(Waker::noop())).is_pending()
+    };
+    // By a charge after the fact.
+    let probe = Probe::new();
+    let layer = limit(Quota::per(1, minute)).charge_fn(|_| 0).build().unwrap();
+    let service = layer.layer(probe.clone());
+    service.clone().oneshot(Request::new(())).await.unwrap();
+    probe.is_never_ready();
+    assert!(asks(service));
+
+    // By those who leave the line that was too long for one who came then.
+    let probe = Probe::new();
+    let layer = limit(Quota::per(1, minute)).wait(2 * minute).build().unwrap();
+    let service = layer.layer(probe.clone());
+    let mut calls: Vec<_> = (0..4).map(|_| Box::pin(service.clone().oneshot(Request::new(())))).collect();
+    let answers = calls.iter_mut().map(|call| poll_once(call.as_mut()).map(|answer| answer.unwrap().status().as_u16()));
+    assert_eq!(answers.collect::<Vec<_>>(), [Poll::Ready(200), Poll::Pending, Poll::Pending, Poll::Ready(429)]);
+    drop(calls);
+    probe.is_never_ready();
+    assert!(!asks(service.clone()), "nothing is left");
+    advance(minute).await;
+    assert!(asks(service));
 }
 
 #[tokio::test(start_paused = true)]

@@ -96,14 +96,21 @@ impl<St: Engine> Limiter<St> {
 
     /// With one quota for all, the next call need not come to know that nothing is left.
     pub(super) fn note_if_used_up(&self, left: &Left) {
-        if self.rules.are_keyless()
-            && let Some(at) = left.nothing_until()
-        {
-            self.shut(at);
+        if !self.rules.are_keyless() {
+            return;
+        }
+        self.shut(left.nothing_until().unwrap_or(0));
+    }
+
+    /// Units may be there before it was said: some came back, or there is another quota.
+    #[cold]
+    pub(super) fn look_again(&self) {
+        if let Some(Local(buckets)) = self.store.local() {
+            self.note_if_used_up(&buckets.common.left(self.now()));
         }
     }
 
-    /// Nothing is left until then, for whatever call.
+    /// Nothing is left until then, for whatever call. 0: something may be.
     #[cold]
     pub(super) fn shut(&self, at: u64) {
         // Written only where it changes: under a flood of refusals all threads read it.

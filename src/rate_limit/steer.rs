@@ -51,7 +51,7 @@ impl<St: Engine> Steer for Limiter<St> {
         if let Some(Local(buckets)) = self.store.local() {
             buckets.set(meter, || self.now(), &mut wake);
         }
-        self.shut_until.store(0, Relaxed);
+        self.look_again();
         drop(current);
         wake_all(wake);
     }

@@ -91,6 +91,9 @@ impl<St: Engine> Drop for Ticket<St> {
             self.limiter.waits_no_more();
         } else if self.units > 0 {
             self.bucket.refund(self.units, self.limiter.now());
+        } else {
+            return;
         }
+        self.limiter.look_again();
     }
 }
