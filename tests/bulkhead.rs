@@ -850,6 +850,23 @@ async fn one_who_waits_gets_the_permit_of_a_reader_that_stalls() {
     assert_eq!(counts(&layer), (1, 0));
 }
 
+/// A lease that is made shorter while somebody waits is over for those who have stalled for longer already.
+#[tokio::test(start_paused = true)]
+async fn a_shorter_lease_lets_in_who_waits() {
+    let layer = builder(1).queue(1).wait(ms(100_000)).permit_lease(ms(60_000)).build().unwrap();
+    let mut service = layer.layer(streams(1_000, true));
+    let body = reads(&mut service, 2).await;
+    let mut waits = Box::pin(service.call(Request::new(())));
+    assert!(waits.as_mut().now_or_never().is_none());
+    advance(ms(10_000)).await;
+    let config = BulkheadConfig { permit_lease: ms(5_000), ..snapshot(&layer).config };
+    layer.handle().update(config).unwrap();
+    let start = Instant::now();
+    waits.await.unwrap();
+    assert_eq!(start.elapsed(), ms(0));
+    drop(body);
+}
+
 #[tokio::test(start_paused = true)]
 async fn refusals_speak_both_protocols() {
     let layer = build(1, 0);

@@ -18,7 +18,7 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    BoxError, Deadline, DeadlineLayer, Outcome, Reason, Rejection,
+    BoxError, Deadline, DeadlineLayer, Outcome, Reason, Rejection, TimeoutLayer,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -291,6 +291,26 @@ async fn events_shadow_and_names() {
     let expected = [Kind::Rejected { reason }, Kind::WouldHaveRejected { reason }];
     assert_eq!(events, expected.map(|kind| ("edge".to_owned(), kind)));
     assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+}
+
+/// In shadow the layer binds nobody, those further in neither: they see what callers say and not the bound that is tried.
+#[tokio::test(start_paused = true)]
+async fn a_bound_in_shadow_is_not_carried_on() {
+    let layer = DeadlineLayer::builder().server(ms(50)).shadow(true).build().unwrap();
+    let service = layer.layer(TimeoutLayer::builder().after(ms(1_000)).build().unwrap().layer(hanging()));
+    for (timeout, ends, would) in
+        [(None, 1_000, 1), (Some("100m"), 100, 2), (Some("20m"), 20, 3), (Some("0m"), 1_000, 4)]
+    {
+        let start = Instant::now();
+        let headers: Vec<_> = timeout.map(|t| ("grpc-timeout", t)).into_iter().collect();
+        let response = service.clone().oneshot(request(&headers)).await.unwrap();
+        // Where a caller's timer is known to be at work, ours is a little earlier.
+        let took = start.elapsed();
+        assert!(took <= ms(ends) && took + ms(1) >= ms(ends), "{timeout:?}: {took:?}");
+        let reason = Rejection::in_response(&response).unwrap().reason();
+        assert_eq!(reason, if ends == 1_000 { Reason::Timeout } else { Reason::DeadlineExceeded }, "{timeout:?}");
+        assert_eq!(layer.handle().snapshot().would_have_rejected, would, "{timeout:?}");
+    }
 }
 
 #[test]

@@ -472,6 +472,23 @@ async fn events_name_the_policy_and_a_panicking_observer_is_contained() {
     assert_eq!(kinds, [of(Kind::TimedOut), of(Kind::Rejected { reason: Reason::DeadlineExceeded })]);
 }
 
+/// Two bounds that run out at the same instant are one call that would have been ended.
+#[tokio::test(start_paused = true)]
+async fn shadow_reports_once_what_runs_out_together() {
+    let layer = after(ms(100)).until(Until::End).idle(ms(50)).shadow(true).build().unwrap();
+    let service = service_fn(|_: Request<Empty<Bytes>>| async {
+        sleep(ms(50)).await;
+        let late = stream::once(Box::pin(async {
+            sleep(ms(200)).await;
+            data("late")
+        }));
+        Ok::<_, Infallible>(Response::new(StreamBody::new(late)))
+    });
+    let response = layer.layer(service).oneshot(grpc(None)).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "late");
+    assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn shadow_reports_once_and_lets_go_on() {
     let seen: Arc<Mutex<Vec<Kind>>> = Arc::default();

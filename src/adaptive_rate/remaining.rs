@@ -20,22 +20,26 @@ pub(crate) fn nothing_for(headers: &HeaderMap) -> Option<Duration> {
     let draft = draft.flat_map(|line| line.split(',')).filter_map(of_item).max();
     let legacy = || {
         let nothing = number(headers.get(LEGACY_REMAINING)?.to_str().ok()?)? == 0;
-        number(headers.get(LEGACY_RESET)?.to_str().ok()?).filter(|_| nothing)
+        seconds(headers.get(LEGACY_RESET)?.to_str().ok()?).filter(|_| nothing)
     };
-    draft.or_else(legacy).filter(|s| *s <= LONGEST).map(Duration::from_secs)
+    draft.or_else(legacy).map(Duration::from_secs)
 }
 
 /// `"name";r=0;t=5`
 fn of_item(item: &str) -> Option<u64> {
-    let (mut left, mut seconds) = (None, None);
+    let (mut left, mut until) = (None, None);
     for (name, value) in item.split(';').filter_map(|p| p.trim().split_once('=')) {
         match name {
             "r" => left = number(value),
-            "t" => seconds = number(value),
+            "t" => until = seconds(value),
             _ => {}
         }
     }
-    seconds.filter(|_| left == Some(0))
+    until.filter(|_| left == Some(0))
+}
+
+fn seconds(text: &str) -> Option<u64> {
+    number(text).filter(|s| *s <= LONGEST)
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -67,6 +71,11 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "3")]), Some(3));
         assert_eq!(read(&[("x-ratelimit-remaining", "2"), ("x-ratelimit-reset", "3")]), None);
         assert_eq!(read(&[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1732406400")]), None, "a time of day");
+        // What can't be meant stands in nobody's way.
+        let day = "\"b\";r=0;t=1732406400";
+        assert_eq!(read(&[("ratelimit", &format!("\"a\";r=0;t=5, {day}"))]), Some(5));
+        let legacy = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "3")];
+        assert_eq!(read(&[("ratelimit", day), legacy[0], legacy[1]]), Some(3));
         for garbage in ["", "r=0", "t=1", "\"x\";r=-0;t=5", "\"x\";r=0;t=", "\"x\";r=0;t=99999999999999999999999"] {
             assert_eq!(read(&[("ratelimit", garbage)]), None, "{garbage}");
         }

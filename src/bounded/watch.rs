@@ -59,12 +59,12 @@ impl BodyClock {
 
     /// Reports what ran out. In shadow the bound is forgotten, so that it is reported once.
     fn run_out(&mut self, bound: Bound) -> Option<Rejection> {
-        if self.total == Some(bound) {
-            self.total = None;
-        } else {
+        // They may run out together, and then that is one thing to report.
+        if self.idle_until == Some(bound.at) && bound.reason == Reason::Timeout {
             self.idle_until = None;
             self.idle = None;
         }
+        self.total = self.total.filter(|total| *total != bound);
         let had = had(self.start, bound, self.early);
         self.ledger.run_out(bound.reason).then(|| self.ledger.rejection(bound.reason, had))
     }

@@ -77,14 +77,14 @@ where
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
         let now = time::now();
-        let caller = self.layer.caller(context.is_grpc(), &mut request, now);
+        let in_shadow = ledger.in_shadow();
+        let (caller, scope) = self.layer.caller(context.is_grpc(), &mut request, now, in_shadow);
         let too_late = caller.has_passed(now);
         if too_late && ledger.run_out(Reason::DeadlineExceeded) {
             give_back(&mut self.inner);
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
-        let scope = caller.deadline;
-        let body = scope.map(|_| BodyPlan { to_the_end: true, idle: Span::NONE, scope });
+        let body = caller.deadline.map(|_| BodyPlan { to_the_end: true, idle: Span::NONE, scope });
         // In shadow a call that came too late goes on, and was reported.
         let plan = Plan { start: now, after: Span::NONE, caller: caller.timer().filter(|_| !too_late), body };
         // The inner service may look at the deadline in `call` itself, before there is a future.
@@ -99,19 +99,35 @@ impl DeadlineLayer {
         self.route.side == Side::Server { max: Duration::ZERO }
     }
 
-    /// The deadline of this call; on the request from here on.
-    fn caller<B>(&self, grpc: bool, request: &mut Request<B>, now: Instant) -> Caller {
+    /// The deadline of this call, and that which others are to see: it is on the request from here on.
+    fn caller<B>(
+        &self,
+        grpc: bool,
+        request: &mut Request<B>,
+        now: Instant,
+        in_shadow: bool,
+    ) -> (Caller, Option<Deadline>) {
         let on_request: Option<Deadline> = request.extensions().get().copied();
         let known = deadline::earliest(on_request, Deadline::current());
-        let caller = match self.route.side {
-            Side::Server { max } => self.incoming(grpc, request, now, known).and(most(max, now)),
-            Side::Client => self.outgoing(grpc, request, now, known),
+        let (caller, seen) = match self.route.side {
+            Side::Server { max } => {
+                let told = self.incoming(grpc, request, now, known);
+                let caller = told.and(most(max, now));
+                // In shadow nobody further in is to be bound by what this layer only tries.
+                (caller, if in_shadow { told } else { caller })
+            }
+            Side::Client => {
+                let caller = self.outgoing(grpc, request, now, known);
+                (caller, caller)
+            }
         };
-        // Inserting allocates: not for a call that is refused, nor for a deadline that came on the request.
-        if let Some(deadline) = caller.deadline.filter(|d| on_request != Some(*d) && !caller.has_passed(now)) {
+        // What has passed is refused, or goes on in shadow.
+        let seen = seen.deadline.filter(|_| !seen.has_passed(now));
+        // Inserting allocates: not for a deadline that came on the request.
+        if let Some(deadline) = seen.filter(|d| on_request != Some(*d)) {
             request.extensions_mut().insert(deadline);
         }
-        caller
+        (caller, seen)
     }
 
     fn incoming<B>(&self, grpc: bool, request: &Request<B>, now: Instant, known: Option<Deadline>) -> Caller {

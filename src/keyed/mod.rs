@@ -21,7 +21,7 @@
 use std::{
     fmt,
     sync::{
-        Mutex, RwLock,
+        Mutex, RwLock, TryLockError,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -217,7 +217,11 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
 
     /// Drops the idle states of one shard. False: none was found, in as many shards as one call can be made to look at.
     fn sweep(&self, now: u64) -> bool {
-        let Ok(mut next) = self.sweep.try_lock() else { return false };
+        let mut next = match self.sweep.try_lock() {
+            Ok(next) => next,
+            Err(TryLockError::Poisoned(next)) => next.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         for _ in 0..self.shards.len().min(SHARDS_AT_ONCE) {
             let shard = &self.shards[*next];
             *next = (*next + 1) % self.shards.len();

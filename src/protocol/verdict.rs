@@ -40,12 +40,56 @@ enum Frames {
     None {
         events: bool,
     },
+    /// What goes before a gRPC message has not come yet: a flag and the length, in five bytes of which so many are there.
+    Prefix {
+        seen: u8,
+        length: u32,
+    },
     /// The first gRPC message is not whole yet: so many bytes of it have not come.
     FirstMessage {
         left: u64,
     },
+    /// More comes than one message.
+    Many,
     /// All that the watch wants to know it knows.
     Known,
+}
+
+impl Frames {
+    /// More data has come.
+    fn and(self, data: &[u8], grpc: bool) -> Self {
+        match self {
+            Frames::None { events: true } => Frames::Many,
+            Frames::None { events: false } if grpc => Frames::Prefix { seen: 0, length: 0 }.and(data, grpc),
+            Frames::Prefix { mut seen, mut length } => {
+                // A transport may cut it anywhere.
+                let (prefix, rest) = data.split_at(data.len().min(usize::from(PREFIX - seen)));
+                for byte in prefix {
+                    // The flag goes first, and out.
+                    length = if seen == 0 { 0 } else { length << 8 | u32::from(*byte) };
+                    seen += 1;
+                }
+                match seen {
+                    PREFIX => Frames::FirstMessage { left: length.into() }.and(rest, grpc),
+                    _ => Frames::Prefix { seen, length },
+                }
+            }
+            Frames::FirstMessage { left } => match left.checked_sub(data.len() as u64) {
+                Some(left) => Frames::FirstMessage { left },
+                None => Frames::Many,
+            },
+            Frames::None { events: false } | Frames::NotAsked | Frames::Many | Frames::Known => Frames::Known,
+        }
+    }
+}
+
+/// Bytes that go before each gRPC message.
+const PREFIX: u8 = 5;
+
+/// `text/event-stream`, with or without parameters.
+fn is_of_events(content_type: &[u8]) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    content_type.get(..EVENTS.len()).is_some_and(|t| t.eq_ignore_ascii_case(EVENTS))
 }
 
 impl<W: Watch> Verdict<W> {
@@ -63,7 +107,7 @@ impl<W: Watch> Verdict<W> {
         watch.good_head();
         if watch.wants_frames() {
             let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-            self.frames = Frames::None { events: content_type.starts_with(b"text/event-stream") };
+            self.frames = Frames::None { events: is_of_events(content_type) };
         }
     }
 
@@ -92,30 +136,17 @@ impl<W: Watch> Verdict<W> {
     fn data(&mut self, data: &Bytes) {
         let Some(watch) = &mut self.watch else { return };
         watch.data(data);
-        let len = data.len() as u64;
-        let begun = match self.frames {
-            Frames::NotAsked | Frames::Known => return,
-            Frames::None { events } => {
-                watch.first_frame();
-                match data.get(1..5).and_then(|n| n.try_into().ok()).map(u32::from_be_bytes) {
-                    _ if events => Frames::Known,
-                    // Five bytes go before each message: a flag and its length.
-                    Some(n) if self.grpc => Frames::FirstMessage { left: 5 + u64::from(n) },
-                    _ => {
-                        self.frames = Frames::Known;
-                        return;
-                    }
-                }
-            }
-            first_message => first_message,
-        };
-        self.frames = match begun {
-            Frames::FirstMessage { left } if len <= left => Frames::FirstMessage { left: left - len },
-            _ => {
-                watch.streams();
-                Frames::Known
-            }
-        };
+        if matches!(self.frames, Frames::NotAsked | Frames::Known) || data.is_empty() {
+            return;
+        }
+        if matches!(self.frames, Frames::None { .. }) {
+            watch.first_frame();
+        }
+        self.frames = self.frames.and(data, self.grpc);
+        if self.frames == Frames::Many {
+            watch.streams();
+            self.frames = Frames::Known;
+        }
     }
 
     pub(crate) fn malformed(&mut self) {
@@ -224,5 +255,51 @@ struct PanicIsFailure<'a, W: Watch>(&'a mut Verdict<W>);
 impl<W: Watch> Drop for PanicIsFailure<'_, W> {
     fn drop(&mut self) {
         self.0.settle(End::Outcome(Outcome::Failure));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Wherever a transport cuts it, and with empty frames in between: it is a stream of many with the first byte behind
+        /// the first message.
+        #[test]
+        fn a_stream_is_one_wherever_it_is_cut(
+            message in 0_usize..40,
+            more in 0_usize..20,
+            cuts in prop::collection::vec(0_usize..70, 0..8),
+        ) {
+            let mut wire = vec![0, 0, 0, 0, message as u8];
+            wire.resize(wire.len() + message + more, 7);
+            let mut cuts: Vec<_> = cuts.into_iter().map(|at| at.min(wire.len())).chain([wire.len()]).collect();
+            cuts.sort_unstable();
+            let mut frames = Frames::None { events: false };
+            let mut from = 0;
+            for to in cuts {
+                frames = if from == to { frames } else { frames.and(&wire[from..to], true) };
+                prop_assert_eq!(frames == Frames::Many, to > 5 + message);
+                if frames == Frames::Many {
+                    break;
+                }
+                from = to;
+            }
+        }
+    }
+
+    #[test]
+    fn the_content_type_of_events() {
+        for (content_type, is) in [
+            ("text/event-stream", true),
+            ("Text/Event-Stream; charset=utf-8", true),
+            ("text/event", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_events(content_type.as_bytes()), is, "{content_type}");
+        }
     }
 }

@@ -83,10 +83,23 @@ impl<St: Store<Arc<str>>> Engine for Remote<St> {
     }
 }
 
-/// A key as text. One that is none is spelt in hexadecimal behind a sign that no header value has, so that no two are one.
+/// A key as text. One that is none is spelt in hexadecimal behind a sign, and so is one that begins with that, so that no two
+/// are one.
 fn text(key: &[u8]) -> Arc<str> {
     match std::str::from_utf8(key) {
-        Ok(text) => text.into(),
-        Err(_) => key.iter().fold(String::from('\u{7f}'), |text, byte| format!("{text}{byte:02x}")).into(),
+        Ok(text) if !text.starts_with('\u{7f}') => text.into(),
+        _ => key.iter().fold(String::from('\u{7f}'), |text, byte| format!("{text}{byte:02x}")).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_keys_are_one() {
+        let keys: [&[u8]; 5] = [b"a", b"\xff", b"\x7fff", b"\x7f", "\u{ff}".as_bytes()];
+        let texts: std::collections::HashSet<_> = keys.into_iter().map(text).collect();
+        assert_eq!((texts.len(), &*text(b"a")), (keys.len(), "a"));
     }
 }
