@@ -50,6 +50,7 @@ impl<S: Clone> Clone for Deadlines<S> {
 impl<S, B, RB> Service<Request<B>> for Deadlines<S>
 where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
+    S::Error: 'static,
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
 {

@@ -52,6 +52,7 @@ where
     F: Fn(&FallbackContext<'_>) -> Answer + Clone,
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
+    E: 'static,
 {
     type Kept = Parts;
     type Watch = ();

@@ -46,6 +46,7 @@ where
     B: Replay,
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
+    E: 'static,
 {
     type Kept = Option<Original<B>>;
     type Watch = ();
@@ -144,16 +145,15 @@ where
                     }
                 },
                 StageProj::Calling { call } => {
-                    let result = ready!(call.poll(cx));
-                    return Poll::Ready(
-                        match Hold::<Request<B>, Response<RB>, S::Error>::hold(http, context, result) {
-                            Judged::Good(held) | Judged::Bad(End::Outcome(Outcome::Ignored), Ok(held)) => Some(held),
-                            // A fallback of the backup's own has answered, and that is an answer.
-                            Judged::Bad(_, Ok(held)) if held.is_degraded() => Some(held),
-                            Judged::Bad(..) => None,
-                            Judged::Unclear(held) => looked_into::<B, RB, S::Error>(http, context, held, cx),
-                        },
-                    );
+                    // What the backup's error is does not matter.
+                    let result = ready!(call.poll(cx)).map_err(drop);
+                    return Poll::Ready(match Hold::<Request<B>, Response<RB>, ()>::hold(http, context, result) {
+                        Judged::Good(held) | Judged::Bad(End::Outcome(Outcome::Ignored), Ok(held)) => Some(held),
+                        // A fallback of the backup's own has answered, and that is an answer.
+                        Judged::Bad(_, Ok(held)) if held.is_degraded() => Some(held),
+                        Judged::Bad(..) => None,
+                        Judged::Unclear(held) => looked_into::<B, RB>(http, context, held, cx),
+                    });
                 }
             };
             self.set(next);
@@ -162,7 +162,7 @@ where
 }
 
 /// On gRPC a head that looks well is not all. Nothing is waited for: what is not there yet is not known.
-fn looked_into<B, RB, E>(
+fn looked_into<B, RB>(
     http: &Http,
     context: &HttpContext,
     mut held: HeldResponse<RB>,
@@ -172,7 +172,7 @@ where
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
 {
-    match Hold::<Request<B>, Response<RB>, E>::poll_peek(http, context, &mut held, cx) {
+    match Hold::<Request<B>, Response<RB>, ()>::poll_peek(http, context, &mut held, cx) {
         Poll::Ready(Some(End::Outcome(Outcome::Success | Outcome::Ignored)) | None) | Poll::Pending => Some(held),
         Poll::Ready(Some(_)) => None,
     }

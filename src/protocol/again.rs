@@ -151,6 +151,7 @@ mod http_form {
         B: Replay,
         RB: Body<Data = Bytes>,
         RB::Error: Into<BoxError>,
+        E: 'static,
     {
         type Original = Original<B>;
 

@@ -112,7 +112,7 @@ mod http_form {
     use http_body::Body;
 
     use super::*;
-    use crate::protocol::{Degraded, Http, ResponseBody, classify, end_of_error, peek::Peeked};
+    use crate::protocol::{Degraded, Http, ResponseBody, classify, peek::Peeked, transport};
 
     /// An HTTP or gRPC response that is held back.
     #[derive(Debug)]
@@ -133,6 +133,7 @@ mod http_form {
     where
         RB: Body<Data = Bytes>,
         RB::Error: Into<BoxError>,
+        E: 'static,
     {
         type Held = HeldResponse<RB>;
 
@@ -140,7 +141,7 @@ mod http_form {
         fn hold(&self, context: &Self::Context, result: Result<Response<RB>, E>) -> Judged<HeldResponse<RB>, E> {
             let response = match result {
                 Ok(response) => response,
-                Err(error) => return Judged::Bad(End::Outcome(Outcome::Failure), Err(error)),
+                Err(error) => return Judged::Bad(transport::end_of(transport::as_error(&error)), Err(error)),
             };
             let (parts, body) = response.into_parts();
             let end = self.judge_head(context, &parts);
@@ -162,7 +163,7 @@ mod http_form {
             let Some(peeked) = held.body.peek() else { return Poll::Ready(None) };
             peeked.poll_first(cx).map(|(first, cut)| match first {
                 None => Some(self.judge_end(context, None)),
-                Some(Err(error)) => Some(end_of_error(&**error).unwrap_or(End::Outcome(Outcome::Failure))),
+                Some(Err(error)) => Some(transport::end_of(Some(&**error))),
                 Some(Ok(frame)) => frame.trailers_ref().map(|trailers| {
                     let code = classify::grpc_status(trailers).flatten();
                     cut.filter(|_| code == Some(4)).unwrap_or_else(|| self.judge_end(context, Some(trailers)))

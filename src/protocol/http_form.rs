@@ -12,7 +12,7 @@ use crate::{
     priority::Priority,
     protocol::{
         BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, number, refusal,
-        verdict::Verdict,
+        transport, verdict::Verdict,
     },
     rejection::Rejection,
 };
@@ -48,6 +48,7 @@ impl<B, RB, E> Protocol<Request<B>, Response<RB>, E> for Http
 where
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
+    E: 'static,
 {
     type Context = HttpContext;
     type Response<W: Watch> = Response<ResponseBody<RB, W>>;
@@ -143,7 +144,7 @@ where
                 Ok(self.watch(context, parts, body, watch))
             }
             Err(error) => {
-                watch.settle(End::Outcome(Outcome::Failure));
+                watch.settle(transport::end_of(transport::as_error(&error)));
                 Err(error)
             }
         }

@@ -1,11 +1,14 @@
 //! What an error of the transport says of a call.
 //!
 //! In the HTTP form the error type is whatever the service has, so it is asked what it is. Known are `io::Error`, boxed errors,
-//! and by feature those of hyper's pooling client and of a tonic channel.
+//! and by feature those of hyper, of its pooling client and of a tonic channel.
 
 use std::{any::Any, error::Error as StdError, io, iter};
 
-use crate::protocol::BoxError;
+use crate::{
+    outcome::{End, Outcome},
+    protocol::{BoxError, end_of_error},
+};
 
 type AnyError = dyn StdError + 'static;
 
@@ -14,6 +17,10 @@ pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&AnyError> {
     let any = error as &dyn Any;
     #[cfg(feature = "hyper")]
     if let Some(e) = any.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return Some(e);
+    }
+    #[cfg(feature = "hyper")]
+    if let Some(e) = any.downcast_ref::<hyper::Error>() {
         return Some(e);
     }
     #[cfg(feature = "tonic")]
@@ -55,6 +62,33 @@ fn never_connected(kind: io::ErrorKind) -> bool {
     matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
 }
 
+/// How a call ended that could not be made, or whose response was broken off. A policy of ours may speak in the error.
+#[cold]
+pub(crate) fn end_of(error: Option<&AnyError>) -> End {
+    match error {
+        Some(error) if is_of_the_caller(error) => End::Left,
+        Some(error) => end_of_error(error).unwrap_or(End::Outcome(Outcome::Failure)),
+        None => End::Outcome(Outcome::Failure),
+    }
+}
+
+/// Was it the request's own body that failed? Mostly because whoever sends it has gone: an upload that is streamed on. It says
+/// nothing of the backend, and else any caller could open the breaker of all.
+fn is_of_the_caller(error: &AnyError) -> bool {
+    chain(error).any(|e| {
+        #[cfg(feature = "hyper")]
+        if e.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user) {
+            return true;
+        }
+        #[cfg(feature = "h2")]
+        if e.downcast_ref::<h2::Error>().is_some_and(reset::is_ours) {
+            return true;
+        }
+        let _ = e;
+        false
+    })
+}
+
 /// Is it UNAVAILABLE to a gRPC caller? So is all that breaks a connection; a stream that was reset may be something else.
 pub(crate) fn is_unavailable(error: &AnyError) -> bool {
     #[cfg(feature = "h2")]
@@ -74,6 +108,11 @@ mod reset {
     /// UNAVAILABLE on gRPC (its PROTOCOL-HTTP2.md, "Errors").
     pub(super) fn never_began(e: &Error) -> bool {
         e.reason() == Some(Reason::REFUSED_STREAM) || e.is_go_away() && e.is_remote()
+    }
+
+    /// By whoever sends the request: neither the other side nor the protocol wants it.
+    pub(super) fn is_ours(e: &Error) -> bool {
+        e.is_reset() && !e.is_remote() && !e.is_library()
     }
 }
 

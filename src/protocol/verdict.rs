@@ -14,7 +14,7 @@ use http_body::{Body, Frame};
 use crate::{
     deadline::Entered,
     outcome::{End, Outcome},
-    protocol::{BoxError, HttpClassify, Watch, classify, cut, end_of_error, hint},
+    protocol::{BoxError, HttpClassify, Watch, classify, cut, hint, transport},
     rejection::Rejection,
 };
 
@@ -213,7 +213,7 @@ impl<W: Watch> Verdict<W> {
         match &frame {
             None => self.end(None),
             Some(Err(error)) => {
-                self.settle(end_of_error(&**error).unwrap_or(End::Outcome(Outcome::Failure)));
+                self.settle(transport::end_of(Some(&**error)));
                 self.watch = None;
             }
             Some(Ok(frame)) if frame.is_trailers() => self.trailers(frame.trailers_ref()),

@@ -236,9 +236,8 @@ mod http_form {
     /// what is UNAVAILABLE there.
     fn of_error<E: 'static>(is_grpc: bool, safe: bool, end: End, error: &E) -> Verdict {
         let known = transport::as_error(error);
-        // One of ours that comes as an error says more than that it is one; a timeout is still no proof that nothing was done.
-        let ours = known.and_then(Rejection::of);
-        match by_end(ours.map_or(end, End::of_rejection)) {
+        // It may be a timeout of ours that comes as an error: that is no proof that nothing was done.
+        match by_end(end) {
             Verdict::Again(_) if known.is_some_and(transport::never_arrived) => Verdict::Again(None),
             Verdict::Again(_) if !safe => Verdict::Never,
             Verdict::Again(_) if is_grpc && !known.is_none_or(transport::is_unavailable) => Verdict::Never,

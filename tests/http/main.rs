@@ -20,3 +20,4 @@ mod resets;
 mod retry;
 mod rig;
 mod table;
+mod uploads;

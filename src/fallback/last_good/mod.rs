@@ -85,6 +85,7 @@ impl<B, RB, E> Substitute<Request<B>, Response<RB>, E, Http> for LastGood
 where
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
+    E: 'static,
 {
     type Kept = Option<Box<Ask>>;
     type Watch = Recorder;
