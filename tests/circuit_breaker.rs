@@ -17,9 +17,9 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
-    CircuitBreakerSnapshot, Deadline, DeadlineLayer, Error, OpenTime, Outcome, Plain, Reason, Rejection, State,
-    TimeoutLayer, Until, Window,
+    Attempts, CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
+    CircuitBreakerSnapshot, Deadline, DeadlineLayer, Error, OpenTime, Outcome, Plain, Reason, Rejection, RetryLayer,
+    State, Stopped, TimeoutLayer, Until, Window,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe, ProbeError, ProbeFuture},
 };
@@ -789,6 +789,42 @@ async fn a_hanging_backend_behind_a_timeout_opens_it_whichever_is_outside() {
     let layer = touchy().build().unwrap();
     timeout.layer(layer.layer(hanging())).oneshot(get()).await.unwrap();
     assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+/// A caller may write what it likes into a header. What answers in HTTP is judged by HTTP's table; what may be gRPC, and ends
+/// without a status, is a failure.
+#[tokio::test(start_paused = true)]
+async fn a_forged_content_type_does_not_open_it() {
+    use Outcome::*;
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    let table: [(u16, Headers, Outcome); 14] = [
+        (200, &[JSON], Success),
+        (204, &[], Success),
+        (404, &[], Success),
+        (405, &[("allow", "GET")], Success),
+        (401, &[JSON], Success),
+        (200, &[("content-type", "application/grpc-web")], Success),
+        (429, &[JSON], Throttled),
+        (503, &[JSON], Failure),
+        (200, &[], Failure),
+        (200, &[("content-type", "application/grpc+proto")], Failure),
+        // What says how it ended speaks gRPC, whatever else it says.
+        (200, &[JSON, ("grpc-status", "13")], Failure),
+        (404, &[("grpc-status", "14")], Failure),
+        (503, &[("grpc-status", "5")], Success),
+        (200, &[("content-type", "application/grpc"), ("grpc-status", "8")], Throttled),
+    ];
+    for (status, headers, outcome) in table {
+        let outcomes = OutcomesLayer::new();
+        let service = outcomes.layer(answers(status, headers, None));
+        service.oneshot(grpc()).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(outcomes.handle().take(), [outcome], "{status} {headers:?}");
+        // As whoever looks before it passes on sees it.
+        let retry = RetryLayer::builder().attempts(1).build().unwrap();
+        let response = retry.layer(answers(status, headers, None)).oneshot(grpc()).await.unwrap();
+        let stopped = response.extensions().get::<Attempts>().unwrap().stopped;
+        assert_eq!(stopped == Stopped::Succeeded, outcome == Success, "{status} {headers:?}: {stopped:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

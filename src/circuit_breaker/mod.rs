@@ -38,18 +38,24 @@
 //! codes of a broken server are failures; 429 and RESOURCE_EXHAUSTED (throttled) count in the failure rate, but not as
 //! failures in a row. See [`HttpClassify`](crate::HttpClassify) for the tables and how to change them.
 //!
-//! Not counted: a call whose caller left, one that a policy further in refused, and one that ended because the caller's
-//! own deadline was short ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller
+//! Not counted: a call whose caller left, in the middle of an upload too (see [`HttpClassify`](crate::HttpClassify)), one that a
+//! policy further in refused, and one that ended because the caller's own deadline was short ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller
 //! could open a breaker for all. A timeout of ours, inside or outside, is a failure. Somebody else's timeout outside looks
 //! like a caller that left, and is not seen: use [`TimeoutLayer`](crate::TimeoutLayer). A deadline is what is ambient or on
 //! the request; a `grpc-timeout` that a client set by hand is its own timeout, unless a
 //! [`DeadlineLayer`](crate::DeadlineLayer) outside says otherwise.
+//!
+//! A timeout is a failure though it may be the caller that is slow: where bodies of requests are streamed on, a few slow
+//! uploads that run into a timeout open the breaker. Read them before, or give uploads a breaker of their own.
 //!
 //! # While it is open
 //!
 //! Calls are refused at once, with the time that is left, and the inner service is neither called nor polled. Every
 //! re-opening lasts longer, with jitter, up to a maximum. The first call after the open time makes it half-open: no task
 //! and no timer is needed.
+//!
+//! Below a balancer an open breaker looks like an endpoint with nothing to do, and a balancer by load sends it more. Put the
+//! breaker around the balancer: a retry does not help, for refusals are not sent again.
 //!
 //! # Half-open
 //!

@@ -144,29 +144,25 @@ mod http_form {
                 Err(error) => return Judged::Bad(transport::end_of(transport::as_error(&error)), Err(error)),
             };
             let (parts, body) = response.into_parts();
-            let end = self.judge_head(context, &parts);
+            let grpc = context.is_answered_in_grpc(&parts);
+            let end = self.judge_head(context, grpc, &parts);
             let held = HeldResponse { parts, body: HeldBody::Whole(body) };
             match end {
                 // The status of a gRPC call comes last, and may be there already.
-                None if context.is_grpc() => Judged::Unclear(held),
+                None if grpc => Judged::Unclear(held),
                 None | Some(End::Outcome(Outcome::Success)) => Judged::Good(held),
                 Some(end) => Judged::Bad(end, Ok(held)),
             }
         }
 
-        fn poll_peek(
-            &self,
-            context: &Self::Context,
-            held: &mut HeldResponse<RB>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Option<End>> {
+        fn poll_peek(&self, _: &Self::Context, held: &mut HeldResponse<RB>, cx: &mut Context<'_>) -> Poll<Option<End>> {
             let Some(peeked) = held.body.peek() else { return Poll::Ready(None) };
             peeked.poll_first(cx).map(|(first, cut)| match first {
-                None => Some(self.judge_end(context, None)),
+                None => Some(self.judge_end(None)),
                 Some(Err(error)) => Some(transport::end_of(Some(&**error))),
                 Some(Ok(frame)) => frame.trailers_ref().map(|trailers| {
                     let code = classify::grpc_status(trailers).flatten();
-                    cut.filter(|_| code == Some(4)).unwrap_or_else(|| self.judge_end(context, Some(trailers)))
+                    cut.filter(|_| code == Some(4)).unwrap_or_else(|| self.judge_end(Some(trailers)))
                 }),
             })
         }

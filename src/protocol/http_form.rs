@@ -172,11 +172,11 @@ impl Http {
         Response::from_parts(parts, ResponseBody::watched(body, verdict))
     }
 
-    /// The verdict on a body that came to its end.
-    pub(super) fn judge_end(&self, context: &HttpContext, trailers: Option<&HeaderMap>) -> End {
+    /// The verdict on the body of a gRPC answer that came to its end.
+    pub(super) fn judge_end(&self, trailers: Option<&HeaderMap>) -> End {
         End::Outcome(match &self.classify {
-            Some(own) => own.end(context.grpc, trailers),
-            None => classify::default_end(context.grpc, trailers),
+            Some(own) => own.end(true, trailers),
+            None => classify::default_end(true, trailers),
         })
     }
 
@@ -187,15 +187,16 @@ impl Http {
         RB: Body<Data = Bytes>,
         W: Watch,
     {
-        let mut verdict = Verdict::new(watch, context.grpc, self.classify.clone());
+        let grpc = context.is_answered_in_grpc(parts);
+        let mut verdict = Verdict::new(watch, grpc, self.classify.clone());
         let length = content_length(&parts.headers);
         if !W::JUDGES {
             verdict.waive();
-        } else if length == Header::Malformed || grpc_status_is_malformed(context.grpc, &parts.headers) {
+        } else if length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers) {
             verdict.malformed();
         }
         if W::JUDGES
-            && let Some(end) = self.judge_head(context, parts)
+            && let Some(end) = self.judge_head(context, grpc, parts)
         {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
                 verdict.hint(&parts.headers);
@@ -204,7 +205,7 @@ impl Http {
         }
         // The length of a gRPC response says nothing: its end is in the trailers.
         let bytes = match length {
-            _ if context.grpc => None,
+            _ if grpc => None,
             Header::Is(n) => Some(n),
             _ => body.size_hint().exact(),
         };
@@ -217,7 +218,7 @@ impl Http {
         verdict
     }
 
-    pub(super) fn judge_head(&self, context: &HttpContext, parts: &response::Parts) -> Option<End> {
+    pub(super) fn judge_head(&self, context: &HttpContext, grpc: bool, parts: &response::Parts) -> Option<End> {
         // First, for it covers a refusal up, or a failure.
         if let Some(degraded) = parts.extensions.get::<Degraded>() {
             return Some(degraded.end());
@@ -226,8 +227,8 @@ impl Http {
             return Some(End::of_rejection(rejection));
         }
         let outcome = match (&self.classify, &context.method) {
-            (Some(own), Some(method)) => own.head(method, context.grpc, parts),
-            _ => classify::judge_head(context.grpc, parts.status, &parts.headers),
+            (Some(own), Some(method)) => own.head(method, grpc, parts),
+            _ => classify::judge_head(grpc, parts.status, &parts.headers),
         };
         outcome.map(End::Outcome)
     }
@@ -236,6 +237,14 @@ impl Http {
 impl HttpContext {
     pub(crate) fn is_grpc(&self) -> bool {
         self.grpc
+    }
+
+    /// Does the answer to a gRPC request speak gRPC? Whatever else answers, a proxy or a handler that has never heard of gRPC,
+    /// has no status at its end, and what it says is said in HTTP. Else any caller could have every answer taken for a failure
+    /// by one header of its own, and open the breaker of all.
+    #[inline]
+    pub(super) fn is_answered_in_grpc(&self, parts: &response::Parts) -> bool {
+        self.grpc && speaks_grpc(parts)
     }
 
     fn has_no_body(&self, status: StatusCode) -> bool {
@@ -276,6 +285,13 @@ fn content_length(headers: &HeaderMap) -> Header {
 
 fn grpc_status_is_malformed(grpc: bool, headers: &HeaderMap) -> bool {
     grpc && matches!(classify::grpc_status(headers), Some(None))
+}
+
+#[inline(never)]
+fn speaks_grpc(parts: &response::Parts) -> bool {
+    let headers = &parts.headers;
+    let looks_like_it = !headers.contains_key(header::CONTENT_TYPE) || has_grpc_type(headers);
+    parts.status == StatusCode::OK && looks_like_it || headers.contains_key(classify::GRPC_STATUS)
 }
 
 /// `application/grpc`, then the end, `+` or `;`. gRPC-Web is HTTP: its clients read a problem document.
