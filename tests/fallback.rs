@@ -962,6 +962,45 @@ async fn what_is_still_read_is_bounded_too() {
     }
 }
 
+/// The last good answer is the youngest response, and not the one whose reader was the slowest.
+#[tokio::test(start_paused = true)]
+async fn an_older_answer_that_is_read_later_is_not_the_last() {
+    for vary in ["", "accept-language"] {
+        let moody = Moody::default();
+        let service = mebibyte().layer(moody.over(move |request| {
+            let text = match request.headers()["x-n"].as_bytes() {
+                b"0" => "old",
+                b"1" => "vieux",
+                _ => "new",
+            };
+            Response::builder().header("vary", vary).body(full(text)).unwrap()
+        }));
+        let ask = |n: u32, language: &str| {
+            let mut request = get("/");
+            request.headers_mut().insert("x-n", n.into());
+            request.headers_mut().insert("accept-language", language.parse().unwrap());
+            service.clone().oneshot(request)
+        };
+        let slow = ask(0, "en").await.unwrap();
+        let french = ask(1, "fr").await.unwrap();
+        advance(50 * S).await;
+        let young = ask(2, "en").await.unwrap();
+        assert_eq!(text(young).await, "new");
+        advance(5 * S).await;
+        text(slow).await;
+        // Another variant is another answer, however old.
+        text(french).await;
+        advance(4 * S).await;
+        moody.breaks();
+        let of_french = if vary.is_empty() { "new" } else { "vieux" };
+        assert_eq!(text(ask(3, "fr").await.unwrap()).await, of_french, "{vary}");
+        advance(6 * S).await;
+        let response = ask(4, "en").await.unwrap();
+        assert_eq!(response.headers()["age"], "15", "{vary}");
+        assert_eq!(text(response).await, "new", "{vary}");
+    }
+}
+
 /// A header or a chunk is mostly the rest of the buffer that a connection was read into: what is kept is a copy, and so is
 /// what is still being read.
 #[tokio::test]

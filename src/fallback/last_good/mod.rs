@@ -31,8 +31,8 @@ use self::store::{Draft, Store};
 ///
 /// - Kept are responses to GET and HEAD with a 2xx status, read to their end, by method, URI, host and the request headers
 ///   that the response's `Vary` names. Not kept: `Cache-Control: no-store`, `no-cache` or `private`, `Vary: *`,
-///   `Set-Cookie`, parts (206), and responses to requests with `Range`. A request with two `Host`s, or with one that is no
-///   text, is neither kept nor answered.
+///   `Set-Cookie`, parts (206). A request with `Range`, with two `Host`s, or with one that is no text, is neither kept nor
+///   answered. Of two responses the younger one is kept, whichever is read to its end first.
 /// - One user's answer is not given to another. Requests with `Authorization` are neither kept nor answered, unless
 ///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests with
 ///   `Cookie` are kept only where they say `Cache-Control: public`.

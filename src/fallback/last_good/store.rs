@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts};
-use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+use quick_cache::{
+    OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle, EntryAction, EntryResult},
+};
 
 use super::super::substitute::DEGRADED;
 use super::Ask;
@@ -23,19 +26,21 @@ const PER_ENTRY: usize = 128;
 
 pub(super) struct Store {
     /// `None`: nothing is kept.
-    cache: Option<Cache<String, Entry, Weigh, RandomState>>,
+    cache: Option<Answers>,
     most: usize,
     max_age: Duration,
     /// Bytes that the drafts take.
     drafted: Arc<AtomicUsize>,
 }
 
+type Answers = Cache<String, Entry, Weigh, RandomState>;
+
 /// What is behind a key.
 #[derive(Clone)]
 enum Entry {
     Answer(Arc<Kept>),
-    /// There are several answers to this URI: these headers choose among them.
-    Vary(Arc<[HeaderName]>),
+    /// There are several answers to this URI: these headers choose among them, as was said then.
+    Vary(Instant, Arc<[HeaderName]>),
 }
 
 struct Kept {
@@ -74,7 +79,7 @@ impl Weighter<String, Entry> for Weigh {
     fn weight(&self, key: &String, entry: &Entry) -> u64 {
         let inside = match entry {
             Entry::Answer(kept) => size_of(&kept.headers) + kept.body.len(),
-            Entry::Vary(names) => names.iter().map(|n| n.as_str().len()).sum(),
+            Entry::Vary(_, names) => names.iter().map(|n| n.as_str().len()).sum(),
         };
         (PER_ENTRY + key.len() + inside) as u64
     }
@@ -93,9 +98,10 @@ impl Store {
             .estimated_items_capacity((max_bytes / 4096).clamp(16, 100_000))
             .build();
         let keeps = max_bytes > 0 && !max_age.is_zero();
-        let cache = options.ok().filter(|_| keeps).map(|options| {
-            Cache::with_options(options, Weigh, RandomState::new(), quick_cache::sync::DefaultLifecycle::default())
-        });
+        let cache = options
+            .ok()
+            .filter(|_| keeps)
+            .map(|options| Cache::with_options(options, Weigh, RandomState::new(), DefaultLifecycle::default()));
         Store { cache, most: max_bytes, max_age, drafted: Arc::default() }
     }
 
@@ -121,10 +127,11 @@ impl Store {
         let body = body.into_boxed_slice().into();
         let kept = Entry::Answer(Arc::new(Kept { at, status, headers, body }));
         match variant {
-            None => cache.insert(key, kept),
+            None => _ = put(cache, &key, kept),
             Some((vary, variant)) => {
-                cache.insert(key, Entry::Vary(vary.into()));
-                cache.insert(variant, kept);
+                if put(cache, &key, Entry::Vary(at, vary.into())) {
+                    put(cache, &variant, kept);
+                }
             }
         }
     }
@@ -133,11 +140,11 @@ impl Store {
         let cache = self.cache.as_ref()?;
         let (key, kept) = match cache.get(&ask.key)? {
             Entry::Answer(kept) => (None, kept),
-            Entry::Vary(names) => {
+            Entry::Vary(_, names) => {
                 let variant = ask.variant(&names)?;
                 match cache.get(&variant)? {
                     Entry::Answer(kept) => (Some(variant), kept),
-                    Entry::Vary(_) => return None,
+                    Entry::Vary(..) => return None,
                 }
             }
         };
@@ -156,6 +163,34 @@ impl Store {
         let seconds = age.as_secs().saturating_add(u64::from(before));
         response.headers_mut().insert(header::AGE, number::header_value(seconds, None));
         Some(response)
+    }
+}
+
+/// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True: what is there says what it
+/// says.
+fn put(cache: &Answers, key: &str, entry: Entry) -> bool {
+    let or_younger = |_: &String, there: &mut Entry| match there.at() > entry.at() {
+        true => EntryAction::Retain(there.chooses_as(&entry)),
+        false => EntryAction::ReplaceWithGuard,
+    };
+    match cache.entry(key, None, or_younger) {
+        EntryResult::Retained(says_the_same) => says_the_same,
+        EntryResult::Vacant(place) | EntryResult::Replaced(place, _) => place.insert(entry).is_ok(),
+        EntryResult::Removed(..) | EntryResult::Timeout => false,
+    }
+}
+
+impl Entry {
+    fn at(&self) -> Instant {
+        match self {
+            Entry::Answer(kept) => kept.at,
+            Entry::Vary(at, _) => *at,
+        }
+    }
+
+    /// Do the same headers choose?
+    fn chooses_as(&self, other: &Entry) -> bool {
+        matches!((self, other), (Entry::Vary(_, a), Entry::Vary(_, b)) if a == b)
     }
 }
 
