@@ -578,6 +578,57 @@ async fn who_came_before_its_unit_waits_for_the_inner_service_by_its_deadline() 
     assert_eq!(layer.handle().snapshot().admitted, 2);
 }
 
+/// What is charged after the fact has to come back before the next call goes, also where that waits already.
+#[tokio::test(start_paused = true)]
+async fn a_surcharge_holds_back_those_who_wait() {
+    let backend = service_fn(|_: Request<()>| async {
+        sleep(ms(10)).await;
+        Ok::<_, Infallible>(Response::builder().status(401).body(Empty::<Bytes>::new()).unwrap())
+    });
+    for per_key in [false, true] {
+        let builder = limit(Quota::per(1, ms(100))).wait(ms(3_000)).charge_fn(|_| 11);
+        let builder =
+            if per_key { builder.per_key(Key::Header(HeaderName::from_static("x-api-key"))) } else { builder };
+        let layer = builder.build().unwrap();
+        let start = Instant::now();
+        let calls = (0..5).map(|_| {
+            let call = layer.layer(backend).oneshot(keyed("a"));
+            async move { (call.await.unwrap().status().as_u16(), start.elapsed()) }
+        });
+        // At 0, 1.1 and 2.2 s; that of the fourth would come at 3.3 s, as is known when the third is charged.
+        let late = (429, ms(2_210));
+        let expected = [(401, ms(10)), (401, ms(1_110)), (401, ms(2_210)), late, late];
+        assert_eq!(join_all(calls).await, expected, "{per_key}");
+        assert_eq!(layer.handle().snapshot().waiting, 0);
+    }
+}
+
+/// Nothing at the door, and all of it by the answer: calls go until what they turned out to cost is owed.
+#[tokio::test(start_paused = true)]
+async fn what_is_free_at_the_door_is_charged_by_its_answer() {
+    for per_key in [false, true] {
+        let builder = limit(Quota::per(10, ms(10_000))).headers(LimitHeaders::Draft10).charge_fn(|_| 5);
+        let builder = builder.cost_fn(|parts| u32::from(parts.uri.path() != "/free"));
+        let builder =
+            if per_key { builder.per_key(Key::Header(HeaderName::from_static("x-api-key"))) } else { builder };
+        let layer = builder.build().unwrap();
+        let call = |path: &'static str| {
+            let mut request = keyed("a");
+            *request.uri_mut() = path.parse().unwrap();
+            let call = layer.layer(http()).oneshot(request);
+            async move {
+                let response = call.await.unwrap();
+                (response.status().as_u16(), response.headers()["ratelimit"].to_str().unwrap().to_owned())
+            }
+        };
+        assert_eq!(call("/free").await, (200, "\"default\";r=5;t=5".into()), "{per_key}");
+        assert_eq!(call("/free").await, (200, "\"default\";r=0;t=10".into()));
+        // It is free at the door whatever is owed; another is not.
+        assert_eq!(call("/free").await, (200, "\"default\";r=0;t=15".into()));
+        assert_eq!(call("/").await.0, 429);
+    }
+}
+
 /// Units that come back open the door: readiness is the inner service's again, by which callers are held back.
 #[tokio::test(start_paused = true)]
 async fn units_that_come_back_open_the_door() {

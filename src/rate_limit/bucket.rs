@@ -136,9 +136,14 @@ impl Bucket {
         self.change(|full_at, meter| (full_at, (full_at, *meter)))
     }
 
-    /// Takes units whether they are there or not: what is owed then has to come back first.
+    /// Takes units whether they are there or not: what is owed then has to come back first, for those who wait already too.
     pub(crate) fn charge(&self, units: u32, now: u64) {
+        let mut wake = Vec::new();
+        let mut line = self.line();
+        line.move_back(self.meter().ticks(units), &mut wake);
         self.change(|full_at, meter| (full_at.max(meter.at(now)).saturating_add(meter.ticks(units)), ()));
+        drop(line);
+        wake_all(wake);
     }
 
     /// Gives units back; those who wait move up.

@@ -148,8 +148,10 @@ impl<St: Engine> RateLimitBuilder<St> {
     }
 
     /// What a call turns out to have cost, by the head of its response. Less than it was charged is given back; more is
-    /// taken, even if that much is not there: then it has to come back before the next call goes. It is not asked for
-    /// responses of calls that were free because of shadow or their key. A call that fails without a response keeps its charge.
+    /// taken, even if that much is not there: then it has to come back before the next call goes, be it one that waits already
+    /// (which is refused where that would be after its maximum). It is not asked for responses of calls that were free because
+    /// of shadow or their key. A call that fails without a response keeps its charge. With a
+    /// [`cost_fn`](RateLimitBuilder::cost_fn) of zero a call is charged by its response alone.
     pub fn charge_fn(mut self, f: impl Fn(&http::response::Parts) -> u32 + Send + Sync + 'static) -> Self {
         self.rules.http.charge_fn = Some(Box::new(f));
         self

@@ -115,7 +115,7 @@ impl<St: Engine> Limiter<St> {
             return self.refuse_or_go(Refusal::new(Reason::DeadlineExceeded));
         }
         self.rules.look(protocol, request, |whose, units| {
-            let Some(cost) = NonZeroU32::new(units) else { return Decision::Go(After::default(), 0) };
+            let Some(cost) = NonZeroU32::new(units) else { return Decision::Go(self.free(whose), 0) };
             match whose {
                 Whose::Common => self.decide_of(None, cost, deadline),
                 Whose::Key(key) => self.decide_of(Some(key), cost, deadline),
@@ -132,10 +132,7 @@ impl<St: Engine> Limiter<St> {
                 None => Decision::Go(After::default(), 0),
             };
         };
-        #[cfg(feature = "http")]
-        let tier = key.and_then(|key| self.rules.http.tier(key));
-        #[cfg(not(feature = "http"))]
-        let tier = None;
+        let tier = key.and_then(|key| self.tier(key));
         let now = self.now();
         let ask = Ask { units: cost.get(), now, tier, hold: self.rules.charges() };
         let (taken, held) = match key {
@@ -153,6 +150,32 @@ impl<St: Engine> Limiter<St> {
             }
             Taken::NotBefore(..) => self.decide_to_wait(key, ask, deadline),
         }
+    }
+
+    /// A call that costs nothing at the door goes, and may be charged by its response.
+    #[cold]
+    fn free(&self, whose: Whose<'_>) -> After {
+        let Some(Local(buckets)) = self.store.local().filter(|_| self.rules.charges()) else { return After::default() };
+        let now = self.now();
+        let (tier, bucket) = match whose {
+            Whose::Common => (None, Arc::clone(&buckets.common)),
+            Whose::Key(key) => {
+                let tier = self.tier(key);
+                (tier, buckets.bucket(key, Ask { units: 0, now, tier, hold: true }))
+            }
+            Whose::Nobodys { .. } => return After::default(),
+        };
+        let left = bucket.left(now);
+        self.after(tier, &left, Some(bucket), 0)
+    }
+
+    /// The quota of a key that has one of its own.
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "tiers are for HTTP"))]
+    fn tier(&self, key: &[u8]) -> Option<Quota> {
+        #[cfg(feature = "http")]
+        return self.rules.http.tier(key);
+        #[cfg(not(feature = "http"))]
+        None
     }
 
     pub(super) fn too_soon(&self, at: u64, now: u64, of_all: bool) -> Refusal {

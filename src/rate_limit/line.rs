@@ -68,6 +68,14 @@ impl Line {
         by
     }
 
+    /// More was taken than was there: all have to wait for that much longer.
+    pub(crate) fn move_back(&mut self, by: u64, wake: &mut Vec<Waker>) {
+        for waiting in &mut self.waiting {
+            waiting.ends = waiting.ends.saturating_add(by);
+            wake.extend(waiting.waker.take());
+        }
+    }
+
     /// Another quota: the places stay, counted in units.
     pub(crate) fn carry(&mut self, from: &Meter, to: &Meter, now: u64, wake: &mut Vec<Waker>) {
         for waiting in &mut self.waiting {
