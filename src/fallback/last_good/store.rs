@@ -5,7 +5,7 @@ use std::{
     hash::RandomState,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -31,6 +31,8 @@ pub(super) struct Store {
     max_age: Duration,
     /// Bytes that the drafts take.
     drafted: Arc<AtomicUsize>,
+    /// Drafts so far: by their numbers it is known which is the younger.
+    drafts: AtomicU64,
 }
 
 type Answers = Cache<String, Entry, Weigh, RandomState>;
@@ -39,11 +41,12 @@ type Answers = Cache<String, Entry, Weigh, RandomState>;
 #[derive(Clone)]
 enum Entry {
     Answer(Arc<Kept>),
-    /// There are several answers to this URI: these headers choose among them, as was said then.
-    Vary(Instant, Arc<[HeaderName]>),
+    /// There are several answers to this URI: these headers choose among them, as was said by the draft of this number.
+    Vary(u64, Arc<[HeaderName]>),
 }
 
 struct Kept {
+    number: u64,
     at: Instant,
     status: StatusCode,
     headers: HeaderMap,
@@ -54,6 +57,7 @@ struct Kept {
 ///
 /// All in it is a copy of its own: a header or a chunk may be the small rest of a large buffer, which would be kept with it.
 pub(super) struct Draft {
+    number: u64,
     key: String,
     is_head: bool,
     /// Where other request headers have other answers: which ones, and the key of this one.
@@ -102,13 +106,14 @@ impl Store {
             .ok()
             .filter(|_| keeps)
             .map(|options| Cache::with_options(options, Weigh, RandomState::new(), DefaultLifecycle::default()));
-        Store { cache, most: max_bytes, max_age, drafted: Arc::default() }
+        Store { cache, most: max_bytes, max_age, drafted: Arc::default(), drafts: AtomicU64::new(0) }
     }
 
     /// A draft of this response; `None` if it is not to be kept, or nothing can be now.
     pub(super) fn draft(&self, ask: &Ask, parts: &Parts, now: Instant) -> Option<Draft> {
         self.cache.as_ref()?;
-        Draft::new(ask, parts, Room { drafted: Arc::clone(&self.drafted), most: self.most, taken: 0 }, now)
+        let room = Room { drafted: Arc::clone(&self.drafted), most: self.most, taken: 0 };
+        Draft::new(ask, parts, room, now, self.drafts.fetch_add(1, Relaxed))
     }
 
     pub(super) fn kept(&self) -> (usize, u64) {
@@ -117,7 +122,7 @@ impl Store {
 
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
-        let Draft { key, is_head, variant, at, status, headers, body, .. } = draft;
+        let Draft { number, key, is_head, variant, at, status, headers, body, .. } = draft;
         // A body that ended before its announced length was cut off, even if nobody said so.
         let announced = headers.get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
         if !is_head && announced.is_some_and(|announced| announced != Some(body.len())) {
@@ -125,11 +130,11 @@ impl Store {
         }
         // It has grown by doubling; what is kept is no larger than it is.
         let body = body.into_boxed_slice().into();
-        let kept = Entry::Answer(Arc::new(Kept { at, status, headers, body }));
+        let kept = Entry::Answer(Arc::new(Kept { number, at, status, headers, body }));
         match variant {
             None => _ = put(cache, &key, kept),
             Some((vary, variant)) => {
-                if put(cache, &key, Entry::Vary(at, vary.into())) {
+                if put(cache, &key, Entry::Vary(number, vary.into())) {
                     put(cache, &variant, kept);
                 }
             }
@@ -169,7 +174,7 @@ impl Store {
 /// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True: what is there says what it
 /// says.
 fn put(cache: &Answers, key: &str, entry: Entry) -> bool {
-    let or_younger = |_: &String, there: &mut Entry| match there.at() > entry.at() {
+    let or_younger = |_: &String, there: &mut Entry| match there.number() > entry.number() {
         true => EntryAction::Retain(there.chooses_as(&entry)),
         false => EntryAction::ReplaceWithGuard,
     };
@@ -181,10 +186,10 @@ fn put(cache: &Answers, key: &str, entry: Entry) -> bool {
 }
 
 impl Entry {
-    fn at(&self) -> Instant {
+    fn number(&self) -> u64 {
         match self {
-            Entry::Answer(kept) => kept.at,
-            Entry::Vary(at, _) => *at,
+            Entry::Answer(kept) => kept.number,
+            Entry::Vary(number, _) => *number,
         }
     }
 
@@ -195,7 +200,7 @@ impl Entry {
 }
 
 impl Draft {
-    fn new(ask: &Ask, parts: &Parts, mut room: Room, now: Instant) -> Option<Draft> {
+    fn new(ask: &Ask, parts: &Parts, mut room: Room, now: Instant, number: u64) -> Option<Draft> {
         let headers = &parts.headers;
         let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
         // What can't be read may forbid it.
@@ -212,6 +217,7 @@ impl Draft {
         let variant = ask.variant(&vary).map(|key| (vary, key));
         let keys = ask.key.len() + variant.as_ref().map_or(0, |(_, key)| key.len());
         room.take(PER_ENTRY + keys + size_of(headers)).then(|| Draft {
+            number,
             key: ask.key.clone(),
             is_head: ask.is_head(),
             variant,
