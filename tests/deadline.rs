@@ -293,6 +293,32 @@ async fn events_shadow_and_names() {
     assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
 }
 
+/// As `grpc-timeout` is: what somebody wrote by hand stays where it is shorter, and bounds the call.
+#[tokio::test(start_paused = true)]
+async fn a_millisecond_header_is_only_lowered() {
+    for (by_hand, written, ends) in [(None, "1000", 1_000), (Some("300"), "300", 300), (Some("5000"), "1000", 1_000)] {
+        let seen: Arc<Mutex<Option<String>>> = Arc::default();
+        let told = Arc::clone(&seen);
+        let service = DeadlineLayer::client().header(MILLIS).layer(service_fn(move |r: Request<Empty<Bytes>>| {
+            *told.lock().unwrap() = r.headers().get(MILLIS).map(|v| v.to_str().unwrap().to_owned());
+            std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+        }));
+        let headers: Vec<_> = by_hand.map(|value| ("x-deadline-ms", value)).into_iter().collect();
+        let start = Instant::now();
+        Deadline::after(ms(1_000)).scope(service.oneshot(request(&headers))).await.unwrap();
+        assert_eq!((seen.lock().unwrap().as_deref(), start.elapsed()), (Some(written), ms(ends)), "{by_hand:?}");
+    }
+}
+
+/// Only who has the header below has a timer that ours must be before.
+#[tokio::test(start_paused = true)]
+async fn without_a_header_there_is_no_margin() {
+    let start = Instant::now();
+    let call = DeadlineLayer::server(ms(10_000)).layer(hanging()).oneshot(request(&[GRPC]));
+    Deadline::after(ms(84)).scope(call).await.unwrap();
+    assert_eq!(start.elapsed(), ms(84));
+}
+
 /// In shadow the layer binds nobody, those further in neither: they see what callers say and not the bound that is tried.
 #[tokio::test(start_paused = true)]
 async fn a_bound_in_shadow_is_not_carried_on() {

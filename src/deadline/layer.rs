@@ -66,7 +66,8 @@ impl DeadlineLayer {
         Self::of(Identity::default(), Side::Client, None)
     }
 
-    /// Reads (on a server) or writes (on a client) this header too, in whole milliseconds. Default: none.
+    /// Reads (on a server) or writes (on a client) this header too, in whole milliseconds. Default: none. On a client one that
+    /// is there already bounds the call too, and is only ever lowered.
     ///
     /// For HTTP services among themselves. It has no margin: no transport has a timer on it. Around a retry or a hedge it tells
     /// each attempt what was left when the call began; put another `DeadlineLayer::client()` with this header inside of them,

@@ -12,7 +12,7 @@
 //! Where several are present, the earliest wins.
 //!
 //! [`DeadlineLayer::server`] reads the deadline of incoming requests and bounds everything below it, response body
-//! included. [`DeadlineLayer::client`] writes it on outgoing requests. Every other policy that waits honours it.
+//! included. [`DeadlineLayer::client`] writes it on outgoing requests. No other policy waits past it.
 //!
 //! ```
 //! use axum::{Router, routing::get};

@@ -112,7 +112,7 @@ impl DeadlineLayer {
         let known = deadline::earliest(on_request, Deadline::current());
         let (caller, seen) = match self.route.side {
             Side::Server { max } => {
-                let told = self.incoming(grpc, request, now, known);
+                let told = self.incoming(request, now, known);
                 let caller = told.and(most(max, now));
                 // In shadow nobody further in is to be bound by what this layer only tries.
                 (caller, if in_shadow { told } else { caller })
@@ -131,18 +131,25 @@ impl DeadlineLayer {
         (caller, seen)
     }
 
-    fn incoming<B>(&self, grpc: bool, request: &Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
+    fn incoming<B>(&self, request: &Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
         let present = self.counted(wire::read_grpc_timeout(request.headers()));
-        let millis = match &self.route.header {
+        let by_header = Caller::early(wire::deadline(present, now), now).and(self.millis(request, now));
+        // Without the header nobody below has a timer to be beaten.
+        Caller::exact(known).and(by_header)
+    }
+
+    /// By the header of [`DeadlineLayer::header`].
+    fn millis<B>(&self, request: &Request<B>, now: Instant) -> Caller {
+        let read = match &self.route.header {
             Some(name) => self.counted(wire::read_millis(request.headers(), name)),
             None => Read::Absent,
         };
-        let known = if grpc { Caller::early(known, now) } else { Caller::exact(known) };
-        known.and(Caller::early(wire::deadline(present, now), now)).and(Caller::exact(wire::deadline(millis, now)))
+        Caller::exact(wire::deadline(read, now))
     }
 
     fn outgoing<B>(&self, grpc: bool, request: &mut Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
         let left = |d: Deadline| d.instant().saturating_duration_since(now);
+        let known = deadline::earliest(known, self.millis(request, now).deadline);
         let headers = request.headers_mut();
         let known = if grpc { Caller::early(known, now) } else { Caller::exact(known) };
         let most = known.deadline.filter(|_| grpc && !known.has_passed(now)).map(left);
