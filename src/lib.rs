@@ -70,9 +70,9 @@
 //! | feature | what for | brings |
 //! |---|---|---|
 //! | `http` (default) | HTTP and gRPC | http, http-body, http-body-util, bytes, base64, httpdate, quick_cache |
-//! | `hyper` | a retry knows what the errors of hyper's client mean: "never sent", or why a stream was reset | hyper-util, h2 |
+//! | `hyper` | what the errors of hyper's client mean: "never sent" and why a stream was reset to a retry, an upload that its caller broke off to all that judge | hyper, hyper-util, h2 |
 //! | `axum` | [`Rejection`] as an axum response; peer and route as [`Key`]s | axum without its defaults |
-//! | `tonic` | [`Rejection`] as a `tonic::Status`; the peer as a [`Key`]; a retry knows what the errors of a channel mean | tonic with server and channel, without the rest of its defaults; h2 |
+//! | `tonic` | [`Rejection`] as a `tonic::Status`; the peer as a [`Key`]; what the errors of a channel mean | tonic with server and channel, without the rest of its defaults; h2 |
 //! | `h2` | part of the two that have a transport: by which code HTTP/2 gave up a stream | h2 |
 //! | `metrics` | counters and gauges, see [`observe`] | metrics |
 //! | `tracing` | events, see [`observe`] | tracing |

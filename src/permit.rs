@@ -120,7 +120,7 @@ impl<K: Keeper> Permit<K> {
         if self.settled {
             return run();
         }
-        // If it panics, it stays so: then the keeper has been told.
+        // If it panics, it stays so, for the keeper is told by its own guard then.
         self.settled = true;
         let out = keeper.guard(run);
         self.settled = false;

@@ -45,7 +45,7 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping a call that waits gives its unit back. What a call that was left would have said is not heard.
+//! Dropping a call that waits gives its place up, or, once its turn has come, its unit back. What a call that was left would have said is not heard.
 
 mod config;
 mod controller;

@@ -47,8 +47,8 @@
 //!   handed out its permit stops counting, and the next call that finds the bulkhead full goes in for it; its stream goes
 //!   on uncounted. A stream that is quiet for so long by itself is the same: raise the lease where that is the rule.
 //!
-//! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines), errors elsewhere; they
-//! say no time to come back, for nobody knows one.
+//! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines, 429 where a key is missing),
+//! errors elsewhere; they say no time to come back, for nobody knows one.
 //!
 //! # Shadow
 //!
@@ -93,7 +93,7 @@
 //!
 //! # Cost
 //!
-//! Admitted: one atomic word, changed twice; no lock, no clock, no allocation. A response whose body goes on after its
+//! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A response whose body goes on after its
 //! head costs a clock read there and one for each further frame, and slots are allocated when more of them run than ever
 //! did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
 //! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the longest queue was.

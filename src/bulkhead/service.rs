@@ -171,7 +171,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
     #[cold]
     fn is_shut(&mut self, has_head: bool) -> bool {
         if !has_head {
-            self.settle();
+            self.stay_with_common();
         }
         let found = self.shared.look();
         if found != Door::Open {
@@ -205,7 +205,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
         if let Door::Refuses(reason) = door {
             return Admission::Refused(reason);
         }
-        self.settle();
+        self.stay_with_common();
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
         self.shared.admit(deadline, || self.priority::<Req, Res, Err>(request))
     }
@@ -243,7 +243,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
     }
 
     /// A service without heads has no keys: it goes to the common wall, and stays there.
-    fn settle(&mut self) {
+    fn stay_with_common(&mut self) {
         #[cfg(feature = "http")]
         if let Some(rooms) = &self.shared.rooms {
             self.shared = Arc::clone(&rooms.common);

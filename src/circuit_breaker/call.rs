@@ -49,7 +49,7 @@ fn judge_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later: Lat
 
 #[cold]
 #[inline(never)]
-fn panicked(breaker: &Breaker, ticket: Ticket, times: Times) {
+fn panicked_in_poll(breaker: &Breaker, ticket: Ticket, times: Times) {
     // Its own fault, however little time its caller had.
     record(breaker, ticket, times, Later::NOTHING, Outcome::Failure, time::now());
 }
@@ -137,7 +137,7 @@ impl Keeper for Call {
         impl Drop for Bomb<'_> {
             #[inline(always)]
             fn drop(&mut self) {
-                panicked(self.0, self.1, self.2);
+                panicked_in_poll(self.0, self.1, self.2);
             }
         }
         let (ticket, times) = match self.facts {

@@ -26,7 +26,7 @@ pub struct CircuitBreakerConfig {
     pub failure_rate: Option<f64>,
     /// Opens when at least this share of the window was slow, 0 to 1. Default: none.
     pub slow_call_rate: Option<f64>,
-    /// A call is slow when it took longer than this. 1 ns to 365 days. Default: 1 s.
+    /// A call is slow when it took longer than this. 1 ns to 365 days; of no use without a rate, and not checked then. Default: 1 s.
     pub slow_call: Duration,
     /// Opens at so many failures in a row, from 1. Default: none.
     pub consecutive_failures: Option<u32>,
@@ -55,7 +55,8 @@ pub struct CircuitBreakerConfig {
 pub enum Window {
     /// The last so many calls, 1 to 4,096.
     Count(u32),
-    /// The calls of so long, 1 ns to 24 hours: every call younger than it, and none older than 1.1 times it.
+    /// The calls of so long, 1 ns to 24 hours: every call younger than it, and none older than 1.1 times it (and 11 ns, for its
+    /// tenths are whole nanoseconds).
     Time(Duration),
 }
 

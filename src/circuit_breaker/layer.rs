@@ -36,7 +36,8 @@ impl CircuitBreakerLayer {
         CircuitBreakerBuilder::default()
     }
 
-    /// A breaker by its numbers alone.
+    /// A breaker by its numbers alone. They are taken as they are: what the builder derives where it is not told (a
+    /// `minimum_calls` that fits a small count window, `successes_to_close` that fit few probes) is to be said.
     ///
     /// # Errors
     ///

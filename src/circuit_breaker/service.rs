@@ -109,7 +109,7 @@ where
                 let found = self.admit_by_key::<Req, S::Response, S::Error>(&mut request, deadline);
                 return self.go_on(found, request, context);
             }
-            self.settle();
+            self.stay_with_common();
         }
         match self.shared.admit(deadline) {
             Ok(facts) => self.run(request, context, facts, outline::call),
@@ -200,7 +200,7 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
     #[inline(never)]
     fn is_shut(&mut self, has_head: bool) -> bool {
         if !has_head {
-            self.settle();
+            self.stay_with_common();
         }
         let refusal = self.shared.is_shut();
         if let Some(told) = refusal {
@@ -212,7 +212,7 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
     /// A service without heads has no keys: it goes through the breaker of those, and stays there.
     #[cold]
     #[inline(never)]
-    fn settle(&mut self) {
+    fn stay_with_common(&mut self) {
         #[cfg(feature = "http")]
         if let Some(by_key) = self.shared.by_key() {
             self.shared = Arc::clone(&by_key.keyless);

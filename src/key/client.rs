@@ -34,7 +34,8 @@ pub enum Key {
     },
     /// The first value of a header, an API key for one. Whoever may choose its value freely has no limit: check it first.
     Header(HeaderName),
-    /// The route that axum matched (feature `axum`): one state for each route, whoever calls.
+    /// The route that axum matched (feature `axum`): one state for each route, whoever calls. Where none was, the key is
+    /// missing: under `Router::layer` an unknown path is refused, under `route_layer` it is a 404.
     MatchedPath,
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,

@@ -149,7 +149,7 @@ macro_rules! key_setters {
         }
 
         /// So many keys have a state of their own, from 1 to 268,435,456. Default: 10,000. More share overflow states,
-        /// one for some 64 to 128 keys of this bound, 1 to 1,024 in all.
+        /// one for some 64 to 128 keys of this bound, 1 to 1,024 in all (so with a bound of 1 there is one beside it).
         pub fn max_keys(mut self, n: usize) -> Self {
             self.$($keys).+.most = n;
             self

@@ -12,7 +12,7 @@
 //! - **A known key costs one hash, one shared lock and one comparison**, whatever comes beside it. Nothing is allocated.
 //!
 //! A shard holds some 64 to 128 keys and one overflow state, so there are far fewer overflow states than keys (one at
-//! least, 1,024 at most).
+//! least, 1,024 at most, so that shards are larger where there may be more than 131,072 keys).
 //! Its lock is taken shared by every call for a known key, and alone only for a new key and for a sweep. A sweep looks at
 //! one shard after another, at most 128 of them, and stops at the first in which something was idle; where nothing is, it is
 //! not repeated before something can have become so, or a second has passed. So a flood of new keys costs the known ones close to

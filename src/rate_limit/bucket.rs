@@ -286,7 +286,7 @@ impl Bucket {
 
     /// As [`change`](Self::change), by whoever holds the line. Nobody else changes what they compute it from.
     fn change_in_line(&self, change: impl FnOnce(u64, &Meter) -> u64) {
-        let before = self.change(|full_at, _| (full_at, full_at));
+        let (before, _) = self.full_at();
         let by = before - change(before, &self.meter()).min(before);
         if by > 0 {
             self.change(|full_at, _| (full_at.saturating_sub(by), ()));

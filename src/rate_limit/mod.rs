@@ -50,7 +50,7 @@
 //!
 //! # Cost of a call
 //!
-//! One clock read, one compare-and-swap, and a count on a cache line of this thread's own; no lock, no allocation. With a
+//! One clock read (two where there is a deadline), one compare-and-swap, and a count on a cache line of this thread's own; no lock, no allocation. With a
 //! key also one hash, and a lock that calls share, one of many; only a new key allocates. What is written allocates: a header, the key
 //! that a function makes. A call that waits, and one that asks a store, allocates once: what it needs for that is in a box
 //! of its own, so that the others are not moved about with room for it. `charge_fn`, tiers and waiting make a key's state
@@ -65,7 +65,8 @@
 //! # Cancel safety
 //!
 //! Dropping the response future gives the place in the line back at once. Units that were taken for a call that was made
-//! stay taken; those of a call that was dropped before that go back.
+//! stay taken; those of a call that was dropped before that go back, but not what a store has granted, nor what is held of a
+//! key by a call that has its turn and waits for the inner service.
 
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 pub(crate) mod bucket;

@@ -81,8 +81,8 @@
 //! event; one that is dropped with its call is not, for nobody knows how it would have ended.
 //!
 //! Further attempts say which they are in `grpc-previous-rpc-attempts`, and in a header of your own
-//! ([`attempt_header`](RetryBuilder::attempt_header)); those of a retry further out are counted in. A server reads that with
-//! a [`PreviousAttemptsLayer`].
+//! ([`attempt_header`](RetryBuilder::attempt_header)); those of a retry further out are counted in (where it has a
+//! hedge inside, what that has sent beside each other is one to it). A server reads that with a [`PreviousAttemptsLayer`].
 //!
 //! # Order
 //!

@@ -20,11 +20,11 @@
 //! | `buttress_attempts_stopped_total` | counter | `by` | attempts that were not made: `budget` or `deadline` | at once |
 //! | `buttress_fallbacks_total` | counter | `outcome` | answers given in the place of the backend's, by what its own meant | at once |
 //! | `buttress_permits_expired_total` | counter | | permits that stopped counting because their reader stalled | at once |
-//! | `buttress_state_changes_total` | counter | `state` | changes of a breaker's state, by the new one | at once |
+//! | `buttress_state_changes_total` | counter | `state` | changes of a breaker's state, by the new one; of a breaker for each key one for each, and one more where all were moved by hand | at once |
 //! | `buttress_observer_panics_total` | counter | | panics of observers that were contained | at once |
 //! | `buttress_circuit_breaker_state` | gauge | `state` | 1 for the state a breaker is in, 0 for the four others | at once |
 //! | `buttress_limit` | gauge | | the limit on calls in flight | at once |
-//! | `buttress_queue_wait_seconds` | histogram | | how long calls waited for a bulkhead that had to, whatever became of them | at once |
+//! | `buttress_queue_wait_seconds` | histogram | | how long calls waited for a bulkhead that had to, whatever became of them; to the millisecond, and modulo 24.8 days | at once |
 //! | `buttress_in_flight` | gauge | | calls in flight | published |
 //! | `buttress_waiting` | gauge | | calls that wait for their turn | published |
 //! | `buttress_oldest_wait_seconds` | gauge | | for how long the one has waited who has waited longest | published |
