@@ -15,8 +15,8 @@ use crate::{
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CircuitBreakerSnapshot {
-    /// The state. An open time that is over does not show before the next call. With keys the worst that one is in: forced
-    /// open, open, half-open, forced closed, closed.
+    /// The state. An open time that is over, and a trial that was won when a probe's lease ended, do not show before the next
+    /// call. With keys the worst that one is in: forced open, open, half-open, forced closed, closed.
     pub state: State,
     /// Does it only report what it would refuse?
     pub shadow: bool,
