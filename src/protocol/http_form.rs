@@ -135,7 +135,7 @@ where
         result: Result<Response<RB>, E>,
         watch: &mut Option<W>,
     ) -> Result<Self::Response<W>, E> {
-        let Some(mut watch) = watch.take() else {
+        let Some(watch) = watch.take() else {
             return result.map(|response| response.map(ResponseBody::unwatched));
         };
         match result {
@@ -144,7 +144,7 @@ where
                 Ok(self.watch(context, parts, body, watch))
             }
             Err(error) => {
-                watch.settle(transport::end_of(transport::as_error(&error)));
+                failed(watch, &error);
                 Err(error)
             }
         }
@@ -254,6 +254,13 @@ impl HttpContext {
             _ => status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
         }
     }
+}
+
+/// Out of the way of those that are answered.
+#[cold]
+#[inline(never)]
+fn failed<W: Watch, E: 'static>(mut watch: W, error: &E) {
+    watch.settle(transport::end_of(transport::as_error(error)));
 }
 
 fn swap_heads<A, B>(a: &mut Request<A>, b: &mut Request<B>) {

@@ -13,6 +13,8 @@ use crate::{
 type AnyError = dyn StdError + 'static;
 
 /// The error as one, if it is of a type that is known here.
+#[cold]
+#[inline(never)]
 pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&AnyError> {
     let any = error as &dyn Any;
     #[cfg(feature = "hyper")]
@@ -64,6 +66,7 @@ fn never_connected(kind: io::ErrorKind) -> bool {
 
 /// How a call ended that could not be made, or whose response was broken off. A policy of ours may speak in the error.
 #[cold]
+#[inline(never)]
 pub(crate) fn end_of(error: Option<&AnyError>) -> End {
     match error {
         Some(error) if is_of_the_caller(error) => End::Left,
