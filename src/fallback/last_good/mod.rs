@@ -22,10 +22,11 @@ use crate::{
 };
 
 mod ask;
+mod draft;
 mod store;
 
 pub use self::ask::Ask;
-use self::store::{Draft, Store};
+use self::{draft::Draft, store::Store};
 
 /// What a backend answered when it was well, kept to answer with when it is not.
 ///

@@ -1,0 +1,145 @@
+//! A response while it is read, before it is known whether it is whole.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
+
+use super::super::substitute::DEGRADED;
+use super::{Ask, store::PER_ENTRY};
+use crate::time::Instant;
+
+/// A response that is still being read.
+///
+/// All in it is a copy of its own: a header or a chunk may be the small rest of a large buffer, which would be kept with it.
+pub(super) struct Draft {
+    pub(super) number: u64,
+    pub(super) key: String,
+    pub(super) is_head: bool,
+    /// Where other request headers have other answers: which ones, and the key of this one.
+    pub(super) variant: Option<(Vec<HeaderName>, String)>,
+    pub(super) at: Instant,
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+    room: Room,
+}
+
+/// What one draft takes of the room that all of them have together: there may be a stream without an end for each caller.
+pub(super) struct Room {
+    drafted: Arc<AtomicUsize>,
+    most: usize,
+    taken: usize,
+}
+
+impl Draft {
+    /// `None`: it is not to be kept, or there is no room.
+    pub(super) fn new(ask: &Ask, parts: &Parts, mut room: Room, now: Instant, number: u64) -> Option<Draft> {
+        let headers = &parts.headers;
+        let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
+        // What can't be read may forbid it.
+        let unreadable = headers.get_all(header::CACHE_CONTROL).iter().any(|line| line.to_str().is_err());
+        let forbidden = unreadable || ["no-store", "no-cache", "private"].iter().any(|d| has_directive(headers, d));
+        let is_a_users =
+            headers.contains_key(header::SET_COOKIE) || ask.has_cookie && !has_directive(headers, "public");
+        // The answer of a fallback in another process is not the backend's.
+        let is_degraded = headers.contains_key(DEGRADED);
+        if !is_whole || forbidden || is_a_users || is_degraded {
+            return None;
+        }
+        let vary = vary(headers)?;
+        let variant = ask.variant(&vary).map(|key| (vary, key));
+        let keys = ask.key.len() + variant.as_ref().map_or(0, |(_, key)| key.len());
+        room.take(PER_ENTRY + keys + size_of(headers)).then(|| Draft {
+            number,
+            key: ask.key.clone(),
+            is_head: ask.is_head(),
+            variant,
+            at: now,
+            status: parts.status,
+            headers: end_to_end(headers),
+            body: Vec::new(),
+            room,
+        })
+    }
+
+    /// `false`: it has become too large, or all drafts together have.
+    pub(super) fn add(&mut self, data: &Bytes) -> bool {
+        let has_room = self.room.take(data.len());
+        if has_room {
+            self.body.extend_from_slice(data);
+        }
+        has_room
+    }
+}
+
+impl Room {
+    pub(super) fn new(drafted: Arc<AtomicUsize>, most: usize) -> Self {
+        Room { drafted, most, taken: 0 }
+    }
+
+    /// `false`: there is not so much left.
+    fn take(&mut self, bytes: usize) -> bool {
+        self.taken += bytes;
+        self.drafted.fetch_add(bytes, Relaxed) + bytes <= self.most
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.drafted.fetch_sub(self.taken, Relaxed);
+    }
+}
+
+/// Is this directive, whatever its argument, in a `Cache-Control` line?
+fn has_directive(headers: &HeaderMap, directive: &str) -> bool {
+    tokens(headers, header::CACHE_CONTROL)
+        .any(|token| token.split('=').next().is_some_and(|name| name.trim_end().eq_ignore_ascii_case(directive)))
+}
+
+/// The headers that choose among the answers to one URI, sorted; `None` where nobody knows (`*`, or garbage).
+fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    if headers.get_all(header::VARY).iter().any(|line| line.to_str().is_err()) {
+        return None;
+    }
+    let mut names: Vec<HeaderName> = tokens(headers, header::VARY)
+        .map(|token| HeaderName::try_from(token).ok().filter(|_| token != "*"))
+        .collect::<Option<_>>()?;
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    Some(names)
+}
+
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Copies of what is not of one connection (RFC 9110, 7.6.1).
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    const HOP: [HeaderName; 6] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+    ];
+    let named: Vec<_> = tokens(headers, header::CONNECTION).filter_map(|t| HeaderName::try_from(t).ok()).collect();
+    let kept = |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
+    headers.iter().filter(|(name, _)| kept(name)).map(|(name, value)| (name.clone(), copy(value))).collect()
+}
+
+fn copy(value: &HeaderValue) -> HeaderValue {
+    let Ok(mut own) = HeaderValue::from_bytes(value.as_bytes()) else { return value.clone() };
+    own.set_sensitive(value.is_sensitive());
+    own
+}
+
+/// Of names and values.
+pub(super) fn size_of(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
