@@ -37,7 +37,7 @@ pub enum End {
         /// How long, if whoever ended the call knew.
         had: Option<Duration>,
     },
-    /// The caller left: the future or the response body was dropped.
+    /// The caller left: the future or the response body was dropped, or the request's own body failed.
     Left,
 }
 

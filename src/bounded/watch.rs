@@ -59,7 +59,7 @@ impl BodyClock {
 
     /// Reports what ran out. In shadow the bound is forgotten, so that it is reported once.
     fn run_out(&mut self, bound: Bound) -> Option<Rejection> {
-        // They may run out together, and then that is one thing to report.
+        // Both bounds of the operator may run out together, and then that is one thing to report.
         if self.idle_until == Some(bound.at) && bound.reason == Reason::Timeout {
             self.idle_until = None;
             self.idle = None;

@@ -224,10 +224,10 @@ impl Wall {
         self.for_all(|wall| {
             wall.room.set_patience(settings::patience(&self.hull.settings));
             wall.room.look_anew();
-            // Who waits has been told of the old lease, and may be all there is.
-            wall.put_out_stalled(wall.now());
         });
         self.was_resized(from, config.limit);
+        // Who waits has been told of the old lease, and may be all there is.
+        self.for_all(|wall| wall.put_out_stalled(wall.now()));
     }
 
     /// Gives the room the limit of the settings.

@@ -75,8 +75,9 @@ pub(crate) fn end_of(error: Option<&AnyError>) -> End {
     }
 }
 
-/// Was it the request's own body that failed? Mostly because whoever sends it has gone: an upload that is streamed on. It says
-/// nothing of the backend, and else any caller could open the breaker of all.
+/// Was it the request's own side that failed? Mostly its body, because whoever sends it has gone: an upload that is streamed on.
+/// (hyper counts what is wrong with a request too, and a runtime that is gone.) It says nothing of the backend, and else any
+/// caller could open the breaker of all.
 fn is_of_the_caller(error: &AnyError) -> bool {
     chain(error).any(|e| {
         #[cfg(feature = "hyper")]

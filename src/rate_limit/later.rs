@@ -135,8 +135,7 @@ impl<St: Engine> Limiter<St> {
         } else if cost > charged {
             bucket.charge(cost - charged, now);
         }
-        let left = bucket.left(now);
-        self.note_if_used_up(&left);
-        left
+        self.look_again();
+        bucket.left(now)
     }
 }

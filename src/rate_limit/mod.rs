@@ -54,7 +54,7 @@
 //! key also one hash, and a lock that calls share, one of many; only a new key allocates. What is written allocates: a header, the key
 //! that a function makes. A call that waits, and one that asks a store, allocates once: what it needs for that is in a box
 //! of its own, so that the others are not moved about with room for it. `charge_fn`, tiers and waiting make a key's state
-//! some 150 bytes larger.
+//! some 150 bytes larger, and a charge after the fact takes the lock of its line.
 //!
 //! # Why not governor
 //!

@@ -96,21 +96,25 @@ impl<St: Engine> Limiter<St> {
 
     /// With one quota for all, the next call need not come to know that nothing is left.
     pub(super) fn note_if_used_up(&self, left: &Left) {
-        if !self.rules.are_keyless() {
-            return;
+        if self.rules.are_keyless()
+            && let Some(at) = left.nothing_until()
+        {
+            self.shut(at);
         }
-        self.shut(left.nothing_until().unwrap_or(0));
     }
 
     /// Units may be there before it was said: some came back, or there is another quota.
     #[cold]
     pub(super) fn look_again(&self) {
-        if let Some(Local(buckets)) = self.store.local() {
-            self.note_if_used_up(&buckets.common.left(self.now()));
+        if let Some(Local(buckets)) = self.store.local().filter(|_| self.rules.are_keyless()) {
+            // What others have learnt meanwhile is newer.
+            let before = self.shut_until.load(Relaxed);
+            let until = buckets.common.left(self.now()).nothing_until().unwrap_or(0);
+            let _ = self.shut_until.compare_exchange(before, until, Relaxed, Relaxed);
         }
     }
 
-    /// Nothing is left until then, for whatever call. 0: something may be.
+    /// Nothing is left until then, for whatever call.
     #[cold]
     pub(super) fn shut(&self, at: u64) {
         // Written only where it changes: under a flood of refusals all threads read it.

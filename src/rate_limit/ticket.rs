@@ -56,7 +56,7 @@ impl<St: Engine> Ticket<St> {
         self.units = 0;
     }
 
-    /// Waits for its turn. `Err`: it would come too late, because of a smaller quota.
+    /// Waits for its turn. `Err`: it would come too late, because of a smaller quota or a charge after the fact.
     pub(crate) fn poll(
         &mut self,
         mut timer: Pin<&mut Option<Sleep>>,

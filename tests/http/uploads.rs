@@ -47,7 +47,7 @@ async fn backend(came: Arc<Notify>) -> Server {
         .route(
             "/echoes",
             any(move |body: Body| async move {
-                let came = body.into_data_stream().inspect(move |_| echoes.notify_one());
+                let came = body.into_data_stream().inspect(move |part| part.iter().for_each(|_| echoes.notify_one()));
                 Body::from_stream(came)
             }),
         );

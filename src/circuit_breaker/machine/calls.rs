@@ -264,7 +264,8 @@ impl Kept {
     /// to the nearest.
     fn samples(&self, skip: u64) -> impl Iterator<Item = Sample> {
         let Sums { calls, failures, slow } = self.sums;
-        let before = move |some: u64, i: u64| (2 * i * some + calls) / (2 * calls);
+        let wide = u128::from;
+        let before = move |some: u64, i: u64| (2 * wide(i) * wide(some) + wide(calls)) / (2 * wide(calls));
         let is_one_of = move |some: u64, i: u64| before(some, i + 1) > before(some, i);
         (skip..calls).map(move |i| Sample { failed: is_one_of(failures, i), slow: is_one_of(slow, i) })
     }

@@ -24,7 +24,7 @@ pub(super) struct Draft {
     pub(super) at: Instant,
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
+    pub(super) chunks: Vec<Bytes>,
     room: Room,
 }
 
@@ -61,16 +61,17 @@ impl Draft {
             at: now,
             status: parts.status,
             headers: end_to_end(headers),
-            body: Vec::new(),
+            chunks: Vec::new(),
             room,
         })
     }
 
     /// `false`: it has become too large, or all drafts together have.
     pub(super) fn add(&mut self, data: &Bytes) -> bool {
-        let has_room = self.room.take(data.len());
+        // A million of small ones is not free.
+        let has_room = self.room.take(data.len() + std::mem::size_of::<Bytes>());
         if has_room {
-            self.body.extend_from_slice(data);
+            self.chunks.push(Bytes::copy_from_slice(data));
         }
         has_room
     }

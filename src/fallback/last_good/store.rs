@@ -4,7 +4,7 @@ use std::{
     fmt,
     hash::RandomState,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, StatusCode, header, response::Parts};
 use quick_cache::{
     OptionsBuilder, Weighter,
-    sync::{Cache, DefaultLifecycle, EntryAction, EntryResult},
+    sync::{Cache, DefaultLifecycle},
 };
 
 use super::{
@@ -35,6 +35,8 @@ pub(super) struct Store {
     drafted: Arc<AtomicUsize>,
     /// Drafts so far: by their numbers it is known which is the younger.
     drafts: AtomicU64,
+    /// Held from the look at what is there to what is put there.
+    keeping: Mutex<()>,
 }
 
 type Answers = Cache<String, Entry, Weigh, RandomState>;
@@ -81,7 +83,14 @@ impl Store {
             .ok()
             .filter(|_| keeps)
             .map(|options| Cache::with_options(options, Weigh, RandomState::new(), DefaultLifecycle::default()));
-        Store { cache, most: max_bytes, max_age, drafted: Arc::default(), drafts: AtomicU64::new(0) }
+        Store {
+            cache,
+            most: max_bytes,
+            max_age,
+            drafted: Arc::default(),
+            drafts: AtomicU64::new(0),
+            keeping: Mutex::new(()),
+        }
     }
 
     /// A draft of this response; `None` if it is not to be kept, or nothing can be now.
@@ -97,20 +106,21 @@ impl Store {
 
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
-        let Draft { number, key, is_head, variant, at, status, headers, body, .. } = draft;
+        let Draft { number, key, is_head, variant, at, status, headers, chunks, .. } = draft;
         // A body that ended before its announced length was cut off, even if nobody said so.
         let announced = headers.get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
-        if !is_head && announced.is_some_and(|announced| announced != Some(body.len())) {
+        let length: usize = chunks.iter().map(Bytes::len).sum();
+        if !is_head && announced.is_some_and(|announced| announced != Some(length)) {
             return;
         }
-        // It has grown by doubling; what is kept is no larger than it is.
-        let body = body.into_boxed_slice().into();
+        let body = chunks.concat().into();
         let kept = Entry::Answer(Arc::new(Kept { number, at, status, headers, body }));
+        let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         match variant {
-            None => _ = put(cache, &key, kept),
+            None => _ = put(cache, key, kept),
             Some((vary, variant)) => {
-                if put(cache, &key, Entry::Vary(number, vary.into())) {
-                    put(cache, &variant, kept);
+                if put(cache, key, Entry::Vary(number, vary.into())) {
+                    put(cache, variant, kept);
                 }
             }
         }
@@ -146,17 +156,15 @@ impl Store {
     }
 }
 
-/// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True: what is there says what it
-/// says.
-fn put(cache: &Answers, key: &str, entry: Entry) -> bool {
-    let or_younger = |_: &String, there: &mut Entry| match there.number() > entry.number() {
-        true => EntryAction::Retain(there.chooses_as(&entry)),
-        false => EntryAction::ReplaceWithGuard,
-    };
-    match cache.entry(key, None, or_younger) {
-        EntryResult::Retained(says_the_same) => says_the_same,
-        EntryResult::Vacant(place) | EntryResult::Replaced(place, _) => place.insert(entry).is_ok(),
-        EntryResult::Removed(..) | EntryResult::Timeout => false,
+/// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True if what is there now has the
+/// same headers choose.
+fn put(cache: &Answers, key: String, entry: Entry) -> bool {
+    match cache.peek(&key) {
+        Some(there) if there.number() > entry.number() => there.chooses_as(&entry),
+        _ => {
+            cache.insert(key, entry);
+            true
+        }
     }
 }
 
