@@ -867,6 +867,24 @@ async fn a_shorter_lease_lets_in_who_waits() {
     drop(body);
 }
 
+/// A limit and a lease that change together: who waits is let in by the new limit.
+#[tokio::test(start_paused = true)]
+async fn a_shorter_lease_lets_in_by_the_limit_that_came_with_it() {
+    let layer = builder(2).queue(1).wait(ms(100_000)).permit_lease(ms(60_000)).build().unwrap();
+    let mut service = layer.layer(streams(1_000, true));
+    let stalled = reads(&mut service, 2).await;
+    advance(ms(10_000)).await;
+    let fresh = reads(&mut service, 2).await;
+    let mut waits = Box::pin(service.call(Request::new(())));
+    assert!(waits.as_mut().now_or_never().is_none());
+    let config = BulkheadConfig { limit: 1, permit_lease: ms(5_000), ..snapshot(&layer).config };
+    layer.handle().update(config).unwrap();
+    assert_eq!(counts(&layer), (1, 1));
+    drop(fresh);
+    waits.await.unwrap();
+    drop(stalled);
+}
+
 #[tokio::test(start_paused = true)]
 async fn refusals_speak_both_protocols() {
     let layer = build(1, 0);

@@ -17,9 +17,9 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    Attempts, CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle, CircuitBreakerLayer,
-    CircuitBreakerSnapshot, Deadline, DeadlineLayer, Error, OpenTime, Outcome, Plain, Reason, Rejection, RetryLayer,
-    State, Stopped, TimeoutLayer, Until, Window,
+    Attempts, BulkheadLayer, CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle,
+    CircuitBreakerLayer, CircuitBreakerSnapshot, Deadline, DeadlineLayer, Error, OpenTime, Outcome, Plain, Reason,
+    Rejection, RetryLayer, State, Stopped, TimeoutLayer, Until, Window,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe, ProbeError, ProbeFuture},
 };
@@ -851,6 +851,20 @@ async fn forged_short_deadlines_do_not_open_it() {
     }
     let snapshot = layer.handle().snapshot();
     assert_eq!((snapshot.state, snapshot.calls, snapshot.cancelled), (State::Closed, 0, 15));
+}
+
+/// A refusal that comes as an error is no failure of the backend on HTTP either.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_in_an_error_opens_no_http_breaker() {
+    let wall = BulkheadLayer::builder().limit(1).build().unwrap().boxed();
+    let refuses = wall.layer(hanging());
+    let mut running = Box::pin(refuses.clone().oneshot(get()));
+    assert!(running.as_mut().now_or_never().is_none());
+    let (layer, outcomes) = (touchy().build().unwrap(), OutcomesLayer::new());
+    let error = outcomes.layer(layer.layer(refuses)).oneshot(get()).await.unwrap_err();
+    assert_eq!(Rejection::of(&*error).unwrap().reason(), Reason::BulkheadFull);
+    assert_eq!((layer.handle().snapshot().state, layer.handle().snapshot().calls), (State::Closed, 0));
+    assert_eq!(outcomes.handle().take(), [Outcome::Ignored]);
 }
 
 /// A panic is the backend's own, however little time its caller had: in a poll as in the call.

@@ -72,10 +72,8 @@ async fn of_a_bulkhead_that_grows_all_are_woken() {
     for (call, waker) in calls.iter_mut().zip([Waker::noop(), &panics(), &waker]) {
         assert!(poll(call, waker).is_pending());
     }
-    let before = observe::contained_panics();
     layer.handle().resize(3).unwrap();
     assert_eq!((told.0.load(SeqCst), layer.handle().snapshot().in_flight), (1, 3));
-    assert!(observe::contained_panics() > before);
     drop(calls);
     assert_eq!((layer.handle().snapshot().in_flight, layer.handle().snapshot().waiting), (0, 0));
 }

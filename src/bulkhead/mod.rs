@@ -93,9 +93,9 @@
 //!
 //! # Cost
 //!
-//! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A response whose body goes on after its
-//! head costs a clock read there and one for each further frame, and slots are allocated when more of them run than ever
-//! did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
+//! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A response
+//! whose body goes on after its head costs a clock read there and one for each further frame, and slots are allocated when
+//! more of them run than ever did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
 //! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the longest queue was.
 //!
 //! # Cancel safety

@@ -57,10 +57,10 @@ fn is_escaped(text: &[u8], at: usize) -> bool {
     text[..at].iter().rev().take_while(|b| **b == b'\\').count() % 2 == 1
 }
 
-/// What is before the first separator that is not in quotes, and what is behind it. `None`: quotes that do not match, or
+/// What is before the first `;` that is not in quotes, and what is behind it. `None`: quotes that do not match, or
 /// stand where none may.
-fn until(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
-    let (mut quoted, mut escaped, mut before) = (false, false, separator);
+fn pair(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (mut quoted, mut escaped, mut before) = (false, false, b';');
     for (at, byte) in text.iter().enumerate() {
         match byte {
             _ if escaped => escaped = false,
@@ -69,7 +69,7 @@ fn until(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
             // A quoted value begins behind its `=` and nowhere else.
             b'"' if before == b'=' => quoted = true,
             b'"' => return None,
-            b if b == &separator && !quoted => return Some((&text[..at], &text[at + 1..])),
+            b';' if !quoted => return Some((&text[..at], &text[at + 1..])),
             _ => {}
         }
         before = *byte;
@@ -80,7 +80,7 @@ fn until(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
 fn for_of(element: &[u8]) -> Option<IpAddr> {
     let mut rest = element;
     while !rest.is_empty() {
-        let (pair, behind) = until(rest, b';')?;
+        let (pair, behind) = pair(rest)?;
         rest = behind;
         let equals = pair.iter().position(|b| *b == b'=')?;
         let (name, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
