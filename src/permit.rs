@@ -14,6 +14,11 @@ pub trait Keeper {
     /// The call has ended. Called once.
     fn settle(&mut self, end: End);
 
+    /// As [`settle`](Self::settle): the inner service's own code panicked.
+    fn panicked(&mut self) {
+        self.settle(End::Outcome(Outcome::Failure));
+    }
+
     /// As [`settle`](Self::settle), and drops it. A keeper that can do both by value says how here, see [`UntilReady`].
     #[inline(always)]
     fn finish(mut self, end: End)
@@ -33,7 +38,7 @@ pub trait Keeper {
         struct Bomb<'a, K: Keeper>(&'a mut K);
         impl<K: Keeper> Drop for Bomb<'_, K> {
             fn drop(&mut self) {
-                self.0.settle(End::Outcome(Outcome::Failure));
+                self.0.panicked();
             }
         }
         let bomb = Bomb(self);
@@ -92,10 +97,15 @@ impl<K: Keeper> Permit<K> {
     /// The first end counts, later ones are not heard.
     #[inline(always)]
     pub(crate) fn settle(&mut self, end: End) {
+        self.settle_with(|keeper| keeper.settle(end));
+    }
+
+    #[inline(always)]
+    fn settle_with(&mut self, settle: impl FnOnce(&mut K)) {
         if !self.settled {
             self.settled = true;
             if let Some(keeper) = &mut self.keeper {
-                keeper.settle(end);
+                settle(keeper);
             }
         }
     }
@@ -142,6 +152,10 @@ impl<K: Keeper> Watch for Permit<K> {
     #[inline(always)]
     fn finish(self, end: End) {
         Permit::finish(self, end);
+    }
+
+    fn panicked(&mut self) {
+        self.settle_with(K::panicked);
     }
 
     fn wants_hint(&self) -> bool {

@@ -888,6 +888,26 @@ async fn a_panic_after_a_short_deadline_is_a_failure() {
     }
 }
 
+/// And in a body, for which it is polled after its head was good.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_body_after_a_short_deadline_is_a_failure() {
+    let layer = touchy().until(Until::End).build().unwrap();
+    let service = layer.layer(service_fn(|_: Request<Empty<Bytes>>| async {
+        let broken = futures_util::stream::once(async {
+            sleep(ms(30)).await;
+            panic!("broken");
+            #[allow(unreachable_code, reason = "it says what there would have been")]
+            Ok::<_, Infallible>(http_body::Frame::data(Bytes::new()))
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(broken)))
+    }));
+    let response = Deadline::after(ms(20)).scope(service.oneshot(get())).await.unwrap();
+    let body = Deadline::after(ms(20)).scope(async { Box::pin(response.into_body()).collect().await.map(drop) });
+    assert!(tokio::spawn(body).await.unwrap_err().is_panic());
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.state, snapshot.cancelled), (State::Open, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_was_long_enough_is_the_backends_failure() {
     for (blame, state) in [(s(1), State::Open), (s(3), State::Closed)] {

@@ -118,6 +118,11 @@ impl Keeper for Call {
         }
     }
 
+    fn panicked(&mut self) {
+        let Full { ticket, times, .. } = self.facts.all();
+        panicked_in_poll(&self.breaker, ticket, times);
+    }
+
     // All by value and in registers.
     #[inline(always)]
     fn finish(self, end: End) {

@@ -13,7 +13,7 @@ use http_body::{Body, Frame};
 
 use crate::{
     deadline::Entered,
-    outcome::{End, Outcome},
+    outcome::End,
     protocol::{BoxError, HttpClassify, Watch, classify, cut, hint, transport},
     rejection::Rejection,
 };
@@ -156,9 +156,13 @@ impl<W: Watch> Verdict<W> {
     }
 
     pub(crate) fn settle(&mut self, end: End) {
+        self.settle_with(|watch| watch.settle(end));
+    }
+
+    fn settle_with(&mut self, settle: impl FnOnce(&mut W)) {
         if let Some(watch) = self.watch.as_mut().filter(|_| !self.settled) {
             self.settled = true;
-            watch.settle(end);
+            settle(watch);
         }
     }
 
@@ -192,7 +196,7 @@ impl<W: Watch> Verdict<W> {
         cut::note(None);
         let frame = {
             let _entered = Entered::new(watch.deadline());
-            let guard = PanicIsFailure(self);
+            let guard = TellOfPanic(self);
             let frame = body.as_mut().poll_frame(cx);
             mem::forget(guard);
             frame
@@ -250,11 +254,11 @@ impl<W: Watch> Verdict<W> {
 }
 
 /// Dropped only by a panic in the inner body.
-struct PanicIsFailure<'a, W: Watch>(&'a mut Verdict<W>);
+struct TellOfPanic<'a, W: Watch>(&'a mut Verdict<W>);
 
-impl<W: Watch> Drop for PanicIsFailure<'_, W> {
+impl<W: Watch> Drop for TellOfPanic<'_, W> {
     fn drop(&mut self) {
-        self.0.settle(End::Outcome(Outcome::Failure));
+        self.0.settle_with(W::panicked);
     }
 }
 

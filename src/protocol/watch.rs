@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{deadline::Deadline, outcome::End, protocol::sealed::Sealed, rejection::Rejection};
+use crate::{
+    deadline::Deadline,
+    outcome::{End, Outcome},
+    protocol::sealed::Sealed,
+    rejection::Rejection,
+};
 
 /// What a policy leaves in a response until it is over: a permit to give back, a clock that may cut it short.
 ///
@@ -34,6 +39,12 @@ pub trait Watch: Sealed {
         Self: Sized,
     {
         self.settle(end);
+    }
+
+    /// The body panicked in its poll: that is a failure, whoever waits for it.
+    #[doc(hidden)]
+    fn panicked(&mut self) {
+        self.settle(End::Outcome(Outcome::Failure));
     }
 
     /// A header of the peer could not be read and was ignored.
