@@ -145,6 +145,15 @@ impl Budget {
         self.0.give_back(withdrawal.0);
     }
 
+    /// For an attempt that waits, and then is made.
+    pub fn put_off(&self, withdrawal: Withdrawal) {
+        self.0.put_off(withdrawal.0);
+    }
+
+    pub fn make(&self, now: u64) {
+        self.0.make(now);
+    }
+
     pub fn balance(&self, now: u64) -> u64 {
         self.0.balance(now)
     }

@@ -30,11 +30,19 @@ fn config() -> CircuitBreakerConfig {
     }
 }
 
-/// At most five preemptions: nearly all that threads can do to each other shows with two (CHESS, Musuvathi and Qadeer), and
-/// with five it is still over in half a minute.
+/// At most three preemptions: nearly all that threads can do to each other shows with two (CHESS, Musuvathi and Qadeer).
 fn check(test: impl Fn() + Sync + Send + 'static) {
+    check_with(3, test);
+}
+
+/// What adds up whole windows on both sides: two, for there are too many places.
+fn check_sums(test: impl Fn() + Sync + Send + 'static) {
+    check_with(2, test);
+}
+
+fn check_with(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(5);
+    builder.preemption_bound = Some(preemptions);
     // A window of ticks is added up over all of its rows.
     builder.max_branches = 10_000;
     builder.check(test);
@@ -178,7 +186,7 @@ fn a_hand_and_a_trip_leave_one_of_their_states() {
 }
 
 fn trips_once(config: CircuitBreakerConfig) {
-    check(move || {
+    check_sums(move || {
         let breaker = Arc::new(Breaker::new(&config));
         let calls: [Admitted; 2] = std::array::from_fn(|_| breaker.admit(0).unwrap());
         let other = Arc::clone(&breaker);
@@ -313,7 +321,7 @@ fn a_success_while_the_window_becomes_another_is_counted_once_at_most() {
 
 #[test]
 fn a_bucket_turns_once_and_loses_nothing() {
-    check(|| {
+    check_sums(|| {
         let ring = Arc::new(Ring::new());
         ring.record(1, 0, 0, true);
         let other = Arc::clone(&ring);
@@ -325,7 +333,7 @@ fn a_bucket_turns_once_and_loses_nothing() {
 
 #[test]
 fn a_record_that_was_held_up_does_not_undo_a_newer_tick() {
-    check(|| {
+    check_sums(|| {
         let ring = Arc::new(Ring::new());
         let (second, third) = (Arc::clone(&ring), Arc::clone(&ring));
         let late = thread::spawn(move || second.record(1, 0, 0, false));
@@ -341,12 +349,12 @@ fn a_record_that_was_held_up_does_not_undo_a_newer_tick() {
 #[test]
 fn a_budget_is_never_exceeded() {
     for (first, second) in [(0, 0), (0, 1), (3, 3)] {
-        check(move || {
+        check_sums(move || {
             let budget = Arc::new(Budget::new(0, 1_000_000));
             one_is_there(&budget, first, second);
         });
         // In a tick that runs already.
-        check(move || {
+        check_sums(move || {
             let budget = Arc::new(Budget::new(0, 2_000_000));
             budget.withdraw(first).unwrap();
             one_is_there(&budget, first, second);
@@ -378,6 +386,42 @@ fn a_budget_loses_nothing() {
         let ((), again) = both(move || other.give_back(taken), || budget.withdraw(1));
         assert_eq!(u64::from(again.is_some()) + budget.balance(1), 1);
     });
+}
+
+/// Given back in the very tick whose limit is worked out again, with older withdrawals in the window: nobody gets it twice.
+#[test]
+fn what_is_given_back_is_had_again_once() {
+    check(|| {
+        let budget = Arc::new(Budget::new(0, 3_000_000));
+        budget.withdraw(0).unwrap();
+        let taken = budget.withdraw(1).unwrap();
+        budget.withdraw(1).unwrap();
+        let other = Arc::clone(&budget);
+        let ((), again) = both(move || other.give_back(taken), || budget.withdraw(1));
+        let rest = (0..3).take_while(|_| budget.withdraw(1).is_some()).count();
+        assert_eq!(2 + usize::from(again.is_some()) + rest, 3);
+    });
+}
+
+/// One that waits counts all the time: as it is put off, while it waits, and as it is made, in the same tick or a later one.
+#[test]
+fn what_waits_is_never_had_by_another() {
+    let cases = [2, 3].into_iter().flat_map(|there| [(there, 0), (there, 1)]);
+    for ((there, later), is_made) in cases.flat_map(|case| [(case, false), (case, true)]) {
+        check(move || {
+            let budget = Arc::new(Budget::new(0, there * 1_000_000));
+            budget.withdraw(0).unwrap();
+            let taken = budget.withdraw(0).unwrap();
+            if is_made {
+                budget.put_off(taken);
+            }
+            let other = Arc::clone(&budget);
+            let moves = move || if is_made { other.make(later) } else { other.put_off(taken) };
+            let ((), third) = both(moves, || budget.withdraw(later));
+            let rest = (0..3).take_while(|_| budget.withdraw(later).is_some()).count();
+            assert_eq!(2 + u64::from(third.is_some()) + rest as u64, there);
+        });
+    }
 }
 
 // === the waiting room ===

@@ -20,14 +20,20 @@
 //! A client that calls many hosts gives each its own: [`Budget::per_key`]. Else one that is down uses up what calls to the
 //! others may add.
 //!
-//! An attempt is taken from the budget before the wait for it begins, so that a crowd of sleepers can't exceed it, and
-//! given back if it is not made after all: the caller left, or the backend did not become ready.
+//! An attempt is taken from the budget before the wait for it begins, and counts for as long as it waits and then for one
+//! window more, so that a crowd of sleepers can't exceed it, whenever they went to sleep. It is given back if it is not made
+//! after all: the caller left, or the backend did not become ready.
+//!
+//! What it does not bound is how fast the budget is used. In the first second of an outage all of a window's may go, at most
+//! as many as a call may have attempts; and again once those have left the window. A small `ratio` and a short window make
+//! that small. The minimum is for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
 //!
 //! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
 //! that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a hedge pays
 //! for each of the hedge's attempts as for a call: another reason not to put it there.)
 //!
-//! Lock-free: a deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock.
+//! A deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock; a withdrawal
+//! is one compare-and-swap. An attempt that has to wait takes a lock twice, for a few instructions each.
 //!
 //! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
 
@@ -77,9 +83,9 @@ impl Budget {
     /// `ratio` (0 to 1) further attempts for each call, and `min_per_second` (from 0) of them in any case, counted over a
     /// window of `over` (1 µs to 365 days) that slides in tenths.
     ///
-    /// At the start `min_per_second` x `over` withdrawals are there: where that is less than one it is none by itself, and helps
-    /// what calls have paid to become a whole one. The ratio is kept in millionths, rounded up. The default of a retry is 0.2, 1,
-    /// 10 s.
+    /// At the start `min_per_second` x `over` withdrawals are there. Fractions add up: half of one from the minimum and half from
+    /// deposits are one withdrawal, and half of one alone is none. Each counts for up to 1.1 x `over`. The ratio is kept in
+    /// millionths, rounded up. The default of a retry is 0.2, 1, 10 s.
     ///
     /// # Errors
     ///
@@ -158,7 +164,7 @@ impl Budget {
         let million = 1_000_000.0;
         let minimum = (f64::from(min_per_second) * over.as_secs_f64() * million).round() as u64;
         // Up, so that three calls at a third are one whole attempt; but not for what floats add to a tenth.
-        let ratio = (ratio * million - 1e-3).ceil() as u64;
+        let ratio = ((ratio * million - 1e-3).ceil() as u64).max(u64::from(ratio > 0.0));
         // Rounded up to whole nanoseconds: a window a little too long only counts for longer what was used.
         let share = Share::new(ratio, minimum, tick_length(over).max(1));
         Budget(Arc::new(Kind::Share { epoch: Epoch::new(), share }))

@@ -10,10 +10,17 @@
 //! Two words make one decision, the limit and the bucket of withdrawals. Whoever begins a tick first publishes that, with a limit
 //! of zero, and adds up then; whoever withdraws first counts and then looks whether the tick is still the same. So of the two
 //! at least one sees the other, and no withdrawal from an old tick is missing in the sum of the new.
+//!
+//! An attempt that waits for its turn counts for as long as it does, and then in the tick in which it is made: waits that
+//! begin in many windows may end in the same moment. So its withdrawal goes from its bucket to those that wait, and from
+//! there to the bucket of a later tick. One thread at a time moves them, for the limit moves with them: down before there is
+//! room in a bucket, up after there is less. Whoever withdraws looks at the limit again once it has counted, and sees that.
+
+use std::sync::PoisonError;
 
 use crate::{
     budget::deposits::Deposits,
-    sync::{self, AtomicU64},
+    sync::{AtomicU64, Mutex, MutexGuard},
     window::{
         time::{AHEAD, Row, Tick},
         word::{self, ORDER},
@@ -35,6 +42,10 @@ pub(crate) struct Share {
     withdrawals: Row,
     /// The tag of the running tick, and how many withdrawals it may have.
     limit: AtomicU64,
+    /// Withdrawals for attempts that wait.
+    waiting: AtomicU64,
+    /// Held by whoever writes the limit.
+    books: Mutex<()>,
     /// When the running tick ends: until then nobody has to work out which one it is.
     until: AtomicU64,
 }
@@ -58,6 +69,8 @@ impl Share {
             deposits: Deposits::new(),
             withdrawals: Row::new(),
             limit: AtomicU64::new(word::pack(0, 0)),
+            waiting: AtomicU64::new(0),
+            books: Mutex::new(()),
             until: AtomicU64::new(0),
         }
     }
@@ -72,7 +85,7 @@ impl Share {
     #[cfg(feature = "http")]
     pub(crate) fn is_as_new(&self, now: u64) -> bool {
         let tick = self.tick(now);
-        self.deposits.sum(tick) == 0 && self.withdrawals.sum(tick) == 0
+        self.deposits.sum(tick) == 0 && self.withdrawals.sum(tick) == 0 && self.waiting.load(ORDER) == 0
     }
 
     // The first tick is number 1, for a limit of tick 0 is what there is before the first.
@@ -103,7 +116,7 @@ impl Share {
             && bucket.compare_exchange_weak(seen, seen + 1, ORDER, ORDER).is_ok()
         {
             let taken = Withdrawal(tag);
-            if self.is_valid(taken) {
+            if self.is_valid(seen + 1) {
                 return Some(taken);
             }
             self.give_back(taken);
@@ -118,29 +131,69 @@ impl Share {
         loop {
             let (tag, limit) = word::unpack(self.limit.load(ORDER));
             // Where another thread's clock is a little ahead, the tick is the one that runs there.
-            if tag.wrapping_sub(own) > AHEAD {
-                self.begin(own, now);
+            if is_over(tag, own) {
+                self.begin(own, now, &self.lock());
                 continue;
             }
-            if !self.count(tag, limit) {
+            let Some(count) = self.count(tag, limit) else {
                 if self.raise(tag, limit) {
                     continue;
                 }
                 return None;
-            }
+            };
             let taken = Withdrawal(tag);
-            if self.is_valid(taken) {
+            if self.is_valid(word::pack(tag, count)) {
                 return Some(taken);
             }
             self.give_back(taken);
         }
     }
 
-    /// It was counted in the tick that runs. Who begins a tick after this sees the withdrawal, and who began one before is seen
-    /// here: that one may have been added up without this.
+    /// With it there are so many in its bucket: is its tick the one that runs, and may it have them? Who begins a tick after this
+    /// sees the withdrawal, and who began one before is seen here: that one may have been added up without this. The same
+    /// goes for who has lowered the limit.
     #[inline(always)]
-    fn is_valid(&self, Withdrawal(tag): Withdrawal) -> bool {
-        word::unpack(sync::load_in_order(&self.limit)).0 == tag
+    fn is_valid(&self, counted: u64) -> bool {
+        let limit = self.limit.load(ORDER);
+        // Of another tick the difference is larger than any limit.
+        limit.wrapping_sub(counted) <= (limit & u64::from(u32::MAX))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // It holds nothing that could be broken.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attempt waits for its turn.
+    pub(crate) fn put_off(&self, taken: Withdrawal) {
+        let _books = self.lock();
+        self.waiting.fetch_add(1, ORDER);
+        let limit = self.limit.load(ORDER);
+        let (tag, most) = word::unpack(limit);
+        // What an older tick in the window had was taken off this limit before.
+        let is_taken_off = taken.0 != tag && Tick::of_tag(tag).has_inside(taken.0);
+        if !is_taken_off && most > 0 {
+            self.limit.store(limit - 1, ORDER);
+        }
+        self.give_back(taken);
+    }
+
+    /// The attempt that waited is made now.
+    pub(crate) fn make(&self, now: u64) {
+        let books = self.lock();
+        let own = self.tick(now).tag();
+        if is_over(word::unpack(self.limit.load(ORDER)).0, own) {
+            self.begin(own, now, &books);
+        }
+        let (tag, limit) = word::unpack(self.limit.load(ORDER));
+        self.withdrawals.add(Tick::of_tag(tag), 1);
+        self.limit.store(word::pack(tag, limit.saturating_add(1)), ORDER);
+        self.waiting.fetch_sub(1, ORDER);
+    }
+
+    /// The attempt that waited is not made.
+    pub(crate) fn call_off(&self) {
+        self.waiting.fetch_sub(1, ORDER);
     }
 
     /// The withdrawal was not used.
@@ -163,16 +216,17 @@ impl Share {
     /// How many withdrawals there are right now.
     pub(crate) fn balance(&self, now: u64) -> u64 {
         let tick = self.tick(now);
-        self.allowance(tick).saturating_sub(self.withdrawals.sum(tick))
+        let taken = self.withdrawals.sum(tick).saturating_add(self.waiting.load(ORDER));
+        self.allowance(tick).saturating_sub(taken)
     }
 
     fn allowance(&self, tick: Tick) -> u64 {
         self.deposits.sum(tick).saturating_mul(self.ratio).saturating_add(self.minimum) / MILLION
     }
 
-    /// One more in the bucket of this tick, if there are fewer than `limit`.
+    /// One more in the bucket of this tick, if there are fewer than `limit`. How many there are with it.
     #[inline(always)]
-    fn count(&self, tag: u32, limit: u32) -> bool {
+    fn count(&self, tag: u32, limit: u32) -> Option<u32> {
         let bucket = self.withdrawals.bucket(Tick::of_tag(tag));
         let mut seen = bucket.load(ORDER);
         loop {
@@ -180,10 +234,10 @@ impl Share {
             // What is newer ends this tick, and what is older is nothing.
             let count = if its == tag { count } else { 0 };
             if count >= limit || (its != tag && word::age(its, tag).is_gt() && word::unpack(seen).1 > 0) {
-                return false;
+                return None;
             }
             match bucket.compare_exchange_weak(seen, word::pack(tag, count + 1), ORDER, ORDER) {
-                Ok(_) => return true,
+                Ok(_) => return Some(count + 1),
                 Err(now) => seen = now,
             }
         }
@@ -191,35 +245,47 @@ impl Share {
 
     /// The tick has begun: from here on withdrawals in older ones are void. Its limit is worked out by whoever needs it.
     #[cold]
-    fn begin(&self, tag: u32, now: u64) {
-        let seen = self.limit.load(ORDER);
-        if word::unpack(seen).0.wrapping_sub(tag) > AHEAD
-            && self.limit.compare_exchange(seen, word::pack(tag, 0), ORDER, ORDER).is_ok()
-        {
-            let until = (now / self.tick).saturating_add(1).saturating_mul(self.tick);
-            self.until.fetch_max(until, ORDER);
-            // Tags wrap, and rows may rest for months.
-            let tick = Tick::of_tag(tag);
-            self.deposits.sweep(tick);
-            self.withdrawals.sweep(tick);
+    fn begin(&self, tag: u32, now: u64, _books: &MutexGuard<'_, ()>) {
+        if !is_over(word::unpack(self.limit.load(ORDER)).0, tag) {
+            return;
         }
+        self.limit.store(word::pack(tag, 0), ORDER);
+        let until = (now / self.tick).saturating_add(1).saturating_mul(self.tick);
+        self.until.fetch_max(until, ORDER);
+        // Tags wrap, and rows may rest for months.
+        let tick = Tick::of_tag(tag);
+        self.deposits.sweep(tick);
+        self.withdrawals.sweep(tick);
     }
 
     /// The limit was reached: have deposits come since it was worked out? `false`: it is still the same.
     #[cold]
     fn raise(&self, tag: u32, limit: u32) -> bool {
         let tick = Tick::of_tag(tag);
-        let here = u64::from(word::value(self.withdrawals.bucket(tick), tag));
-        let before = self.withdrawals.sum(tick).saturating_sub(here);
-        let new = u32::try_from(self.allowance(tick).saturating_sub(before)).unwrap_or(u32::MAX);
-        if new <= limit {
-            // Somebody else may have raised it, or begun the next tick.
+        if self.limit_of(tick) <= limit {
+            // Somebody else may have changed it, or begun the next tick.
             return word::unpack(self.limit.load(ORDER)) != (tag, limit);
         }
-        // Lost to one who saw more, or to the next tick.
-        let _ = self.limit.compare_exchange(word::pack(tag, limit), word::pack(tag, new), ORDER, ORDER);
+        let _books = self.lock();
+        let seen = self.limit.load(ORDER);
+        let new = word::pack(tag, self.limit_of(tick));
+        if word::unpack(seen).0 == tag && new > seen {
+            self.limit.store(new, ORDER);
+        }
         true
     }
+
+    /// How many withdrawals this tick may have. Without its own, which this is for: what is given back meanwhile must not be had
+    /// twice.
+    fn limit_of(&self, tick: Tick) -> u32 {
+        let others = self.withdrawals.sum_before(tick).saturating_add(self.waiting.load(ORDER));
+        u32::try_from(self.allowance(tick).saturating_sub(others)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Is the tick with this tag over, by a clock that says the other one?
+fn is_over(tag: u32, own: u32) -> bool {
+    tag.wrapping_sub(own) > AHEAD
 }
 
 #[cfg(all(test, not(loom)))]
@@ -279,21 +345,28 @@ mod tests {
         Deposit,
         Withdraw,
         GiveBack(usize),
+        PutOff(usize),
+        /// One that was put off: is it made?
+        Settle(bool),
         Step(u64),
     }
 
     proptest! {
-        /// Against lists of all deposits and withdrawals: what a window of eleven ticks allows, never more.
+        /// Against lists of all deposits and withdrawals: what a window of eleven ticks allows, never more. What was put off counts
+        /// until it is made, and from then on as if it were taken then.
         #[test]
         fn never_exceeded(
             ratio in 0..=1_000_000u64,
             minimum in 0..5_000_000u64,
             ops in proptest::collection::vec(prop_oneof![
-                4 => Just(Op::Deposit), 4 => Just(Op::Withdraw), 1 => any::<usize>().prop_map(Op::GiveBack), 2 => (0..400u64).prop_map(Op::Step),
+                4 => Just(Op::Deposit), 4 => Just(Op::Withdraw), 1 => any::<usize>().prop_map(Op::GiveBack),
+                2 => any::<usize>().prop_map(Op::PutOff), 1 => any::<bool>().prop_map(Op::Settle), 2 => (0..400u64).prop_map(Op::Step),
             ], 0..300),
         ) {
             let share = Share::new(ratio, minimum, 100);
-            let (mut now, mut deposits, mut taken) = (0, Vec::new(), Vec::<(u64, Withdrawal)>::new());
+            let (mut now, mut deposits, mut waiting) = (0, Vec::new(), 0);
+            // Those that were put off can't be given back.
+            let mut taken = Vec::<(u64, Option<Withdrawal>)>::new();
             let inside = |then: u64, now: u64| now / 100 - then / 100 <= 10;
             for (n, op) in ops.into_iter().enumerate() {
                 match op {
@@ -302,14 +375,29 @@ mod tests {
                         deposits.push(now);
                     }
                     Op::Step(by) => now += by,
-                    Op::GiveBack(i) if !taken.is_empty() => {
-                        let (_, w) = taken.swap_remove(i % taken.len());
-                        share.give_back(w);
+                    Op::GiveBack(i) | Op::PutOff(i) => {
+                        let Some((_, Some(w))) = taken.get(i % taken.len().max(1)).copied() else { continue };
+                        taken.swap_remove(i % taken.len());
+                        if matches!(op, Op::PutOff(_)) {
+                            share.put_off(w);
+                            waiting += 1;
+                        } else {
+                            share.give_back(w);
+                        }
                     }
-                    Op::GiveBack(_) => {}
+                    Op::Settle(_) if waiting == 0 => {}
+                    Op::Settle(true) => {
+                        share.make(now);
+                        waiting -= 1;
+                        taken.push((now, None));
+                    }
+                    Op::Settle(false) => {
+                        share.call_off();
+                        waiting -= 1;
+                    }
                     Op::Withdraw => {
                         let live = deposits.iter().filter(|t| inside(**t, now)).count() as u64;
-                        let used = taken.iter().filter(|(t, _)| inside(*t, now)).count() as u64;
+                        let used = waiting + taken.iter().filter(|(t, _)| inside(*t, now)).count() as u64;
                         let allowed = (live * ratio + minimum) / MILLION;
                         // Some deposits of a busy tick may count as older than they are, so leave earlier.
                         let busy = |then: &u64| deposits.iter().filter(|t| *t / 100 == *then / 100).count() >= 16;
@@ -321,7 +409,7 @@ mod tests {
                             let left = allowed.saturating_sub(used).saturating_sub(u64::from(got.is_some()));
                             prop_assert_eq!(share.balance(now), left);
                         }
-                        taken.extend(got.map(|w| (now, w)));
+                        taken.extend(got.map(|w| (now, Some(w))));
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! What was taken from a budget, and goes back if it is not used.
 
 use super::{Budget, Kind, share::Withdrawal};
-use crate::time::Instant;
+use crate::time::{self, Instant};
 
 /// What was taken from a budget.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +44,10 @@ impl Budget {
         }
     }
 
-    /// Keeps what was taken until it is used, and gives it back if it never is.
+    /// Keeps what was taken until the attempt is made, and gives it back if it never is.
     pub(crate) fn hold(&self, taken: Taken) -> Reservation {
-        Reservation { budget: self.clone(), taken: Some(taken) }
+        self.0.put_off(taken);
+        Reservation { budget: self.clone(), is_made: false }
     }
 }
 
@@ -61,26 +62,44 @@ impl Kind {
             Kind::ByKey(by_key) => by_key.common.0.take(now),
         }
     }
+
+    fn put_off(&self, Taken(withdrawal): Taken) {
+        match self {
+            Kind::Share { share, .. } => share.put_off(withdrawal),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.0.put_off(Taken(withdrawal)),
+            Kind::Tokens(_) | Kind::Unlimited => {}
+        }
+    }
+
+    /// An attempt that was put off is made now, or never.
+    fn settle(&self, is_made: bool) {
+        match self {
+            Kind::Share { epoch, share } if is_made => share.make(epoch.at(time::now())),
+            Kind::Share { share, .. } => share.call_off(),
+            #[cfg(feature = "http")]
+            Kind::ByKey(by_key) => by_key.common.0.settle(is_made),
+            Kind::Tokens(_) | Kind::Unlimited => {}
+        }
+    }
 }
 
-/// What was taken and not used yet. Dropped, it is given back.
+/// What was taken for an attempt that waits. Dropped, it is given back.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Budget,
-    taken: Option<Taken>,
+    is_made: bool,
 }
 
 impl Reservation {
     /// The attempt is made.
     pub(crate) fn spend(mut self) {
-        self.taken = None;
+        self.is_made = true;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(taken) = self.taken {
-            self.budget.give_back(taken);
-        }
+        self.budget.0.settle(self.is_made);
     }
 }

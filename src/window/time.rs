@@ -267,9 +267,19 @@ impl Row {
 
     #[inline]
     pub(crate) fn sum(&self, tick: Tick) -> u64 {
+        self.sum_of(|tag| tick.has_inside(tag))
+    }
+
+    /// Without those of the tick itself.
+    pub(crate) fn sum_before(&self, tick: Tick) -> u64 {
+        self.sum_of(|tag| tick.has_inside(tag) && tag != tick.tag)
+    }
+
+    #[inline]
+    fn sum_of(&self, counts: impl Fn(u32) -> bool) -> u64 {
         let live = |bucket: &AtomicU64| {
             let (tag, count) = word::unpack(bucket.load(ORDER));
-            if tick.has_inside(tag) { u64::from(count) } else { 0 }
+            if counts(tag) { u64::from(count) } else { 0 }
         };
         self.0.iter().map(live).sum()
     }
