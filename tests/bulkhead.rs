@@ -514,6 +514,28 @@ async fn a_call_that_is_late_already_is_refused_though_there_is_room() {
     assert_eq!((counts(&layer), snapshot(&layer).rejected), ((0, 0), 1));
 }
 
+/// It has its turn in time, and nobody polls it before its deadline: then nothing is begun any more.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
+    for (shadow, noticed, goes) in [(false, 20, false), (false, 9, true), (true, 20, true)] {
+        let layer = build(1, 5);
+        let (mut service, probe) = plain(&layer);
+        probe.hangs();
+        let first = call(&mut service);
+        let mut second = Deadline::after(ms(10)).scope(poll_fn(|_| std::task::Poll::Ready(call(&mut service)))).await;
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(first);
+        layer.handle().shadow(shadow);
+        advance(ms(noticed)).await;
+        let answer = second.as_mut().now_or_never();
+        assert_eq!((answer.is_none(), probe.calls()), (goes, if goes { 2 } else { 1 }), "{noticed}");
+        assert!(goes || reason(answer.unwrap()) == Some(Reason::DeadlineExceeded));
+        let snapshot = snapshot(&layer);
+        assert_eq!((snapshot.rejected, snapshot.would_have_rejected), (u64::from(!goes), u64::from(shadow)));
+        assert_eq!(counts(&layer), (usize::from(goes), 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_oldest_wait_is_seen() {
     let layer = build(1, 5);

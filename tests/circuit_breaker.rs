@@ -1019,6 +1019,35 @@ async fn update_keeps_what_the_window_knows_and_the_state() {
     assert_eq!(rig.snapshot().config, CircuitBreakerConfig { probes: 4, ..count });
 }
 
+/// The numbers of a trial that runs may change: it is won by a probe that is good, and lost by one that is not.
+#[tokio::test(start_paused = true)]
+async fn a_trial_whose_numbers_change_goes_by_its_next_probe() {
+    let config = |successes_to_close| CircuitBreakerConfig {
+        failure_rate: None,
+        consecutive_failures: Some(1),
+        open: OpenTime::Fixed(s(1)),
+        probes: 10,
+        successes_to_close,
+        ..CircuitBreakerConfig::default()
+    };
+    for (from, before, to, next, state) in [
+        (10, "SSSSS", 3, "F", State::HalfOpen),
+        (10, "SSSSS", 3, "S", State::Closed),
+        (1, "FFFFF", 9, "S", State::HalfOpen),
+        (1, "FFFFF", 9, "F", State::Open),
+    ] {
+        let mut rig = Rig::new(touchy());
+        rig.handle().update(config(from)).unwrap();
+        rig.run("F").await;
+        advance(ms(1_001)).await;
+        rig.run(before).await;
+        assert_eq!(rig.state(), State::HalfOpen);
+        rig.handle().update(config(to)).unwrap();
+        rig.run(next).await;
+        assert_eq!(rig.state(), state, "{before}{next}");
+    }
+}
+
 /// Of calls that came in one tick a smaller window has room for some: of these as large a share has failed as of all.
 #[tokio::test(start_paused = true)]
 async fn a_smaller_window_keeps_the_share_of_failures() {

@@ -28,7 +28,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use proptest::prelude::*;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 fn ms(n: u64) -> Duration {
@@ -499,14 +499,58 @@ async fn nothing_is_sent_past_the_deadline() {
     assert_eq!((layer.handle().snapshot().deadline_exceeded, layer.handle().snapshot().calls), (1, 3));
 }
 
+/// What can't go on is refused, and booked as that, though a shadow has begun meanwhile.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_ends_the_wait_for_readiness() {
+    for shadow in [false, true] {
+        let layer = hedge().build().unwrap().plain();
+        let mut call = Box::pin(Deadline::after(ms(30)).scope(layer.layer(FailsThenBusy::default()).oneshot(7)));
+        let started = Instant::now();
+        assert!(poll_once(call.as_mut()).is_pending());
+        layer.handle().shadow(shadow);
+        let error = call.await.unwrap_err();
+        assert!(matches!(error, Error::Rejected(r) if r.reason() == Reason::DeadlineExceeded));
+        let snapshot = layer.handle().snapshot();
+        let booked = (snapshot.deadline_exceeded, snapshot.would_have_rejected);
+        assert_eq!((started.elapsed(), booked), (ms(30), (1, 0)), "{shadow}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_one_though_a_shadow_begins() {
     let layer = hedge().build().unwrap().plain();
-    let service = layer.layer(FailsThenBusy::default());
-    let started = Instant::now();
-    let error = Deadline::after(ms(30)).scope(service.oneshot(7)).await.unwrap_err();
-    assert!(matches!(error, Error::Rejected(r) if r.reason() == Reason::DeadlineExceeded));
-    assert_eq!((started.elapsed(), layer.handle().snapshot().deadline_exceeded), (ms(30), 1));
+    let mut service = layer.layer(Probe::new());
+    let answer = Deadline::after(ms(0)).scope(async {
+        ServiceExt::<()>::ready(&mut service).await.unwrap();
+        layer.handle().shadow(true);
+        service.call(()).await
+    });
+    assert!(matches!(answer.await, Err(Error::Rejected(r)) if r.reason() == Reason::DeadlineExceeded));
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.deadline_exceeded, snapshot.would_have_rejected), (1, 0));
+}
+
+/// What is pending is not polled a second time because somebody has to look after the turn of the next attempt.
+#[tokio::test(start_paused = true)]
+async fn a_poll_polls_each_attempt_once() {
+    let polls: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let backend = service_fn({
+        let (polls, made) = (polls.clone(), Arc::new(AtomicUsize::new(0)));
+        move |_: u32| {
+            let (polls, number) = (polls.clone(), made.fetch_add(1, SeqCst) as u32 + 1);
+            std::future::poll_fn(move |_| {
+                polls.lock().unwrap().push(number);
+                Poll::<Result<u32, Oops>>::Pending
+            })
+        }
+    });
+    let layer = hedge().max(2).build().unwrap().plain();
+    let mut call = Box::pin(layer.layer(backend).oneshot(7));
+    for expected in [&[1][..], &[1, 2], &[1, 2, 3], &[1, 2, 3]] {
+        assert!(poll_once(call.as_mut()).is_pending());
+        assert_eq!(std::mem::take(&mut *polls.lock().unwrap()), expected);
+        advance(ms(10)).await;
+    }
 }
 
 /// Its one call fails, and then it is not ready any more.

@@ -554,6 +554,44 @@ async fn no_attempt_with_less_time_than_attempts_take() {
     }
 }
 
+/// Waits that begin in many windows and end in the same moment, as a date in `Retry-After` makes them: who waits counts for
+/// as long as that takes, and then for a window.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_sleepers_is_within_the_budget() {
+    let start = Instant::now();
+    let budget = Budget::new(0.0, 5, ms(1_000)).unwrap();
+    let until_then = move |_| ms(20_000) - start.elapsed();
+    let layer = retry().attempts(2).backoff_fn(until_then).budget(budget.clone()).build().unwrap().plain();
+    let backend = Backend::failing();
+    let mut running = Vec::new();
+    for _ in 0..5 {
+        running.extend((0..20).map(|n| tokio::spawn(layer.layer(backend.clone()).oneshot(n))));
+        sleep(ms(2_000)).await;
+        assert!(!budget.withdraw(), "others wait");
+    }
+    futures_util::future::join_all(running).await;
+    assert_eq!((start.elapsed(), backend.count()), (ms(20_000), 100 + 5));
+    sleep(ms(1_000)).await;
+    assert!(!budget.withdraw());
+    sleep(ms(100)).await;
+    assert!((0..5).all(|_| budget.withdraw()) && !budget.withdraw());
+}
+
+/// What can't go on is refused, and booked as that, though a shadow has begun since its readiness was refused.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_one_though_a_shadow_begins() {
+    let layer = retry().build().unwrap().plain();
+    let mut service = layer.layer(Probe::new());
+    let answer = Deadline::after(ms(0)).scope(async {
+        ServiceExt::<()>::ready(&mut service).await.unwrap();
+        layer.handle().shadow(true);
+        service.call(()).await
+    });
+    assert!(matches!(answer.await, Err(Error::Rejected(r)) if r.reason() == Reason::DeadlineExceeded));
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((snapshot.deadline_exceeded, snapshot.would_have_rejected), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn readiness_is_not_waited_for_past_the_deadline() {
     let probe = Probe::new();

@@ -184,6 +184,12 @@ impl Ledger {
         self.run_out(Reason::DeadlineExceeded)
     }
 
+    /// As [`is_late`](Self::is_late), where the call can't go on even in shadow.
+    #[cold]
+    pub(crate) fn refuse_late(&self) {
+        self.refuse(Reason::DeadlineExceeded);
+    }
+
     /// What a caller is told who is late.
     pub(crate) fn late(&self) -> Rejection {
         self.rejection(Reason::DeadlineExceeded, Duration::ZERO)

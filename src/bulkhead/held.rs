@@ -82,7 +82,8 @@ impl Held {
         while let Has::Place(waits) = self.has {
             if let Some(left) = self.wall.room.poll(waits.place, cx.waker()) {
                 timer.set(None);
-                return Poll::Ready(self.settle(left, waits));
+                self.settle(left, waits)?;
+                break;
             }
             if timer.is_none() {
                 timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.ends()))));
@@ -93,11 +94,16 @@ impl Held {
             timer.set(None);
             let now = self.wall.now();
             if now >= waits.ends() {
-                return Poll::Ready(self.settle(self.wall.room.give_up(waits.place), waits));
+                self.settle(self.wall.room.give_up(waits.place), waits)?;
+                break;
             }
             self.wall.put_out_stalled(now);
         }
-        Poll::Ready(Ok(()))
+        // It may be polled long after its turn has come.
+        match self.has {
+            Has::Granted(waits) if waits.is_too_late(&self.wall) => Poll::Ready(self.run_out(waits)),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     fn settle(&mut self, left: Left, waits: Waits) -> Result<(), Reason> {
@@ -117,16 +123,21 @@ impl Held {
     pub(crate) fn poll_patience(&mut self, timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
         let Has::Granted(waits) = self.has else { return Poll::Pending };
         ready!(poll_at(timer, self.wall.hull.instant(waits.ends()), cx));
+        // In shadow it goes on, however long that takes.
+        self.run_out(waits).map_or_else(Poll::Ready, |()| Poll::Pending)
+    }
+
+    /// A call that has its permit can't be made in time. `Ok`: in shadow it goes on.
+    fn run_out(&mut self, waits: Waits) -> Result<(), Reason> {
         let hull = &self.wall.hull;
         if hull.in_shadow() {
-            // It goes on, however long that takes.
             hull.would_refuse(waits.why());
             self.is_called();
-            return Poll::Pending;
+            return Ok(());
         }
         hull.refuse(waits.why());
         self.give_back();
-        Poll::Ready(waits.why())
+        Err(waits.why())
     }
 
     /// The call is made, or bounded no more.
@@ -171,6 +182,11 @@ impl Waits {
     /// at the last tick before, which is the deadline itself where that is one.
     fn ends(self) -> u64 {
         if self.why() == Reason::DeadlineExceeded { self.expires.saturating_sub(TICK - 1) } else { self.expires }
+    }
+
+    /// Has its caller's deadline passed? (A longest wait is over with the turn.)
+    fn is_too_late(self, wall: &Wall) -> bool {
+        self.why() == Reason::DeadlineExceeded && self.expires <= wall.now()
     }
 }
 

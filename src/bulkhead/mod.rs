@@ -39,10 +39,10 @@
 //!   refused with [`ShedByPriority`](Reason::ShedByPriority). The lowest is served after at most 1,000 calls of others.
 //!   A priority is chosen by [`priority_fn`](BulkheadBuilder::priority_fn), else it is the `Priority` in the request's
 //!   extensions, else `Default`. To rank repeated attempts lower, let the function look at what your retries send along.
-//! - Within a band it is first come, first served, until overload lasts: when for as long as the oldest may wait (`wait`, or
-//!   less by its deadline) it has never waited for less than half of that, the newest is served first until the band has been
-//!   empty for a while. The backend answers as many either way, but now to callers that are still there. A burst, however
-//!   large, is served in its order.
+//! - Within a band it is first come, first served, until overload lasts: when for a whole `wait` whoever was the oldest had
+//!   waited for more than half of it. (Where the oldest has less time by its deadline, that takes the place of `wait`.) Then
+//!   the newest is served first, until the band has been empty for a fifth of `wait`. The backend answers as many either way,
+//!   but now to callers that are still there. A burst, however large, is served in its order.
 //! - A reader that stalls keeps its response open. After [`permit_lease`](BulkheadBuilder::permit_lease) without a frame
 //!   handed out its permit stops counting, and the next call that finds the bulkhead full goes in for it; its stream goes
 //!   on uncounted. A stream that is quiet for so long by itself is the same: raise the lease where that is the rule.
@@ -96,7 +96,8 @@
 //! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A response
 //! whose body goes on after its head costs a clock read there and one for each further frame, and slots are allocated when
 //! more of them run than ever did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
-//! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the longest queue was.
+//! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the
+//! most futures that have waited at once.
 //!
 //! # Cancel safety
 //!

@@ -15,8 +15,8 @@ use crate::{
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CircuitBreakerSnapshot {
-    /// The state. An open time that is over, and a trial that was won when a probe's lease ended, do not show before the next
-    /// call. With keys the worst that one is in: forced open, open, half-open, forced closed, closed.
+    /// The state. Two changes show with the next call only: that an open time is over, and that a trial is won by a probe whose
+    /// head was good and whose stream has outlasted its lease. With keys the worst that one is in: forced open, open, half-open, forced closed, closed.
     pub state: State,
     /// Does it only report what it would refuse?
     pub shadow: bool,

@@ -21,7 +21,7 @@ pub struct HedgeConfig {
     pub after: Option<Duration>,
     /// Waits as long as this share of the first attempts took at most, above 0 and below 1; `None` where it is fixed.
     pub quantile: Option<f64>,
-    /// How many first attempts must have been measured in the last 30 s. From 1. Default: 50.
+    /// How many first attempts must have been measured in the last 30 to 40 s. From 1. Default: 50.
     pub minimum_samples: u32,
     /// How many attempts a call may have beside the first. 1 to 10. Default: 1.
     pub max: u32,
@@ -90,7 +90,7 @@ impl HedgeBuilder {
     }
 
     /// Waits as long as this share of the first attempts took at most, above 0 and below 1: with 0.95 about one call in twenty
-    /// gets a second attempt. Measured over 30 s, and at least 1 ms.
+    /// gets a second attempt. Measured over the last 30 to 40 s, and at least 1 ms.
     ///
     /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further attempt is
     /// made, not even for one that failed.
@@ -99,7 +99,7 @@ impl HedgeBuilder {
         self
     }
 
-    /// How many first attempts must have been measured in the last 30 s. From 1. Default: 50.
+    /// How many first attempts must have been measured in the last 30 to 40 s. From 1. Default: 50.
     pub fn minimum_samples(mut self, n: u32) -> Self {
         self.config.minimum_samples = n;
         self

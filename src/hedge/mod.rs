@@ -38,10 +38,12 @@
 //!
 //! # When
 //!
-//! After a fixed time, or after a quantile of what first attempts took in the last 30 s, which is at most 3.2 % too high. Both
-//! count from when somebody first had to wait; an attempt that is ready at once is not measured. One that lost counts
-//! with the time for which it was waited for, so that hedging does not make its own delay shorter; and so does one whose caller
-//! gave up when the next attempt's turn had come, so that a timeout further out does not hide that the backend is slow.
+//! After a fixed time, or after a quantile of what first attempts took in the last 30 to 40 s. Both count from when somebody first
+//! had to wait. A quantile is at most 3.2 % too high, and no more than 68 s.
+//!
+//! What is measured: first attempts for which somebody had to wait. One that lost counts with the time for which it was waited
+//! for, so that hedging does not make its own delay shorter; and so does one whose caller gave up when the next attempt's turn
+//! had come, so that a timeout further out does not hide that the backend is slow.
 //!
 //! These numbers can change while it runs: [`HedgeHandle::update`] takes a [`HedgeConfig`].
 //!

@@ -32,7 +32,7 @@ pub enum Backoff {
         /// How much of it is drawn.
         jitter: Jitter,
     },
-    /// Each is drawn between `base` and three times the one drawn before it, up to `max`.
+    /// Each is drawn between `base` and three times the one drawn before it, up to `max`; the first up to three times `base`.
     Decorrelated {
         /// 0 to `max`.
         base: Duration,

@@ -92,7 +92,7 @@ impl RetryBuilder {
     }
 
     /// An own wait before the next attempt, by how many attempts there were. Zero is at once, and what is above 365 days is
-    /// that. It runs outside every lock.
+    /// that. It runs outside every lock; if it panics, so does the call. It stays through [`RetryHandle::update`](crate::RetryHandle::update).
     pub fn backoff_fn(mut self, f: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         self.backoff_fn = Some(Box::new(f));
         self

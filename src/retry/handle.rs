@@ -33,7 +33,7 @@ pub struct RetrySnapshot {
     pub would_have_rejected: u64,
     /// Does it only report the attempts that it would make?
     pub shadow: bool,
-    /// The numbers in force.
+    /// The numbers in force. (Where there is a [`backoff_fn`](crate::RetryBuilder::backoff_fn), it stands in for `backoff`.)
     pub config: RetryConfig,
 }
 

@@ -52,8 +52,8 @@
 //!   [`peek`](RetryBuilder::peek) says how long).
 //! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
 //!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one.
-//! - The first 16 KiB of a failed HTTP/1.1 response are read while the retry waits, for 50 ms at most: then its connection
-//!   can be used again.
+//! - A failed HTTP/1.1 response of at most 16 KiB (or of unknown length, and then so much of it) is read while the retry waits,
+//!   for 50 ms at most: then its connection can be used again.
 //!
 //! # When
 //!
@@ -68,12 +68,14 @@
 //! All calls of a layer, and of all layers that share it, draw on one [`Budget`](crate::Budget): by default a fifth of the
 //! calls and one a second. Each attempt is taken from it before its wait begins.
 //!
-//! No wait begins that would end past the caller's [`Deadline`](crate::Deadline) (extension, ambient or `grpc-timeout`), nor
-//! one that would leave less time than the median attempt takes: of those of the last 30 s that ended well and had to be
-//! waited for, once there are 10. Then the last real answer comes back at once. Where an instance for a further attempt does not
-//! become ready before the deadline, it comes back then, if it is an error or nothing of its body was to come (without its
-//! extensions, for one may be a connection); else it was given up already, and the call is refused. A call that comes
-//! after its deadline is refused.
+//! The caller's [`Deadline`](crate::Deadline) (extension, ambient or `grpc-timeout`) bounds all of it:
+//!
+//! | | and then |
+//! |---|---|
+//! | the call comes after its deadline | it is refused |
+//! | a wait would end after it, or leave less time than the median attempt takes (of those of the last 30 to 40 s that ended well and had to be waited for, once there are 10) | the last real answer comes back at once |
+//! | the instance for a further attempt is not ready by then, and the last answer was an error or had no body to come | that comes back, without its extensions, for one may be a connection |
+//! | the same, and the last answer was given up | the call is refused |
 //!
 //! # What is told
 //!

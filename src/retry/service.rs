@@ -71,7 +71,7 @@ where
         let context = self.protocol.context(&request);
         // It stays so until the next readiness.
         if self.readiness.is_refused() {
-            self.shared.ledger.is_late();
+            self.shared.ledger.refuse_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let deadline = self.protocol.deadline_of(&context, &request);

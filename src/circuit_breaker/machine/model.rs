@@ -237,9 +237,9 @@ impl Model {
 
     fn probe_ended(&mut self, failed: bool, now: u64) {
         *(if failed { &mut self.failed } else { &mut self.good }) += 1;
-        if self.good >= self.config.successes_to_close {
+        if !failed && self.good >= self.config.successes_to_close {
             self.close(now);
-        } else if self.failed > self.config.probes.saturating_sub(self.config.successes_to_close) {
+        } else if failed && self.failed > self.config.probes.saturating_sub(self.config.successes_to_close) {
             self.open(now);
         }
     }

@@ -278,14 +278,16 @@ impl Machine {
             let after = gate.with_probe(failed);
             let needed = self.limits.successes_to_close.load(Relaxed);
             let bearable = self.limits.probes.load(Relaxed).saturating_sub(needed);
-            let change = if after.good() >= needed {
+            // By this probe: where the numbers have changed meanwhile, a bad one does not win the trial, nor a good one lose it.
+            let change = if !failed && after.good() >= needed {
                 self.close(gate, now)
-            } else if after.failed() > bearable {
+            } else if failed && after.failed() > bearable {
                 self.open(gate, shape, now)
             } else if self.gate.compare_exchange(gate.0, after.0, SeqCst, SeqCst).is_ok() {
                 return None;
             } else {
-                None
+                // Another one has ended meanwhile.
+                continue;
             };
             if change.is_some() {
                 return change;

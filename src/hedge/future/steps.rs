@@ -56,10 +56,15 @@ where
                 if let Some(output) = self.as_mut().judged(number, judged, cx) {
                     return Poll::Ready(output);
                 }
-            } else if let Some(output) = ready!(self.as_mut().next(cx)) {
-                return Poll::Ready(output);
+                // What has failed may have cut others off.
+                from = 1;
+            } else {
+                // Those that are there are pending. One may come.
+                from = self.made() + 1;
+                if let Some(output) = ready!(self.as_mut().next(cx)) {
+                    return Poll::Ready(output);
+                }
             }
-            from = 1;
         }
     }
 

@@ -24,7 +24,7 @@ where
     S: Service<Req>,
     P: Retryable<Req, S::Response, S::Error>,
 {
-    /// Nothing has ended: is it time for the next attempt? `Ready(None)`: there is something to poll.
+    /// Nothing has ended: is it time for the next attempt? `Ready(None)`: there may be a further one to poll, or to ask for.
     pub(super) fn next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>>
     where
         S: Clone,
@@ -87,7 +87,7 @@ where
             return Poll::Ready(None);
         }
         // The last answer was given up for the attempt that can't be made any more.
-        self.kept.shared.ledger.is_late();
+        self.kept.shared.ledger.refuse_late();
         Poll::Ready(Some(self.reject()))
     }
 

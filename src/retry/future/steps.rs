@@ -193,7 +193,7 @@ where
                 *this.spare = None;
                 let Some(last) = last else {
                     // It was given up for the attempt that can't be made any more.
-                    this.shared.ledger.is_late();
+                    this.shared.ledger.refuse_late();
                     return Poll::Ready(Some(self.reject(made)));
                 };
                 this.step.set(Some(Step::Refused { made }));
