@@ -50,7 +50,8 @@
 //!   calls `Layer::layer` for each route and each connection.)
 //! - The instance that was polled ready is the one that is called; so every inner service has to be `Clone`, for a
 //!   refusal after readiness. `BoxCloneService` is in; `BoxService` and `&mut S` are out: put a `Buffer` between.
-//! - A layer that refuses does not touch the inner service, nor wait for it.
+//! - A layer that refuses does not touch the inner service, nor wait for it. (With keys it has been readied before: a key is
+//!   seen in `call`.)
 //! - A refusal made by one policy is not a failure of the backend to the policies around it.
 //! - The inner error comes back unchanged, and ours lead to their cause by `source()`.
 //!
@@ -77,7 +78,7 @@
 //! | `metrics` | counters and gauges, see [`observe`] | metrics |
 //! | `tracing` | events, see [`observe`] | tracing |
 //! | `serde` | `Serialize` for [`RegistrySnapshot`] | serde, without its derive |
-//! | `testing` | probes and laws for tests of layers | nothing |
+//! | `testing` | probes and laws for tests of layers | `http` |
 //!
 //! The feature `tonic` is for tonic 0.14, `axum` for axum 0.8.
 //!

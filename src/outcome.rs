@@ -68,7 +68,7 @@ impl End {
 /// Turns the result of a plain service into an [`Outcome`].
 ///
 /// Implemented by [`ErrFails`] and by every `Fn(Result<&Res, &Err>) -> Outcome + Clone`. It runs outside every lock.
-/// A [`Rejection`] of a policy further in is recognised before the function is asked.
+/// A [`Rejection`] of a policy further in is recognised whatever the function says of it; it may be asked all the same.
 pub trait Classify<Res, Err>: Clone {
     /// What this result means.
     fn classify(&self, result: Result<&Res, &Err>) -> Outcome;
