@@ -80,7 +80,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - [`max_keys`](BulkheadBuilder::max_keys) of them have a state of their own, some 1.6 KB each, and a kilobyte more once
+//! - [`max_keys`](BulkheadBuilder::max_keys) of them have a state of their own, some 1.6 KB each whatever the key, and a kilobyte more once
 //!   a response was streamed. The state of a key goes only when nobody is in, waits, or still reads: then it says the same
 //!   as none. Keys beyond the bound share a fixed number of overflow states, each with the limit of one key, until there is
 //!   room: that is found out at the next call of such a key, after a second at most. Calls that it has in the overflow then

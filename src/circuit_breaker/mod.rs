@@ -108,7 +108,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - [`max_keys`](CircuitBreakerBuilder::max_keys) of them have a breaker of their own: some 1.2 KB each (0.8 with a count
+//! - [`max_keys`](CircuitBreakerBuilder::max_keys) of them have a breaker of their own: some 1.2 KB each whatever the key (0.8 with a count
 //!   window), half a kilobyte more once it was half-open, and with a count window one more for each of failed and slow calls
 //!   once there was one. New keys push nobody out. As long as nobody makes room they share a fixed number of breakers, so
 //!   that one of them that fails may refuse others that are as new; they get their own, which begins closed, at a call after

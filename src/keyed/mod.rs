@@ -2,8 +2,9 @@
 //!
 //! Keys come from the outside, so whoever sends requests decides how many there are. The laws here:
 //!
-//! - **A key has its state, or shares one of a fixed number of overflow states.** Keys are kept whole and compared byte
-//!   for byte: no two are merged. Their places are drawn with a hasher that the operating system's randomness has seeded.
+//! - **A key has its state, or shares one of a fixed number of overflow states.** Keys of up to 256 bytes are kept whole and
+//!   compared byte for byte, and longer ones by 128 bits of a hash that nobody outside can work out: no two are merged, and
+//!   no key takes more room than that. Their places are drawn with a hasher that the operating system's randomness has seeded.
 //!   Should somebody find out keys whose places meet all the same, they fill one shard with a few hundred of them, and the
 //!   rest overflows: what that costs others is bounded, whatever the hasher is worth.
 //! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no state
@@ -29,10 +30,12 @@ use std::{
 use hashbrown::HashTable;
 
 use self::{
+    digest::{Digests, WHOLE},
     place::Places,
     shard::{Entry, Shard, Table},
 };
 
+mod digest;
 mod place;
 mod shard;
 mod stored;
@@ -51,6 +54,7 @@ pub trait State<C>: Sized {
 pub struct Keyed<S, C = ()> {
     shards: Box<[Shard<S, C>]>,
     places: Places,
+    digests: Digests,
     most: usize,
     /// In one shard: four times what comes to one, and some.
     most_in_shard: usize,
@@ -79,6 +83,7 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
             shards: (0..shards).map(shard).collect(),
             most_in_shard: most / shards * 4 + KEYS_PER_SHARD,
             places: Places::new(),
+            digests: Digests::new(),
             most,
             len: AtomicUsize::new(0),
             nothing_idle_before: AtomicU64::new(0),
@@ -105,6 +110,17 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     /// supplied may run in there, and nothing that waits.
     #[inline(always)]
     pub fn with<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
+        if key.len() > WHOLE { self.with_long(key, now, run) } else { self.with_short(key, now, run) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn with_long<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
+        self.with_short(&self.digests.of(key), now, run)
+    }
+
+    #[inline(always)]
+    fn with_short<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &S) -> R) -> R {
         let hash = self.places.of(key);
         let table = self.shard(hash).read();
         if let Some(entry) = table.entries.find(hash, |e| e.key.is(key)) {
@@ -134,6 +150,9 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
 
     /// Looks at the state of a key that has one of its own. Makes none. As in [`with`](Self::with) a shared lock is held.
     pub fn get<R>(&self, key: &[u8], look: impl FnOnce(&S) -> R) -> Option<R> {
+        if key.len() > WHOLE {
+            return self.get(&self.digests.of(key), look);
+        }
         let hash = self.places.of(key);
         let table = self.shard(hash).read();
         table.entries.find(hash, |e| e.key.is(key)).map(|entry| look(&entry.state))
@@ -142,6 +161,9 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
     /// As [`with`](Self::with), to change the state itself. It is the shard's only visitor meanwhile.
     #[cold]
     pub fn with_mut<R>(&self, key: &[u8], now: u64, run: impl FnOnce(&C, &mut S) -> R) -> R {
+        if key.len() > WHOLE {
+            return self.with_mut(&self.digests.of(key), now, run);
+        }
         let hash = self.places.of(key);
         {
             let table = &mut *self.shard(hash).write();
@@ -292,6 +314,27 @@ mod tests {
         // The other shards have room.
         keyed.with(b"another", 0, |(), _| ());
         assert_eq!(keyed.len(), most + 1);
+    }
+
+    /// Nobody fills the memory with what only he can read.
+    #[test]
+    fn a_long_key_takes_no_more_room_than_another() {
+        let keyed = Keyed::new(10_000, (), || Never);
+        let long = vec![b'x'; 100_000];
+        for key in [&long[..], &long[1..], &long[..WHOLE + 1], &long[..WHOLE], &keyed.digests.of(&long)] {
+            keyed.with(key, 0, |(), _| ());
+            keyed.with_mut(key, 0, |(), _| ());
+            assert!(keyed.get(key, |_| ()).is_some());
+        }
+        // The last is one that nobody knows, and the first key's own.
+        assert_eq!(keyed.len(), 4);
+        let kept = || {
+            keyed
+                .shards
+                .iter()
+                .flat_map(|s| s.read().entries.iter().map(|e| e.key.as_bytes().len()).collect::<Vec<_>>())
+        };
+        assert_eq!((kept().max(), kept().min()), (Some(WHOLE), Some(24)));
     }
 
     struct IdleAt(u64);
