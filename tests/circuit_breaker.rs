@@ -759,6 +759,82 @@ async fn a_probe_that_streams_longer_than_its_lease_counts_by_its_head() {
     assert_eq!(layer.handle().snapshot().state, State::Closed);
 }
 
+/// How the body of a probe, or of another call, goes on after its head: when that comes, and how it ends so long after it.
+fn body_that(
+    head: Duration,
+    then: Duration,
+    end: fn() -> Option<Result<http_body::Frame<Bytes>, std::io::Error>>,
+) -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<impl http_body::Body<Data = Bytes, Error = std::io::Error>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone {
+    service_fn(move |_: Request<Empty<Bytes>>| async move {
+        sleep(head).await;
+        let first = futures_util::stream::iter([Ok(http_body::Frame::data(Bytes::from_static(b"x")))]);
+        let rest = futures_util::stream::unfold((), move |()| async move {
+            sleep(then).await;
+            end().map(|frame| (frame, ()))
+        });
+        Ok(Response::new(StreamBody::new(Box::pin(futures_util::StreamExt::chain(first, rest)))))
+    })
+}
+
+async fn read<S, B>(service: S)
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible>,
+    B: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
+{
+    let body = service.oneshot(get()).await.unwrap().into_body();
+    let _ = body.collect().await;
+}
+
+/// It hangs past its lease, and then its head is good: that says nothing any more, however its body ends.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_comes_after_its_lease_changes_nothing() {
+    for end in [|| None, || Some(Err(std::io::Error::other("broken")))] {
+        let layer = touchy().probe_lease(s(1)).build().unwrap();
+        layer.layer(answers(500, &[], None)).oneshot(get()).await.unwrap();
+        advance(ms(1_001)).await;
+        read(layer.layer(body_that(ms(1_500), ms(1), end))).await;
+        assert_eq!(layer.handle().snapshot().state, State::HalfOpen);
+    }
+}
+
+/// By its head, though its latency would be that of its end, and whether or not somebody calls meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_streams_for_long_is_not_slow() {
+    for others in [false, true] {
+        let builder = touchy().probe_lease(s(1)).until(Until::End).slow_calls(ms(300), 0.9);
+        let layer = builder.build().unwrap();
+        layer.layer(answers(500, &[], None)).oneshot(get()).await.unwrap();
+        advance(ms(1_001)).await;
+        let probe = async { read(layer.layer(body_that(ms(0), ms(1_700), || None))).await };
+        let other = async {
+            sleep(ms(1_200)).await;
+            assert_eq!(layer.handle().snapshot().state, State::HalfOpen);
+            if others {
+                read(layer.layer(body_that(ms(0), ms(0), || None))).await;
+            }
+        };
+        tokio::join!(probe, other);
+        assert_eq!(layer.handle().snapshot().state, State::Closed, "{others}");
+    }
+}
+
+/// The latency of a call is that of its head, however late its body breaks, and in whichever way.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_late_is_not_slow() {
+    for end in [|| panic!("broken"), || Some(Err(std::io::Error::other("broken")))] {
+        let layer = builder().slow_calls(ms(300), 1.0).build().unwrap();
+        let service = layer.layer(body_that(ms(0), ms(1_700), end));
+        let _ = tokio::spawn(async { read(service).await }).await;
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.failures, snapshot.slow), (1, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broken_body_is_a_failure() {
     let layer = touchy().build().unwrap();

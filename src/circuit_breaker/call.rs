@@ -49,9 +49,9 @@ fn judge_full(breaker: Shared<Breaker>, ticket: Ticket, times: Times, later: Lat
 
 #[cold]
 #[inline(never)]
-fn panicked_in_poll(breaker: &Breaker, ticket: Ticket, times: Times) {
+fn panicked(breaker: &Breaker, ticket: Ticket, times: Times, later: Later) {
     // Its own fault, however little time its caller had.
-    record(breaker, ticket, times, Later::NOTHING, Outcome::Failure, time::now());
+    record(breaker, ticket, times, later, Outcome::Failure, time::now());
 }
 
 #[inline(never)]
@@ -119,8 +119,8 @@ impl Keeper for Call {
     }
 
     fn panicked(&mut self) {
-        let Full { ticket, times, .. } = self.facts.all();
-        panicked_in_poll(&self.breaker, ticket, times);
+        let Full { ticket, times, later } = self.facts.all();
+        panicked(&self.breaker, ticket, times, later);
     }
 
     // All by value and in registers.
@@ -142,7 +142,7 @@ impl Keeper for Call {
         impl Drop for Bomb<'_> {
             #[inline(always)]
             fn drop(&mut self) {
-                panicked_in_poll(self.0, self.1, self.2);
+                panicked(self.0, self.1, self.2, Later::NOTHING);
             }
         }
         let (ticket, times) = match self.facts {
@@ -180,7 +180,7 @@ impl Keeper for Call {
                 return true;
             }
         }
-        self.breaker.machine.good_head(ticket);
+        self.breaker.machine.good_head(ticket, || self.breaker.now());
         false
     }
 

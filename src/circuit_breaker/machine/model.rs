@@ -132,7 +132,13 @@ impl Model {
             }
             State::ForcedOpen => Err(Refusal { reason: Reason::ForcedOpen, retry_after: Span::NONE }),
             State::HalfOpen => {
-                for i in 0..self.config.probes as usize {
+                let out = |slot: &Option<Lease>| slot.is_some_and(|l| now <= l.until);
+                let probes = self.config.probes as usize;
+                for i in 0..probes {
+                    // There may be more out than there may be now.
+                    if i + self.slots[i + 1..].iter().filter(|s| out(s)).count() >= probes {
+                        break;
+                    }
                     let until = now + self.config.probe_lease.as_nanos() as u64;
                     match self.slots[i] {
                         Some(lease) if now <= lease.until => continue,
@@ -156,7 +162,7 @@ impl Model {
         if generation != self.generation {
             return;
         }
-        let mut outcome = outcome;
+        let (mut outcome, mut slow) = (outcome, slow);
         if self.state == State::HalfOpen {
             let Some(i) = self.slots.iter().position(|s| s.is_some_and(|l| l.call == call)) else { return };
             let lease = self.slots[i].take().unwrap();
@@ -164,7 +170,9 @@ impl Model {
                 if outcome.is_none() && lease.good_head {
                     return self.probe_ended(false, now);
                 }
+                // By its head, of which nothing is slow.
                 outcome = outcome.and(lease.good_head.then_some(Outcome::Success));
+                slow = false;
             }
         }
         let Some(outcome) = outcome else { return };
@@ -366,9 +374,10 @@ fn play(config: CircuitBreakerConfig, start: u64, steps: Vec<Step>, small: bool)
             }
             Step::Head(i) if i < running.len() => {
                 let (call, ticket, _, generation) = running[i];
-                machine.good_head(ticket);
+                machine.good_head(ticket, || now);
                 let here = generation == model.generation;
-                for lease in model.slots.iter_mut().flatten().filter(|l| here && l.call == call) {
+                // A head that comes after its lease says nothing any more.
+                for lease in model.slots.iter_mut().flatten().filter(|l| here && l.call == call && now <= l.until) {
                     lease.good_head = true;
                 }
             }
@@ -509,7 +518,7 @@ fn the_head_of_an_earlier_probe_says_nothing_of_a_later_one() {
     let earlier = probe();
     machine.reset(0);
     let later = probe();
-    machine.good_head(earlier);
+    machine.good_head(earlier, || 0);
     // Its lease is over, and it had no head: given up, so the next call is a probe too.
     let (next, change) = machine.admit(100 * MS, 0.0);
     assert!(next.is_ok() && change.is_none());

@@ -71,11 +71,11 @@ impl Probes {
         self.slots.get().map_or(&[], |slots| &**slots)
     }
 
-    /// Takes one of the first `limit` slots until `lease_end`: a free one, or one whose lease has ended.
+    /// Takes one of `limit` slots until `lease_end`: a free one, or one whose lease has ended.
     pub(crate) fn claim(&self, limit: u32, now: u64, lease_end: u64) -> Claim {
         // The lowest bit is spoken for; two nanoseconds are near enough.
         let lease = NonZeroU64::new(lease_end & !GOOD_HEAD).unwrap_or(SHORTEST);
-        for (number, slot) in (0..limit.min(MOST)).zip(self.all()) {
+        for (number, slot) in (0..self.within(limit, now)).zip(self.all()) {
             let mut seen = slot.load(SeqCst);
             while seen == 0 || is_over(seen, now) {
                 let good_head = seen & GOOD_HEAD != 0;
@@ -90,8 +90,11 @@ impl Probes {
         Claim::Full
     }
 
-    /// Notes that the head of this probe's response is good. Its lease goes on.
-    pub(crate) fn good_head(&self, slot: Slot) {
+    /// Notes that the head of this probe's response is good, if it came before its lease was over. That goes on.
+    pub(crate) fn good_head(&self, slot: Slot, now: u64) {
+        if is_over(slot.lease.get(), now) {
+            return;
+        }
         let word = self.word(slot);
         let _ = word.compare_exchange(slot.lease.get(), slot.lease.get() | GOOD_HEAD, SeqCst, SeqCst);
     }
@@ -119,20 +122,34 @@ impl Probes {
 
     /// Probes that are out and whose lease runs.
     pub(crate) fn out(&self, now: u64) -> u32 {
-        self.out_of(MOST, now)
+        self.running(now).filter(|running| *running).count() as u32
     }
 
-    /// Is none of the first `limit` slots to be had?
+    /// Is no slot to be had?
     pub(crate) fn are_out(&self, limit: u32, now: u64) -> bool {
-        self.out_of(limit, now) >= limit.min(MOST)
+        let within = self.within(limit, now);
+        self.running(now).take(within as usize).filter(|running| *running).count() >= within as usize
     }
 
-    fn out_of(&self, limit: u32, now: u64) -> u32 {
-        let running = |slot: &&AtomicU64| {
+    /// Of so many slots, the first ones, each may be given away. Where the limit was higher others may be out still, and then
+    /// there are fewer.
+    fn within(&self, limit: u32, now: u64) -> u32 {
+        let limit = limit.min(MOST);
+        let mut beyond = self.running(now).skip(limit as usize).filter(|running| *running).count();
+        let mut within = limit as usize;
+        while beyond > 0 && within > 0 && within + beyond > limit as usize {
+            within -= 1;
+            beyond += usize::from(self.running(now).nth(within).unwrap_or(false));
+        }
+        within as u32
+    }
+
+    /// Of each slot that may not be free: is it, with a lease that runs?
+    fn running(&self, now: u64) -> impl Iterator<Item = bool> {
+        self.known().iter().map(move |slot| {
             let seen = slot.load(SeqCst);
             seen != 0 && !is_over(seen, now)
-        };
-        self.known().iter().take(limit as usize).filter(running).count() as u32
+        })
     }
 
     fn word(&self, slot: Slot) -> &AtomicU64 {
@@ -188,12 +205,30 @@ mod tests {
     fn a_good_head_is_the_verdict_of_a_long_stream() {
         let probes = Probes::new();
         let slot = got(probes.claim(1, 0, 100));
-        probes.good_head(slot);
+        probes.good_head(slot, 50);
         assert_eq!(probes.claim(1, 50, 150), Claim::Full);
         assert_eq!(probes.claim(1, 102, 202), Claim::GoodHead);
         assert_eq!(probes.give_back(slot, 102), None);
         let slot = got(probes.claim(1, 102, 202));
-        probes.good_head(slot);
+        probes.good_head(slot, 203);
         assert_eq!(probes.give_back(slot, 203 + 1), Some(Returned::GoodHead));
+        let slot = got(probes.claim(1, 210, 310));
+        probes.good_head(slot, 312);
+        assert_eq!(probes.give_back(slot, 312), Some(Returned::Late));
+    }
+
+    #[test]
+    fn a_lower_limit_counts_those_beyond_it() {
+        let probes = Probes::new();
+        let out: Vec<_> = (0..5).map(|_| got(probes.claim(5, 0, 100))).collect();
+        // Of three one may come once two beside them are gone, wherever these were.
+        for (gone, limit, room) in [(0, 3, false), (4, 3, false), (1, 3, true)] {
+            probes.give_back(out[gone], 1);
+            assert_eq!(!probes.are_out(limit, 1), room, "{gone}");
+            assert_eq!(matches!(probes.claim(limit, 1, 100), Claim::Got(_)), room, "{gone}");
+        }
+        assert_eq!((probes.out(1), probes.are_out(1, 1), probes.are_out(4, 1)), (3, true, false));
+        // Those that hang are given up.
+        assert!(!probes.are_out(1, 102));
     }
 }

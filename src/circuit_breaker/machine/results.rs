@@ -227,12 +227,12 @@ impl Machine {
     }
 
     /// The head of a response has come and is good, and its body may take long.
-    pub(crate) fn good_head(&self, ticket: Ticket) {
+    pub(crate) fn good_head(&self, ticket: Ticket, now: impl FnOnce() -> u64) {
         // A lease does not say whose it was: two generations may have begun in the same instant.
         if let Some(slot) = ticket.slot()
             && self.gate().generation() == ticket.generation
         {
-            self.probes.good_head(slot);
+            self.probes.good_head(slot, now());
         }
     }
 
@@ -260,10 +260,11 @@ impl Machine {
         slow: bool,
         now: u64,
     ) -> Option<Change> {
-        let outcome = match self.probes.give_back(slot, now)? {
+        let (outcome, slow) = match self.probes.give_back(slot, now)? {
             Returned::Late => return None,
-            Returned::GoodHead => Outcome::Success,
-            Returned::InTime => outcome,
+            // By its head, of which nothing is slow.
+            Returned::GoodHead => (Outcome::Success, false),
+            Returned::InTime => (outcome, slow),
         };
         self.record(shape, outcome, slow, now, 0);
         self.probe_ended(gate.generation(), slow || outcome != Outcome::Success, now)
