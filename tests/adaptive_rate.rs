@@ -136,6 +136,61 @@ async fn a_throttled_answer_lowers_the_rate_and_time_raises_it() {
     assert!((10.0..=20.5).contains(&rate), "{rate}");
 }
 
+/// What was under way when the rate was lowered was sent at the old one: however many of it are throttled, that is one cut.
+/// What is sent after it counts anew.
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_throttled_answers_lowers_the_rate_once() {
+    let layer = layer();
+    let service = layer.layer(service_fn(|request: Request<()>| async move {
+        sleep(ms(20)).await;
+        echo().oneshot(request).await
+    }));
+    for _ in 0..50 {
+        advance(ms(80)).await;
+        send(&service, asks(&[])).await;
+    }
+    join_all((0..8).map(|_| send(&service, asks(&[("x-status", "429")])))).await;
+    let snapshot = layer.handle().snapshot();
+    let rate = snapshot.rate.unwrap();
+    assert!(snapshot.throttled == 8 && rate > 6.7, "{snapshot:?}");
+    sleep(ms(200)).await;
+    assert_eq!(send(&service, asks(&[("x-status", "429")])).await.status(), 429);
+    let lower = layer.handle().snapshot().rate.unwrap();
+    assert!(lower < 0.9 * rate, "{lower} after {rate}");
+}
+
+/// A backend that does a thousand a second and throttles what is above, with twice of that coming: it is used.
+#[tokio::test(start_paused = true)]
+async fn a_backend_under_twice_its_load_is_used() {
+    const CAPACITY: f64 = 1_000.0;
+    let bucket = Arc::new(Mutex::new((CAPACITY, Instant::now())));
+    let good = Arc::new(Mutex::new(0_u32));
+    let backend = service_fn({
+        let good = Arc::clone(&good);
+        move |_: Request<()>| {
+            let (now, mut bucket) = (Instant::now(), bucket.lock().unwrap());
+            let there = (bucket.0 + CAPACITY * (now - bucket.1).as_secs_f64()).min(CAPACITY);
+            let goes = there >= 1.0;
+            *bucket = (if goes { there - 1.0 } else { there }, now);
+            *good.lock().unwrap() += u32::from(goes);
+            async move {
+                sleep(ms(20)).await;
+                let status = if goes { 200 } else { 429 };
+                Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
+            }
+        }
+    });
+    let layer = layer();
+    for n in 0..60_000_u32 {
+        tokio::spawn(layer.layer(backend.clone()).oneshot(Request::new(())));
+        if n % 2 == 1 {
+            sleep(ms(1)).await;
+        }
+    }
+    let share = f64::from(*good.lock().unwrap()) / (30.0 * CAPACITY);
+    assert!(share > 0.9, "{share}");
+}
+
 /// smithy-rs 4632: a capacity below zero.
 #[tokio::test(start_paused = true)]
 async fn never_below_one_in_two_seconds() {
@@ -347,9 +402,10 @@ async fn a_waker_that_panics_does_not_break_the_rule() {
     let backend = Told::default();
     let service = layer.layer(backend.clone());
     backend.says(&[("status", "429")]);
+    send(&service, asks(&[])).await;
+    sleep(ms(3_000)).await;
     let mut made = service.clone();
     let throttled = ServiceExt::<Request<()>>::ready(&mut made).await.unwrap().call(asks(&[]));
-    send(&service, asks(&[])).await;
     let waker = Arc::new(Panics::default());
     let mut waits = Box::pin(service.clone().oneshot(asks(&[])));
     assert!(waits.as_mut().poll(&mut Context::from_waker(&waker.clone().into())).is_pending());

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex, PoisonError, TryLockError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Controller {
     pub(crate) wait: Option<Duration>,
     reporter: Reporter,
     shadow: AtomicBool,
+    /// How often the rate was lowered.
+    cuts: AtomicU32,
     pub(crate) throttled: AtomicU64,
     pub(crate) rejected: AtomicU64,
     pub(crate) would_have_rejected: AtomicU64,
@@ -70,6 +72,7 @@ impl Controller {
             wait,
             reporter,
             shadow: AtomicBool::new(shadow),
+            cuts: AtomicU32::new(0),
             throttled: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             would_have_rejected: AtomicU64::new(0),
@@ -193,24 +196,25 @@ impl Controller {
         self.answers.add();
         let now = self.now();
         if now >= self.tell_at.load(Relaxed) {
-            self.tell(now, false);
+            self.tell(now, None);
         }
     }
 
+    /// Of a call that was made after so many cuts.
     #[cold]
-    fn throttled(&self) {
+    fn throttled(&self, cuts: u32) {
         self.throttled.fetch_add(1, Relaxed);
         self.answers.add();
-        self.tell(self.now(), true);
+        self.tell(self.now(), Some(cuts));
     }
 
     #[cold]
-    fn tell(&self, now: u64, throttled: bool) {
+    fn tell(&self, now: u64, throttled: Option<u32>) {
         let mut cubic = match self.cubic.try_lock() {
             Ok(cubic) => cubic,
             Err(TryLockError::Poisoned(cubic)) => cubic.into_inner(),
             // Somebody else tells it of an answer just now, and one is as good as another.
-            Err(TryLockError::WouldBlock) if !throttled => return,
+            Err(TryLockError::WouldBlock) if throttled.is_none() => return,
             Err(TryLockError::WouldBlock) => self.cubic.lock().unwrap_or_else(PoisonError::into_inner),
         };
         self.tell_at.store(now.saturating_add(EVERY), Relaxed);
@@ -218,7 +222,15 @@ impl Controller {
         let new = answers.saturating_sub(self.told.swap(answers, Relaxed));
         let seconds = now as f64 / 1e9;
         cubic.measure(seconds, new);
-        let rate = if throttled { Some(cubic.throttled(seconds)) } else { cubic.succeeded(seconds) };
+        let rate = match throttled {
+            // All that was under way then was sent at the rate that was too much, and says no more than the first of it.
+            Some(cuts) if cuts != self.cuts.load(Relaxed) => None,
+            Some(_) => {
+                self.cuts.fetch_add(1, Relaxed);
+                Some(cubic.throttled(seconds))
+            }
+            None => cubic.succeeded(seconds),
+        };
         if let Some(rate) = rate {
             self.pacer.set_rate(rate, now);
             // A waker is somebody else's code.
@@ -233,11 +245,14 @@ impl Controller {
 pub struct Call {
     controller: Shared<Controller>,
     hint: Option<Duration>,
+    /// How often the rate had been lowered when it was made.
+    cuts: u32,
 }
 
 impl Call {
     pub(crate) fn new(controller: Shared<Controller>) -> Self {
-        Call { controller, hint: None }
+        let cuts = controller.cuts.load(Relaxed);
+        Call { controller, hint: None, cuts }
     }
 
     #[cfg(feature = "http")]
@@ -252,7 +267,7 @@ impl Keeper for Call {
         match end {
             End::Outcome(Outcome::Success) => self.controller.answered(),
             End::Outcome(Outcome::Throttled) => {
-                self.controller.throttled();
+                self.controller.throttled(self.cuts);
                 if let Some(hint) = self.hint {
                     self.controller.hold(hint);
                 }

@@ -2,7 +2,7 @@
 //!
 //! A backend that throttles says that it is sent too much; a client that goes on, or comes back all at once, makes it
 //! refuse work in the place of doing it. This is the client's side: no limit until the first throttled answer, then a rate
-//! that drops at each of them and climbs back in between. The law: **what was throttled is not sent again at the rate that
+//! that drops with them, once for all that was under way, and climbs back in between. The law: **what was throttled is not sent again at the rate that
 //! was too much, and a backend that has recovered is back at its full rate within seconds.**
 //!
 //! ```
