@@ -15,10 +15,11 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, StreamBody};
 use tokio::time::{Instant, advance, sleep};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use buttress::{
-    BoxError, Deadline, Error, Outcome, Reason, Rejection, TimeoutBuilder, TimeoutConfig, TimeoutLayer, Until,
+    Backoff, BoxError, Deadline, DeadlineLayer, Error, Outcome, Reason, Rejection, RetryLayer, TimeoutBuilder,
+    TimeoutConfig, TimeoutLayer, Until,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -399,6 +400,51 @@ async fn the_operators_timeout_is_a_failure_inside_and_outside() {
             assert_eq!(booked(until, None, request).await, [failure(), failure()], "{until:?}");
         }
     }
+}
+
+/// Why a gRPC call ends that hangs, when, and what it was to who stands outside and inside.
+macro_rules! ends {
+    ($timeout:expr; $($layer:expr),+) => {{
+        let (outside, inside) = (OutcomesLayer::new(), OutcomesLayer::new());
+        let hangs = service_fn(|_: Request<Empty<Bytes>>| pending::<Result<Response<Empty<Bytes>>, Infallible>>());
+        let stack = ServiceBuilder::new().layer(outside.clone())$(.layer($layer))+.layer(inside.clone());
+        let start = Instant::now();
+        let response = stack.service(hangs).oneshot(grpc($timeout)).await.unwrap();
+        let reason = Rejection::in_response(&response).unwrap().reason();
+        drop(response);
+        (reason, start.elapsed(), outside.handle().take(), inside.handle().take())
+    }};
+}
+
+/// It stands in `grpc-timeout` too, which is read by whatever stands inside: that is not the caller's word for all that.
+#[tokio::test(start_paused = true)]
+async fn an_own_timeout_around_what_reads_deadlines_stays_the_operators() {
+    use Outcome::{Cancelled, Failure};
+    let timeout = |n| after(ms(n)).build().unwrap();
+    let server = || DeadlineLayer::server(ms(10_000));
+    let ours = (Reason::Timeout, ms(500), vec![Failure], vec![Failure]);
+    assert_eq!(ends!(None; timeout(500), server()), ours);
+    assert_eq!(ends!(None; timeout(500), DeadlineLayer::client()), ours);
+    assert_eq!(ends!(None; timeout(500), timeout(1_000)), ours);
+    assert_eq!(ends!(None; timeout(500), timeout(1_000), server(), DeadlineLayer::client()), ours);
+    assert_eq!(ends!(None; server(), timeout(500), timeout(1_000)), ours);
+    // Of three attempts the last is cut off by the timeout of them all.
+    let retry = || RetryLayer::builder().backoff(Backoff::Constant(Duration::ZERO)).build().unwrap();
+    let attempts = (Reason::Timeout, ms(500), vec![Failure], vec![Failure; 3]);
+    assert_eq!(ends!(None; timeout(500), retry(), timeout(200), DeadlineLayer::client()), attempts);
+    // The caller's own is that, and the one that ends first is the one that counts.
+    assert_eq!(ends!(Some("2S"); timeout(500), server()), ours);
+    assert_eq!(ends!(Some("2S"); timeout(500), timeout(1_000), server()), ours);
+    let callers = (Reason::DeadlineExceeded, ms(297), vec![Cancelled], vec![Cancelled]);
+    assert_eq!(ends!(Some("300m"); timeout(500), server()), callers);
+    assert_eq!(ends!(Some("300m"); timeout(500), timeout(400), DeadlineLayer::client()), callers);
+    // What panicked inside of one is inside no more.
+    let probe = Probe::new();
+    probe.panics();
+    let panics = tokio::spawn(timeout(500).layer(probe).oneshot(grpc(None))).await;
+    assert!(panics.unwrap_err().is_panic());
+    let (reason, took, ..) = ends!(Some("2S"); server());
+    assert_eq!((reason, took), (Reason::DeadlineExceeded, ms(1_995)));
 }
 
 #[tokio::test(start_paused = true)]

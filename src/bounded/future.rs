@@ -73,29 +73,31 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let (reason, had) = match this.state.as_mut().project() {
-            StateProj::Running { inner, timer, plan } => match inner.poll(cx) {
-                // Each way out by itself: a watched body is large, and where they met again, all would move one.
-                Poll::Ready(Ok(response)) if plan.body.is_none() => {
-                    return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
-                }
-                Poll::Ready(Ok(response)) => {
-                    let early = P::has_a_timer_below(this.context);
-                    let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
-                    return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
-                }
-                Poll::Ready(Err(error)) => {
-                    if P::has_a_timer_below(this.context)
-                        && let Some((reason, had)) = overdue(plan, this.ledger)
-                    {
-                        return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
+            StateProj::Running { inner, timer, plan } => {
+                match plan.inside(P::has_a_timer_below(this.context), || inner.poll(cx)) {
+                    // Each way out by itself: a watched body is large, and where they met again, all would move one.
+                    Poll::Ready(Ok(response)) if plan.body.is_none() => {
+                        return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
                     }
-                    // It has no body to watch.
-                    return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
+                    Poll::Ready(Ok(response)) => {
+                        let early = P::has_a_timer_below(this.context);
+                        let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
+                        return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
+                    }
+                    Poll::Ready(Err(error)) => {
+                        if P::has_a_timer_below(this.context)
+                            && let Some((reason, had)) = overdue(plan, this.ledger)
+                        {
+                            return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
+                        }
+                        // It has no body to watch.
+                        return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
+                    }
+                    Poll::Pending => {
+                        ready!(poll_overdue(plan, P::has_a_timer_below(this.context), timer, this.ledger, cx))
+                    }
                 }
-                Poll::Pending => {
-                    ready!(poll_overdue(plan, P::has_a_timer_below(this.context), timer, this.ledger, cx))
-                }
-            },
+            }
             StateProj::Refused { reason } => (*reason, Duration::ZERO),
         };
         // The inner future goes before the answer does, under the cause that policies inside it must book.

@@ -17,6 +17,12 @@ use crate::{
     time::{Instant, Span},
 };
 
+#[cfg(feature = "http")]
+use crate::{
+    deadline::outer::{self, Outer},
+    on_panic::on_panic,
+};
+
 mod future;
 mod watch;
 
@@ -77,9 +83,50 @@ impl Plan {
         had(self.start, bound, early)
     }
 
+    /// Runs what is inside. Where the bound is on the wire too, others there have to be told that it is not the caller's.
+    #[cfg(feature = "http")]
+    #[inline(always)]
+    pub(crate) fn inside<T>(&self, on_the_wire: bool, run: impl FnOnce() -> T) -> T {
+        if on_the_wire {
+            self.enter();
+        }
+        let out = on_panic(|| leave(on_the_wire), run);
+        leave(on_the_wire);
+        out
+    }
+
+    #[cfg(not(feature = "http"))]
+    #[inline(always)]
+    pub(crate) fn inside<T>(&self, _on_the_wire: bool, run: impl FnOnce() -> T) -> T {
+        run()
+    }
+
+    #[cfg(feature = "http")]
+    #[cold]
+    fn enter(&self) {
+        let caller = self.caller.map(|timer| {
+            let had = self.had(Bound { at: timer, reason: Reason::DeadlineExceeded }, true);
+            Deadline::at(self.start + had)
+        });
+        outer::enter(self.timeout().map(|end| Outer { end, caller }));
+    }
+
+    /// When the operator's own bound is reached.
+    fn timeout(&self) -> Option<Instant> {
+        self.after.duration().and_then(|after| self.start.checked_add(after))
+    }
+
     pub(crate) fn bound(&self) -> Option<Bound> {
-        let timeout = self.after.duration().and_then(|after| self.start.checked_add(after));
+        let timeout = self.timeout();
         Bound::earliest(Bound::new(timeout, Reason::Timeout), Bound::new(self.caller, Reason::DeadlineExceeded))
+    }
+}
+
+#[cfg(feature = "http")]
+#[inline(always)]
+fn leave(on_the_wire: bool) {
+    if on_the_wire {
+        outer::leave();
     }
 }
 

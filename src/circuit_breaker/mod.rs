@@ -118,7 +118,8 @@
 //!   nobody has called it for an hour, but no open one before its open time is over. What runs, what a handle holds and what
 //!   was forced by hand stays.
 //! - A request without a key is refused with [`KeyMissing`](crate::Reason::KeyMissing), a 429, or what
-//!   [`missing_key`](CircuitBreakerBuilder::missing_key) says. One that is not limited is counted nowhere.
+//!   [`missing_key`](CircuitBreakerBuilder::missing_key) says. One that is not limited counts in no breaker (in the
+//!   metric of all calls it does).
 //! - The key is seen in `call`, so the inner service was polled ready before; a refusal gives that readiness back. A failed
 //!   readiness is of no key and opens nothing. Only what holds for all keys, forced open, is known before.
 //! - Plain services have no heads to see: all their calls share one breaker, known before readiness as ever.

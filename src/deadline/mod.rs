@@ -61,6 +61,8 @@ mod handle;
 #[cfg(feature = "http")]
 mod layer;
 #[cfg(feature = "http")]
+pub(crate) mod outer;
+#[cfg(feature = "http")]
 mod service;
 #[cfg(feature = "http")]
 pub(crate) mod wire;

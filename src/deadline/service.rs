@@ -16,6 +16,7 @@ use crate::{
         self, Deadline, DeadlineLayer, Entered, Scoped,
         caller::Caller,
         layer::Side,
+        outer,
         wire::{self, Read},
     },
     protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
@@ -133,7 +134,7 @@ impl DeadlineLayer {
 
     fn incoming<B>(&self, request: &Request<B>, now: Instant, known: Option<Deadline>) -> Caller {
         let present = self.counted(wire::read_grpc_timeout(request.headers()));
-        let by_header = Caller::early(wire::deadline(present, now), now).and(self.millis(request, now));
+        let by_header = Caller::early(outer::callers(present, now), now).and(self.millis(request, now));
         // Without the header nobody below has a timer to be beaten.
         Caller::exact(known).and(by_header)
     }
@@ -154,7 +155,7 @@ impl DeadlineLayer {
         let known = if grpc { Caller::early(known, now) } else { Caller::exact(known) };
         let most = known.deadline.filter(|_| grpc && !known.has_passed(now)).map(left);
         let present = self.counted(wire::lower_grpc_timeout(headers, most));
-        let caller = Caller::early(wire::deadline(present, now), now).and(known);
+        let caller = Caller::early(outer::callers(present, now), now).and(known);
         if caller.has_passed(now) {
             return caller;
         }

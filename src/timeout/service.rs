@@ -79,7 +79,7 @@ where
         let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
         // In shadow a call that came too late goes on, and was reported.
         let plan = Plan { start: now, after, caller: caller.timer().filter(|_| !too_late), body };
-        let inner = self.inner.call(request);
+        let inner = plan.inside(P::has_a_timer_below(&context), || self.inner.call(request));
         ResponseFuture::running(inner, self.protocol.clone(), context, plan, self.shared.ledger.share())
     }
 }
@@ -150,6 +150,6 @@ impl Shared {
         if present == wire::Read::Malformed {
             self.ledger.malformed();
         }
-        deadline::earliest(known, wire::deadline(present, now))
+        deadline::earliest(known, deadline::outer::callers(present, now))
     }
 }
