@@ -126,6 +126,7 @@ mod sync;
 pub mod testing;
 mod time;
 pub mod timeout;
+mod updating;
 mod wake;
 mod window;
 

@@ -54,7 +54,6 @@ impl End {
     }
 
     /// The plain word for it, for whoever draws no finer line.
-    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "the breaker draws a finer line"))]
     pub(crate) fn outcome(self) -> Outcome {
         match self {
             End::Outcome(o) => o,

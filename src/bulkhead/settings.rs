@@ -1,17 +1,14 @@
 //! The numbers of a bulkhead, as they are read while it runs.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-        },
+    sync::atomic::{
+        AtomicU64, AtomicUsize,
+        Ordering::{Relaxed, SeqCst},
     },
     time::Duration,
 };
 
-use crate::{bulkhead::BulkheadConfig, queue::Patience, time::nanos};
+use crate::{bulkhead::BulkheadConfig, queue::Patience, time::nanos, updating::Updating};
 
 /// A [`BulkheadConfig`] that can be read without a lock. Each value changes by itself. The limit in force is the room's:
 /// here is the one that every room is to have.
@@ -22,8 +19,7 @@ pub(crate) struct Settings {
     // In nanoseconds.
     wait: AtomicU64,
     lease: AtomicU64,
-    /// Of two updates at once one is the last, in all numbers.
-    updating: Mutex<()>,
+    updating: Updating,
 }
 
 impl Settings {
@@ -33,7 +29,7 @@ impl Settings {
             queue: AtomicUsize::new(0),
             wait: AtomicU64::new(0),
             lease: AtomicU64::new(0),
-            updating: Mutex::default(),
+            updating: Updating::default(),
         };
         settings.store(config);
         settings
@@ -41,7 +37,7 @@ impl Settings {
 
     /// Gives back what the limit was.
     pub(crate) fn store(&self, config: BulkheadConfig) -> usize {
-        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.updating.one();
         self.queue.store(config.queue, Relaxed);
         self.wait.store(nanos(config.wait), Relaxed);
         self.lease.store(nanos(config.permit_lease), Relaxed);

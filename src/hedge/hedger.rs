@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -21,6 +18,7 @@ use crate::{
     retry::Verdict,
     stripe::{Shared, Striped},
     time::Instant,
+    updating::Updating,
 };
 
 /// The state of a hedge layer.
@@ -39,8 +37,7 @@ pub(crate) struct Hedger {
     won: AtomicU64,
     stopped_by_budget: AtomicU64,
     would_have_hedged: AtomicU64,
-    /// Of two updates at once one is the last, in all numbers.
-    updating: Mutex<()>,
+    updating: Updating,
 }
 
 /// What the end of an attempt means to the call.
@@ -82,7 +79,7 @@ impl Hedger {
             won: AtomicU64::new(0),
             stopped_by_budget: AtomicU64::new(0),
             would_have_hedged: AtomicU64::new(0),
-            updating: Mutex::default(),
+            updating: Updating::default(),
         }
     }
 
@@ -106,7 +103,7 @@ impl Hedger {
         self.delay.check(&config, &mut checks);
         config.check(&mut checks);
         checks.finish()?;
-        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.updating.one();
         self.minimum_samples.store(config.minimum_samples, Relaxed);
         self.max.store(config.max, Relaxed);
         self.delay.store(&config);

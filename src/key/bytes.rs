@@ -22,6 +22,10 @@ enum Repr<'a> {
 }
 
 impl KeyBytes<'_> {
+    pub(super) fn owned(bytes: Vec<u8>) -> Self {
+        KeyBytes(Repr::Owned(bytes))
+    }
+
     /// The key itself.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {

@@ -39,7 +39,7 @@ pub enum Key {
     MatchedPath,
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,
-    /// The host that is called, with its port if one is named: that of the URI, else the `Host` header. What tells the
+    /// The host that is called, in lower case, with its port if one is named: that of the URI, else the `Host` header. What tells the
     /// upstreams of a client apart. On a server clients choose it freely. (The requests of a generated tonic client have
     /// neither yet unless it was made by `with_origin`: give it each channel's own address there, or each channel its own layer.)
     Authority,
@@ -76,7 +76,7 @@ impl Key {
         match self {
             Key::Header(name) => head.headers.get(name).map(|v| v.as_bytes().into()),
             Key::GrpcMethod => Some(head.uri.path().into()),
-            Key::Authority => authority(head).map(Into::into),
+            Key::Authority => authority(head).map(lower_case),
             Key::MatchedPath => matched_path(head).map(Into::into),
             Key::ConnectInfo => peer(head).map(Into::into),
             Key::ForwardedFor { .. } | Key::Forwarded { .. }
@@ -96,6 +96,11 @@ fn authority(head: Head<'_>) -> Option<&[u8]> {
         Some(authority) => authority.as_str().rsplit('@').next().map(str::as_bytes),
         None => head.headers.get(http::header::HOST).map(http::HeaderValue::as_bytes),
     }
+}
+
+/// A host is the same in whatever case it is written (RFC 3986, 3.2.2). Most are in this one.
+fn lower_case(host: &[u8]) -> KeyBytes<'_> {
+    if host.iter().any(u8::is_ascii_uppercase) { KeyBytes::owned(host.to_ascii_lowercase()) } else { host.into() }
 }
 
 #[cfg(feature = "axum")]
@@ -147,6 +152,19 @@ fn shares(a: u128, b: u128, length: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_in_any_case_is_one() {
+        for (uri, host, key) in [
+            ("http://User@API.Example:8080/Path", "", "api.example:8080"),
+            ("/Path", "API.Example", "api.example"),
+            ("/Path", "api.example", "api.example"),
+        ] {
+            let request = http::Request::get(uri).header("host", host).body(()).unwrap();
+            let head = Head { uri: request.uri(), headers: request.headers(), extensions: request.extensions() };
+            assert_eq!(Key::Authority.of(head, None).unwrap().as_bytes(), key.as_bytes());
+        }
+    }
 
     #[test]
     fn ranges() {

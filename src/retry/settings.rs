@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -14,6 +11,7 @@ use crate::{
     retry::{Backoff, Jitter, RetryConfig},
     rng,
     time::{LONGEST, Span, nanos},
+    updating::Updating,
 };
 
 pub(crate) type BackoffFn = Box<dyn Fn(u32) -> Duration + Send + Sync>;
@@ -27,8 +25,7 @@ pub(crate) struct Settings {
     max_hint: AtomicU64,
     peek: AtomicU64,
     pub(crate) fixed: Fixed,
-    /// Of two updates at once one is the last, in all numbers.
-    updating: Mutex<()>,
+    updating: Updating,
 }
 
 /// What stays as `build()` made it.
@@ -48,14 +45,14 @@ impl Settings {
             max_hint: AtomicU64::new(0),
             peek: AtomicU64::new(0),
             fixed,
-            updating: Mutex::default(),
+            updating: Updating::default(),
         };
         settings.store(config);
         settings
     }
 
     pub(crate) fn store(&self, config: RetryConfig) {
-        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.updating.one();
         self.attempts.store(config.attempts, Relaxed);
         self.delays.store(config.backoff);
         self.max_hint.store(nanos(config.max_hint), Relaxed);

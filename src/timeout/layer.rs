@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -18,6 +18,7 @@ use crate::{
     stripe::Striped,
     time::Span,
     timeout::{Timeout, TimeoutBuilder, TimeoutConfig, TimeoutHandle, Until},
+    updating::Updating,
 };
 
 #[cfg(feature = "http")]
@@ -103,8 +104,7 @@ pub(crate) struct Settings {
     after: AtomicU64,
     idle: AtomicU64,
     to_the_end: AtomicBool,
-    /// Of two updates at once one is the last, in all of them.
-    updating: Mutex<()>,
+    updating: Updating,
 }
 
 impl Settings {
@@ -113,14 +113,14 @@ impl Settings {
             after: AtomicU64::new(0),
             idle: AtomicU64::new(0),
             to_the_end: AtomicBool::new(false),
-            updating: Mutex::default(),
+            updating: Updating::default(),
         };
         settings.store(config);
         settings
     }
 
     pub(crate) fn store(&self, config: TimeoutConfig) {
-        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.updating.one();
         self.after.store(Span::from(config.after).0, Relaxed);
         self.idle.store(Span::from(config.idle).0, Relaxed);
         self.to_the_end.store(config.until == Until::End, Relaxed);
