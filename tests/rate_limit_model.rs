@@ -135,7 +135,8 @@ impl Naive {
 
     fn goes(&mut self, call: usize, charge: i64) {
         self.ended[call] = Some((self.now, 200));
-        self.left -= charge * UNIT;
+        // More than everything can't be there, however much comes back.
+        self.left = (self.left - charge * UNIT).min(self.burst * UNIT);
     }
 
     fn comes_by(&self, units: i64, latest: u64) -> bool {
