@@ -334,16 +334,15 @@ impl Model {
     fn follow(&mut self, began: &[u32]) {
         let expected = std::mem::take(&mut self.began);
         let others: Vec<_> = began.iter().filter(|id| expected.iter().all(|e| e.0 != **id)).collect();
-        let back = expected.iter().filter(|e| !began.contains(&e.0));
         assert_eq!(began.len(), expected.len());
-        for (oldest, id) in back.zip(others) {
+        for oldest in expected.iter().filter(|e| !began.contains(&e.0)) {
             let newest = self.waiting.iter().rposition(|w| w.1 == oldest.1);
-            let newest = newest.map(|n| std::mem::replace(&mut self.waiting[n], *oldest));
-            let may_be = newest.is_some_and(|n| n.0 == *id) && self.impatient.contains(&oldest.1);
-            assert!(may_be, "{id} in place of {oldest:?}");
+            let newest = newest.map(|n| std::mem::replace(&mut self.waiting[n], *oldest).0);
+            let may_be = newest.is_some_and(|id| others.contains(&&id)) && self.impatient.contains(&oldest.1);
+            assert!(may_be, "{newest:?} in place of {oldest:?} of {began:?}");
             self.waiting.sort_unstable();
             self.running.retain(|r| *r != oldest.0);
-            self.running.push(*id);
+            self.running.extend(newest);
         }
     }
 

@@ -438,6 +438,20 @@ async fn an_own_timeout_around_what_reads_deadlines_stays_the_operators() {
     let callers = (Reason::DeadlineExceeded, ms(297), vec![Cancelled], vec![Cancelled]);
     assert_eq!(ends!(Some("300m"); timeout(500), server()), callers);
     assert_eq!(ends!(Some("300m"); timeout(500), timeout(400), DeadlineLayer::client()), callers);
+    // A call that is made meanwhile says what it means: the timer here is only for a head, or in shadow.
+    for shadow in [false, true] {
+        let upstream = service_fn(|_: Request<Empty<Bytes>>| {
+            let body = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+            ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let client = DeadlineLayer::client().layer(upstream);
+        let handler = service_fn(move |_: Request<Empty<Bytes>>| client.clone().oneshot(grpc(Some("60S"))));
+        let server = after(ms(500)).shadow(shadow).build().unwrap().layer(handler);
+        let start = Instant::now();
+        let response = server.oneshot(grpc(None)).await.unwrap();
+        let trailers = response.into_body().collect().await.unwrap().trailers().cloned().unwrap();
+        assert_eq!((start.elapsed(), &trailers["grpc-status"]), (ms(59_995), &"4".parse().unwrap()));
+    }
     // What panicked inside of one is inside no more.
     let probe = Probe::new();
     probe.panics();

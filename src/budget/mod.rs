@@ -24,16 +24,17 @@
 //! window more, so that a crowd of sleepers can't exceed it, whenever they went to sleep. It is given back if it is not made
 //! after all: the caller left, or the backend did not become ready.
 //!
-//! What it does not bound is how fast the budget is used. In the first second of an outage all of a window's may go, at most
-//! as many as a call may have attempts; and again once those have left the window. A small `ratio` and a short window make
-//! that small. The minimum is for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
+//! What it does not bound is how fast the budget is used. In the first second of an outage the allowance of a whole window may
+//! be used at once, and again when those have left the window. A small `ratio` and a short window make that small. And what
+//! waits for readiness without a deadline holds its share for as long as it hangs: put a timeout around it. The minimum is for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
 //!
 //! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
 //! that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a hedge pays
 //! for each of the hedge's attempts as for a call: another reason not to put it there.)
 //!
 //! A deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock; a withdrawal
-//! is one compare-and-swap. An attempt that has to wait takes a lock twice, for a few instructions each.
+//! is one compare-and-swap. An attempt that may have to wait, each of a hedge, and one under a deadline take a lock twice, for a
+//! few instructions each.
 //!
 //! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
 

@@ -109,12 +109,19 @@ impl Held {
     fn settle(&mut self, left: Left, waits: Waits) -> Result<(), Reason> {
         self.has = Has::Nothing;
         self.wall.has_waited(waits);
-        match left {
-            Left::In => {}
-            Left::Waiting => self.wall.refuse_waiter(waits.why())?,
-            Left::Refused(reason) => self.wall.refuse_waiter(reason)?,
+        let refused = match left {
+            Left::In => None,
+            Left::Waiting => Some(waits.why()),
+            Left::Refused(reason) => Some(reason),
+        };
+        if let Some(reason) = refused {
+            self.wall.refuse_waiter(reason)?;
         }
         self.has = Has::Granted(waits);
+        if refused.is_some() {
+            // In shadow it goes, and was reported.
+            self.is_called();
+        }
         Ok(())
     }
 

@@ -2,8 +2,9 @@
 //!
 //! On gRPC a timeout puts its own bound into `grpc-timeout`, for the transport and for the peer. Whoever reads that further
 //! in must not take it for the caller's deadline: then the operator's own timeout would be nobody's failure, and a breaker
-//! would never see it. So, for as long as a timeout runs what is inside it, a header that says no less than its timer is
-//! nothing to go by, for the timer comes first; the caller's deadline is what the timeout knows of it.
+//! would never see it. So, for as long as a timeout runs what is inside it, a header that ends with its timer, or by the margin
+//! that it writes after it, is its own; the caller's deadline is what the timeout knows of it. (On this thread: through a
+//! buffer or a spawned task nobody is told.)
 
 use std::cell::Cell;
 
@@ -55,7 +56,10 @@ fn current() -> Option<Outer> {
 pub(crate) fn callers(header: wire::Read, now: Instant) -> Option<Deadline> {
     let told = wire::deadline(header, now)?;
     match current() {
-        Some(outer) if outer.end <= told.instant() => outer.caller,
+        // What ends later still is another call's: the timer may be only for a head, or in shadow.
+        Some(outer) if told.instant().checked_duration_since(outer.end).is_some_and(|d| d <= wire::MOST_MARGIN) => {
+            outer.caller
+        }
         _ => Some(told),
     }
 }

@@ -124,7 +124,7 @@ pub(crate) fn millis(d: Duration) -> HeaderValue {
 }
 
 const LEAST_MARGIN: Duration = Duration::from_millis(1);
-const MOST_MARGIN: Duration = Duration::from_millis(5);
+pub(crate) const MOST_MARGIN: Duration = Duration::from_millis(5);
 
 /// How much before a deadline on the wire our own timer runs out, so that it wins against the transport's.
 #[inline]
