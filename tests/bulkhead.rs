@@ -536,6 +536,24 @@ async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
     }
 }
 
+/// It was refused in the line, and looks only after a shadow has begun: that is told once.
+#[tokio::test(start_paused = true)]
+async fn a_shadow_tells_once_of_one_who_waits() {
+    let layer = build(1, 5);
+    let (mut service, probe) = plain(&layer);
+    probe.hangs();
+    let _runs = call(&mut service);
+    let mut late = Deadline::after(ms(10)).scope(poll_fn(|_| std::task::Poll::Ready(call(&mut service)))).await;
+    assert!(late.as_mut().now_or_never().is_none());
+    advance(ms(20)).await;
+    // Who comes after its deadline finds that it is over.
+    let mut next = call(&mut service);
+    assert!(next.as_mut().now_or_never().is_none());
+    layer.handle().shadow(true);
+    assert!(late.as_mut().now_or_never().is_none());
+    assert_eq!((probe.calls(), snapshot(&layer).would_have_rejected), (2, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_oldest_wait_is_seen() {
     let layer = build(1, 5);

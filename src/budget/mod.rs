@@ -26,7 +26,8 @@
 //!
 //! What it does not bound is how fast the budget is used. In the first second of an outage the allowance of a whole window may
 //! be used at once, and again when those have left the window. A small `ratio` and a short window make that small. And what
-//! waits for readiness without a deadline holds its share for as long as it hangs: put a timeout around it. The minimum is for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
+//! waits for readiness without a deadline holds its share for as long as it hangs: put a timeout around it. The minimum is
+//! for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
 //!
 //! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
 //! that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a hedge pays

@@ -4,8 +4,8 @@
 //!
 //! Deposits come with every call, so they are counted by [`deposits`] in a way that costs next to nothing. A withdrawal has
 //! to be taken from all of them at once, and adding them up takes hundreds of instructions; so each tick has a *limit*, how
-//! many withdrawals may be made in it, which is worked out with the first of them and again when it is reached. It only
-//! grows, for deposits only come in.
+//! many withdrawals may be made in it, which is worked out with the first of them and again when it is reached. Deposits only
+//! come in, so what was worked out may be too little, and never too much.
 //!
 //! Two words make one decision, the limit and the bucket of withdrawals. Whoever begins a tick first publishes that, with a limit
 //! of zero, and adds up then; whoever withdraws first counts and then looks whether the tick is still the same. So of the two
