@@ -491,6 +491,26 @@ async fn who_may_go_waits_for_the_inner_service_by_its_deadline() {
     }
 }
 
+/// Its turn comes in time, and nobody polls it before its deadline.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
+    for (noticed, status) in [(1_500, 200), (1_501, 504)] {
+        let layer = AdaptiveRateLayer::builder().wait(ms(5_000)).build().unwrap();
+        let mut service = layer.layer(echo());
+        send(&service, asks(&[("x-status", "429"), ("x-say-retry-after", "1")])).await;
+        let call = async {
+            ServiceExt::<Request<()>>::ready(&mut service).await.unwrap();
+            service.call(asks(&[])).await.unwrap()
+        };
+        let mut call = Box::pin(Deadline::after(ms(1_500)).scope(call));
+        assert!(futures_util::FutureExt::now_or_never(call.as_mut()).is_none());
+        advance(ms(noticed)).await;
+        let response = futures_util::FutureExt::now_or_never(call.as_mut()).expect("its turn has come");
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(layer.handle().snapshot().rejected, u64::from(status == 504));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn plain_services_with_an_own_word_for_throttled() {
     let layer = layer().plain_with(|r: Result<&(), &std::io::Error>| match r {

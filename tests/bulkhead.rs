@@ -554,6 +554,29 @@ async fn a_shadow_tells_once_of_one_who_waits() {
     assert_eq!((probe.calls(), snapshot(&layer).would_have_rejected), (2, 1));
 }
 
+/// As above, where not the deadline would have ended its wait but the longest one.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_noticed_after_a_deadline_beyond_the_longest_wait_is_too_late() {
+    for (shadow, noticed, goes) in [(false, 2_000, false), (false, 1_999, true), (true, 2_000, true)] {
+        let layer = builder(1).queue(5).wait(ms(1_000)).shadow(shadow).build().unwrap();
+        let (mut service, probe) = plain(&layer);
+        layer.handle().shadow(false);
+        let first = call(&mut service);
+        let deadline = Deadline::after(ms(2_000));
+        let mut second = Box::pin(deadline.scope(async { call(&mut service).await }));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(first);
+        layer.handle().shadow(shadow);
+        advance(ms(noticed)).await;
+        let answer = second.as_mut().now_or_never();
+        assert_eq!((answer.is_none(), probe.calls()), (goes, if goes { 2 } else { 1 }), "{noticed}");
+        assert!(goes || reason(answer.unwrap()) == Some(Reason::DeadlineExceeded));
+        let snapshot = snapshot(&layer);
+        assert_eq!((snapshot.rejected, snapshot.would_have_rejected), (u64::from(!goes), u64::from(shadow)));
+        assert_eq!(counts(&layer), (usize::from(goes), 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_oldest_wait_is_seen() {
     let layer = build(1, 5);

@@ -534,6 +534,30 @@ async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
     }
 }
 
+/// Its turn comes in time, and nobody polls it before its deadline: nothing is begun any more, and the unit is the next one's.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
+    for (noticed, goes) in [(150, true), (151, false)] {
+        let layer = limit(Quota::per(1, ms(100))).wait(ms(1_000)).build().unwrap();
+        let probe = Probe::new();
+        let mut service = layer.clone().plain().layer(probe.clone());
+        readied::<_, ()>(&mut service).await.call(()).await.unwrap();
+        let call = async { readied::<_, ()>(&mut service).await.call(()).await };
+        let mut call = Box::pin(Deadline::after(ms(150)).scope(call));
+        assert!(poll_once(call.as_mut()).is_pending());
+        advance(ms(noticed)).await;
+        let Poll::Ready(answer) = poll_once(call.as_mut()) else { panic!("it still waits") };
+        assert_eq!((answer.is_ok(), probe.calls()), (goes, if goes { 2 } else { 1 }));
+        let late = |error: &Error<_>| matches!(error, Error::Rejected(by) if by.reason() == Reason::DeadlineExceeded);
+        assert!(answer.as_ref().err().is_none_or(late));
+        drop(call);
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.admitted, snapshot.rejected), if goes { (2, 0) } else { (1, 1) });
+        let next = std::pin::pin!(readied::<_, ()>(&mut service).await.call(()));
+        assert_eq!(poll_once(next).is_ready(), !goes);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn shadow_lets_go_who_waits() {
     for builder in [limit(Quota::per(1, ms(10_000))), per_header(Quota::per(1, ms(10_000)))] {

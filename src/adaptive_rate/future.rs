@@ -177,20 +177,25 @@ impl<S, Req> Waiting<S, Req> {
         }
         let controller = &this.wait.controller;
         match outline::poll_ready(this.service, cx) {
-            Poll::Ready(Ok(())) => {}
+            // It may be polled long after its turn has come: nothing is begun past its deadline.
+            Poll::Ready(Ok(())) if !deadline::is_behind(*this.deadline) => {}
             Poll::Ready(Err(error)) => {
                 this.wait.give_back();
                 return Poll::Ready(Went::Broken(error));
             }
-            Poll::Pending => {
-                ready!(deadline::poll_passed(this.timer, *this.deadline, cx));
+            ready => {
+                if ready.is_pending() {
+                    ready!(deadline::poll_passed(this.timer, *this.deadline, cx));
+                }
                 if let Some(rejection) = controller.late() {
                     this.wait.give_back();
                     return Poll::Ready(Went::Late(rejection));
                 }
                 // In shadow it goes on, however long that takes.
                 *this.deadline = None;
-                return Poll::Pending;
+                if ready.is_pending() {
+                    return Poll::Pending;
+                }
             }
         }
         let mut permit = Permit::new(Call::new(controller.clone()));

@@ -30,7 +30,8 @@
 //!   [`wait`](AdaptiveRateBuilder::wait) allows, in order and 16,384 of them at most. Nobody who waits has taken anything: a
 //!   rate that drops, a hint and a rate that climbs are theirs too, and one that learns that its turn comes too late is refused
 //!   then. Shadow lets them go.
-//! - After its turn a call waits for the inner service until its deadline at most, and then gives its unit back.
+//! - After its turn a call waits for the inner service until its deadline at most, and then gives its unit back; so
+//!   does one that is not polled before that.
 //! - Put it inside of retries: each attempt is a call to the backend.
 //! - It is for backends that throttle when they are sent too much. One that throttles a few calls in a hundred whatever it is
 //!   sent is sent less and less; and a `Retry-After`, which is whole seconds, holds up everything for as long, so that a small

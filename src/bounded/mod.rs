@@ -220,7 +220,7 @@ impl Ledger {
     pub(crate) fn refuses_readiness(&self) -> bool {
         #[cold]
         fn looks_closer(ledger: &Ledger) -> bool {
-            deadline::current_passed() && !ledger.in_shadow()
+            deadline::has_passed(Deadline::current()) && !ledger.in_shadow()
         }
         Deadline::current().is_some() && looks_closer(self)
     }

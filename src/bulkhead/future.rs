@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use crate::{
     bulkhead::held::Held,
+    deadline::{self, Deadline},
     outline,
     polled::{POLLED, take},
     protocol::Protocol,
@@ -111,7 +112,9 @@ where
                 }
                 StateProj::Waiting { service, request } => {
                     let held = this.held.as_mut().expect(POLLED);
-                    if let Err(reason) = ready!(held.poll_turn(this.timer.as_mut(), cx)) {
+                    let turn = ready!(held.poll_turn(this.timer.as_mut(), cx));
+                    let deadline = || deadline::earliest(request.as_ref().and_then(P::deadline), Deadline::current());
+                    if let Err(reason) = turn.and_then(|()| held.is_in_time(deadline)) {
                         this.state.set(State::Refused { reason });
                         continue;
                     }

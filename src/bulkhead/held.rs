@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     bulkhead::{door::Waits, wall::Wall},
+    deadline::{self, Deadline},
     protocol::{Watch, sealed::Sealed},
     queue::{Lease, Left},
     rejection::{Reason, Rejection},
@@ -99,10 +100,17 @@ impl Held {
             }
             self.wall.put_out_stalled(now);
         }
-        // It may be polled long after its turn has come.
+        Poll::Ready(Ok(()))
+    }
+
+    /// It has had its turn, and may be polled long after that: nothing is begun past its deadline. `deadline` is the one it
+    /// has now, for what it waits with knows of one that ends the wait only.
+    pub(crate) fn is_in_time(&mut self, deadline: impl FnOnce() -> Option<Deadline>) -> Result<(), Reason> {
         match self.has {
-            Has::Granted(waits) if waits.is_too_late(&self.wall) => Poll::Ready(self.run_out(waits)),
-            _ => Poll::Ready(Ok(())),
+            Has::Granted(waits) if waits.is_too_late(&self.wall) || deadline::has_passed(deadline()) => {
+                self.run_out(Reason::DeadlineExceeded)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -131,20 +139,20 @@ impl Held {
         let Has::Granted(waits) = self.has else { return Poll::Pending };
         ready!(poll_at(timer, self.wall.hull.instant(waits.ends()), cx));
         // In shadow it goes on, however long that takes.
-        self.run_out(waits).map_or_else(Poll::Ready, |()| Poll::Pending)
+        self.run_out(waits.why()).map_or_else(Poll::Ready, |()| Poll::Pending)
     }
 
     /// A call that has its permit can't be made in time. `Ok`: in shadow it goes on.
-    fn run_out(&mut self, waits: Waits) -> Result<(), Reason> {
+    fn run_out(&mut self, why: Reason) -> Result<(), Reason> {
         let hull = &self.wall.hull;
         if hull.in_shadow() {
-            hull.would_refuse(waits.why());
+            hull.would_refuse(why);
             self.is_called();
             return Ok(());
         }
-        hull.refuse(waits.why());
+        hull.refuse(why);
         self.give_back();
-        Err(waits.why())
+        Err(why)
     }
 
     /// The call is made, or bounded no more.

@@ -74,7 +74,7 @@ impl Wall {
         if self.hull.in_shadow() {
             return Door::Open;
         }
-        if deadline::current_passed() {
+        if deadline::has_passed(Deadline::current()) {
             return Door::Refuses(Reason::DeadlineExceeded);
         }
         #[cfg(feature = "http")]

@@ -126,13 +126,19 @@ pub(crate) fn earliest(a: Option<Deadline>, b: Option<Deadline>) -> Option<Deadl
     }
 }
 
-/// Has the ambient deadline passed? Reads the clock only if there is one.
+/// Has it passed? Reads the clock only if there is one.
 #[inline]
-pub(crate) fn current_passed() -> bool {
-    Deadline::current().is_some_and(|d| d.0 <= time::now())
+pub(crate) fn has_passed(deadline: Option<Deadline>) -> bool {
+    deadline.is_some_and(|deadline| deadline.0 <= time::now())
 }
 
-/// Has it passed? Never, if there is none. The timer is made with the first look.
+/// Is it later than that? At the instant itself a turn may still come that was worth waiting for.
+#[inline]
+pub(crate) fn is_behind(deadline: Option<Deadline>) -> bool {
+    deadline.is_some_and(|deadline| deadline.0 < time::now())
+}
+
+/// Waits until it has passed: for ever, if there is none. The timer is made with the first look.
 pub(crate) fn poll_passed(
     timer: Pin<&mut Option<Sleep>>,
     deadline: Option<Deadline>,

@@ -61,7 +61,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        let closed = self.layer.refuses_everything() || deadline::current_passed();
+        let closed = self.layer.refuses_everything() || deadline::has_passed(Deadline::current());
         if closed && !self.layer.shared.ledger.in_shadow() {
             self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));

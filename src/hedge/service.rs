@@ -8,6 +8,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    deadline,
     hedge::{
         ResponseFuture,
         future::{Kept, Spare},
@@ -18,7 +19,6 @@ use crate::{
     readiness::{Readiness, give_back},
     retry::Retryable,
     stripe::Striped,
-    time,
 };
 
 /// A service whose slow calls are sent a second time. Made by [`HedgeLayer`](crate::HedgeLayer).
@@ -75,7 +75,7 @@ where
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there no second attempt is made in any case.
-        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.ledger.is_late() {
+        if deadline::has_passed(deadline) && self.shared.ledger.is_late() {
             give_back(&mut self.inner);
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }

@@ -27,7 +27,7 @@ use crate::{
     },
     rejection::{Reason, Rejection},
     stripe::Count,
-    time::{self, Epoch, Instant, Span},
+    time::{Epoch, Instant, Span},
 };
 
 #[cfg(feature = "http")]
@@ -111,7 +111,7 @@ impl<St: Engine> Limiter<St> {
     {
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
         // A unit is not spent on what nobody waits for.
-        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) {
+        if deadline::has_passed(deadline) {
             return self.refuse_or_go(Refusal::new(Reason::DeadlineExceeded));
         }
         self.rules.look(protocol, request, |whose, units| {

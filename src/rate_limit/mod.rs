@@ -28,7 +28,8 @@
 //!   flood of keys pushes a state out that is in use. See `src/keyed/mod.rs`.
 //! - **Waiting.** Refused at once by default. With [`wait`](RateLimitBuilder::wait) a call waits for its turn, in order,
 //!   with nothing of the inner service in its hands; one that leaves lets those behind it move up at once. After its turn
-//!   it waits for the inner service until its deadline at most, and then gives its unit back.
+//!   it waits for the inner service until its deadline at most, and then gives its unit back; so does one that is not
+//!   polled before that.
 //! - **Deadlines.** A call whose deadline has passed is refused with 504 or DEADLINE_EXCEEDED and takes no unit: nobody waits
 //!   for what it would be spent on.
 //! - **Answers.** 429 with `Retry-After`, or RESOURCE_EXHAUSTED with `RetryInfo`; [`LimitHeaders`] on request, on admitted

@@ -25,7 +25,7 @@ impl<St: Engine> Limiter<St> {
     #[cold]
     #[inline(never)]
     fn is_too_late(&self) -> bool {
-        deadline::current_passed() && !self.in_shadow()
+        deadline::has_passed(Deadline::current()) && !self.in_shadow()
     }
 
     #[cold]

@@ -216,7 +216,8 @@ impl<St: Engine> Wait<St> {
                     })
                 }
                 WaitProj::Readiness { ticket, timer, deadline, booked } => match outline::poll_ready(service, cx) {
-                    Poll::Ready(Ok(())) => {
+                    // It may be polled long after its turn has come: nothing is begun past its deadline.
+                    Poll::Ready(Ok(())) if !deadline::is_behind(*deadline) => {
                         if *booked == Booked::WhenMade {
                             limiter.goes();
                         }
@@ -226,8 +227,10 @@ impl<St: Engine> Wait<St> {
                         Break(Go::Call)
                     }
                     Poll::Ready(Err(error)) => Break(Go::Broken(error)),
-                    Poll::Pending => {
-                        ready!(deadline::poll_passed(timer, *deadline, cx));
+                    ready => {
+                        if ready.is_pending() {
+                            ready!(deadline::poll_passed(timer, *deadline, cx));
+                        }
                         let refusal = Refusal::new(Reason::DeadlineExceeded);
                         refuse_or(refusal, limiter, || Wait::Readiness {
                             ticket: ticket.take(),
@@ -258,7 +261,7 @@ fn answered<S: Clone, St: Engine, E>(
     match limiter.answered(grant, patience.until) {
         Ok(Ok(granted)) => {
             *after = granted;
-            if *fresh {
+            if *fresh && !deadline::is_behind(patience.deadline) {
                 limiter.goes();
                 return Break(Go::Call);
             }

@@ -8,6 +8,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    deadline,
     on_panic::on_panic,
     outline,
     protocol::Http,
@@ -19,7 +20,6 @@ use crate::{
         verdict::Retryable,
     },
     stripe::Striped,
-    time,
 };
 
 /// A service whose failed calls are made again. Made by [`RetryLayer`](crate::RetryLayer).
@@ -76,7 +76,7 @@ where
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there nothing is sent again in any case.
-        if deadline.is_some_and(|deadline| deadline.instant() <= time::now()) && self.shared.ledger.is_late() {
+        if deadline::has_passed(deadline) && self.shared.ledger.is_late() {
             give_back(&mut self.inner);
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }

@@ -53,7 +53,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        if deadline::current_passed() && !self.shared.ledger.in_shadow() {
+        if deadline::has_passed(Deadline::current()) && !self.shared.ledger.in_shadow() {
             self.readiness.refuse(&mut self.inner, ());
             return Poll::Ready(Ok(()));
         }
