@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     builder::{Identity, shared_setters},
-    bulkhead::{BulkheadLayer, hull::PriorityFn},
+    bulkhead::{BulkheadLayer, common::PriorityFn},
     config::{Checks, ConfigError},
     queue::MOST,
 };

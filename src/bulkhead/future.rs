@@ -136,7 +136,7 @@ where
                     this.state.set(State::Running { inner });
                 }
                 StateProj::Refused { reason } => {
-                    let rejection = this.held.as_ref().expect(POLLED).wall().hull.rejection(*reason);
+                    let rejection = this.held.as_ref().expect(POLLED).limiter().common.rejection(*reason);
                     return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
             }

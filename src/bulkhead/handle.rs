@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    bulkhead::{BulkheadConfig, config, wall::Wall},
+    bulkhead::{BulkheadConfig, config, limiter::Limiter},
     config::{Checks, ConfigError},
     observe::{Figure, Reporter, Watched},
     stripe::Striped,
@@ -15,7 +15,7 @@ use crate::{
 /// Reads and steers a [`BulkheadLayer`](crate::BulkheadLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct BulkheadHandle {
-    shared: Arc<Striped<Wall>>,
+    shared: Arc<Striped<Limiter>>,
 }
 
 /// A bulkhead at one moment.
@@ -45,7 +45,7 @@ pub struct BulkheadSnapshot {
 }
 
 impl BulkheadHandle {
-    pub(crate) fn new(shared: Arc<Striped<Wall>>) -> Self {
+    pub(crate) fn new(shared: Arc<Striped<Limiter>>) -> Self {
         BulkheadHandle { shared }
     }
 
@@ -86,12 +86,12 @@ impl BulkheadHandle {
     }
 }
 
-fn snapshot(shared: &Wall) -> BulkheadSnapshot {
-    let hull = &shared.hull;
+fn snapshot(shared: &Limiter) -> BulkheadSnapshot {
+    let common = &shared.common;
     let (mut in_flight, mut waiting, mut oldest) = (0, 0, None::<u64>);
-    shared.look_at_all(|wall| {
-        let (wait, since) = wall.room.waiting();
-        in_flight += wall.room.view().in_flight();
+    shared.look_at_all(|limiter| {
+        let (wait, since) = limiter.room.waiting();
+        in_flight += limiter.room.view().in_flight();
         waiting += wait;
         oldest = oldest.into_iter().chain(since).min();
     });
@@ -99,19 +99,19 @@ fn snapshot(shared: &Wall) -> BulkheadSnapshot {
         in_flight,
         waiting,
         keys: shared.keys(),
-        limit: hull.settings.limit(),
-        oldest_wait: oldest.map(|since| Duration::from_nanos(hull.now().saturating_sub(since))),
-        rejected: hull.rejected.load(Relaxed),
-        would_have_rejected: hull.would_have_rejected.load(Relaxed),
-        permits_expired: hull.permits_expired.load(Relaxed),
-        shadow: hull.in_shadow(),
-        config: hull.settings.load(),
+        limit: common.settings.limit(),
+        oldest_wait: oldest.map(|since| Duration::from_nanos(common.now().saturating_sub(since))),
+        rejected: common.rejected.load(Relaxed),
+        would_have_rejected: common.would_have_rejected.load(Relaxed),
+        permits_expired: common.permits_expired.load(Relaxed),
+        shadow: common.in_shadow(),
+        config: common.settings.load(),
     }
 }
 
-impl Watched for Striped<Wall> {
+impl Watched for Striped<Limiter> {
     fn reporter(&self) -> &Reporter {
-        Wall::reporter(self)
+        Limiter::reporter(self)
     }
 
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bulkhead::{door::Waits, wall::Wall},
+    bulkhead::{door::Waits, limiter::Limiter},
     deadline::{self, Deadline},
     protocol::{Watch, sealed::Sealed},
     queue::{Lease, Left},
@@ -22,7 +22,7 @@ use crate::{
 ///
 /// In a response body the permit lasts until the response is over, or stops counting when its reader stalls.
 pub struct Held {
-    wall: Shared<Wall>,
+    limiter: Shared<Limiter>,
     has: Has,
 }
 
@@ -39,38 +39,38 @@ enum Has {
 
 impl Held {
     #[inline(always)]
-    pub(crate) fn nothing(wall: Shared<Wall>) -> Self {
-        Held { wall, has: Has::Nothing }
+    pub(crate) fn nothing(limiter: Shared<Limiter>) -> Self {
+        Held { limiter, has: Has::Nothing }
     }
 
     #[inline(always)]
-    pub(crate) fn place(wall: Shared<Wall>, waits: Waits) -> Self {
-        Held { wall, has: Has::Place(waits) }
+    pub(crate) fn place(limiter: Shared<Limiter>, waits: Waits) -> Self {
+        Held { limiter, has: Has::Place(waits) }
     }
 
     /// Of a call that is in and waits for the inner service.
-    pub(crate) fn granted(wall: Shared<Wall>, waits: Waits) -> Self {
-        Held { wall, has: Has::Granted(waits) }
+    pub(crate) fn granted(limiter: Shared<Limiter>, waits: Waits) -> Self {
+        Held { limiter, has: Has::Granted(waits) }
     }
 
     /// Of a call that is in.
     #[inline(always)]
-    pub(crate) fn permit(wall: Shared<Wall>) -> Self {
-        wall.reporter().admitted();
-        Held { wall, has: Has::Permit }
+    pub(crate) fn permit(limiter: Shared<Limiter>) -> Self {
+        limiter.reporter().admitted();
+        Held { limiter, has: Has::Permit }
     }
 
     /// Gives a plain permit back in its place: what is left has next to nothing to do when it is dropped.
     #[inline(always)]
     pub(crate) fn leave(held: &mut Option<Held>) {
-        if let Some(Held { wall, has: has @ Has::Permit }) = held {
+        if let Some(Held { limiter, has: has @ Has::Permit }) = held {
             *has = Has::Nothing;
-            wall.leave();
+            limiter.leave();
         }
     }
 
-    pub(crate) fn wall(&self) -> &Wall {
-        &self.wall
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.limiter
     }
 
     /// Waits for the turn of a call that has a place in the line. Then it holds a permit, or nothing.
@@ -81,24 +81,24 @@ impl Held {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Reason>> {
         while let Has::Place(waits) = self.has {
-            if let Some(left) = self.wall.room.poll(waits.place, cx.waker()) {
+            if let Some(left) = self.limiter.room.poll(waits.place, cx.waker()) {
                 timer.set(None);
                 self.settle(left, waits)?;
                 break;
             }
             if timer.is_none() {
-                timer.set(Some(sleep_until(self.wall.next_look(self.wall.now(), waits.ends()))));
+                timer.set(Some(sleep_until(self.limiter.next_look(self.limiter.now(), waits.ends()))));
             }
             if let Some(sleep) = timer.as_mut().as_pin_mut() {
                 ready!(sleep.poll(cx));
             }
             timer.set(None);
-            let now = self.wall.now();
+            let now = self.limiter.now();
             if now >= waits.ends() {
-                self.settle(self.wall.room.give_up(waits.place), waits)?;
+                self.settle(self.limiter.room.give_up(waits.place), waits)?;
                 break;
             }
-            self.wall.put_out_stalled(now);
+            self.limiter.put_out_stalled(now);
         }
         Poll::Ready(Ok(()))
     }
@@ -107,7 +107,7 @@ impl Held {
     /// has now, for what it waits with knows of one that ends the wait only.
     pub(crate) fn is_in_time(&mut self, deadline: impl FnOnce() -> Option<Deadline>) -> Result<(), Reason> {
         match self.has {
-            Has::Granted(waits) if waits.is_too_late(&self.wall) || deadline::has_passed(deadline()) => {
+            Has::Granted(waits) if waits.is_too_late(&self.limiter) || deadline::has_passed(deadline()) => {
                 self.run_out(Reason::DeadlineExceeded)
             }
             _ => Ok(()),
@@ -116,14 +116,14 @@ impl Held {
 
     fn settle(&mut self, left: Left, waits: Waits) -> Result<(), Reason> {
         self.has = Has::Nothing;
-        self.wall.has_waited(waits);
+        self.limiter.has_waited(waits);
         let refused = match left {
             Left::In => None,
             Left::Waiting => Some(waits.why()),
             Left::Refused(reason) => Some(reason),
         };
         if let Some(reason) = refused {
-            self.wall.refuse_waiter(reason)?;
+            self.limiter.refuse_waiter(reason)?;
         }
         self.has = Has::Granted(waits);
         if refused.is_some() {
@@ -137,20 +137,20 @@ impl Held {
     #[cold]
     pub(crate) fn poll_patience(&mut self, timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
         let Has::Granted(waits) = self.has else { return Poll::Pending };
-        ready!(poll_at(timer, self.wall.hull.instant(waits.ends()), cx));
+        ready!(poll_at(timer, self.limiter.common.instant(waits.ends()), cx));
         // In shadow it goes on, however long that takes.
         self.run_out(waits.why()).map_or_else(Poll::Ready, |()| Poll::Pending)
     }
 
     /// A call that has its permit can't be made in time. `Ok`: in shadow it goes on.
     fn run_out(&mut self, why: Reason) -> Result<(), Reason> {
-        let hull = &self.wall.hull;
-        if hull.in_shadow() {
-            hull.would_refuse(why);
+        let common = &self.limiter.common;
+        if common.in_shadow() {
+            common.would_refuse(why);
             self.is_called();
             return Ok(());
         }
-        hull.refuse(why);
+        common.refuse(why);
         self.give_back();
         Err(why)
     }
@@ -159,7 +159,7 @@ impl Held {
     pub(crate) fn is_called(&mut self) {
         if let Has::Granted(_) = self.has {
             self.has = Has::Permit;
-            self.wall.reporter().admitted();
+            self.limiter.reporter().admitted();
         }
     }
 
@@ -167,10 +167,10 @@ impl Held {
     fn give_back(&mut self) {
         match mem::replace(&mut self.has, Has::Nothing) {
             Has::Nothing => {}
-            Has::Permit | Has::Granted(_) => self.wall.leave(),
+            Has::Permit | Has::Granted(_) => self.limiter.leave(),
             Has::Stream(lease) => {
-                if self.wall.room.leave_stream(lease) {
-                    self.wall.let_in();
+                if self.limiter.room.leave_stream(lease) {
+                    self.limiter.let_in();
                 }
             }
             Has::Place(waits) => self.give_up(waits),
@@ -182,10 +182,10 @@ impl Held {
     #[inline(never)]
     fn give_up(&self, waits: Waits) {
         // Called, and has not noticed: the next one is.
-        if self.wall.room.give_up(waits.place) == Left::In {
-            self.wall.leave();
+        if self.limiter.room.give_up(waits.place) == Left::In {
+            self.limiter.leave();
         }
-        self.wall.has_waited(waits);
+        self.limiter.has_waited(waits);
     }
 }
 
@@ -200,8 +200,8 @@ impl Waits {
     }
 
     /// Has its caller's deadline passed? (A longest wait is over with the turn.)
-    fn is_too_late(self, wall: &Wall) -> bool {
-        self.why() == Reason::DeadlineExceeded && self.expires <= wall.now()
+    fn is_too_late(self, limiter: &Limiter) -> bool {
+        self.why() == Reason::DeadlineExceeded && self.expires <= limiter.now()
     }
 }
 
@@ -223,14 +223,14 @@ impl Watch for Held {
     const JUDGES: bool = false;
 
     fn goes_on(&mut self) {
-        if let Some(lease) = self.wall.room.begin_stream(self.wall.now()) {
+        if let Some(lease) = self.limiter.room.begin_stream(self.limiter.now()) {
             self.has = Has::Stream(lease);
         }
     }
 
     fn frame(&mut self) -> Option<Rejection> {
         if let Has::Stream(lease) = &mut self.has {
-            self.wall.room.note_frame(lease, self.wall.now());
+            self.limiter.room.note_frame(lease, self.limiter.now());
         }
         None
     }

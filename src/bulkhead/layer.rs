@@ -1,4 +1,4 @@
-//! The layer: one wall, shared by every clone and every service made from it.
+//! The layer: one limiter, shared by every clone and every service made from it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,9 @@ use tower_layer::Layer;
 
 use crate::{
     builder::{Identity, layer_forms},
-    bulkhead::{Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, config::Told, hull::Hull, wall::Wall},
+    bulkhead::{
+        Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, common::Common, config::Told, limiter::Limiter,
+    },
     config::ConfigError,
     observe::watched,
     protocol::Http,
@@ -19,7 +21,7 @@ use crate::{
 /// Clones, and all services made from them, share one limit.
 #[derive(Debug)]
 pub struct BulkheadLayer<P = Http> {
-    shared: Arc<Striped<Wall>>,
+    shared: Arc<Striped<Limiter>>,
     protocol: P,
 }
 
@@ -46,12 +48,12 @@ impl BulkheadLayer {
     pub(crate) fn new(identity: Identity, config: BulkheadConfig, told: Told) -> Self {
         let shadow = identity.shadow;
         let reporter = identity.reporter("bulkhead", &REASONS);
-        let hull = Arc::new(Hull::new(reporter, shadow, config, told.priority_fn));
+        let common = Arc::new(Common::new(reporter, shadow, config, told.priority_fn));
         #[cfg(feature = "http")]
-        let wall = if told.keys.are_asked() { Wall::in_front(hull, told.keys) } else { Wall::new(hull) };
+        let limiter = if told.keys.are_asked() { Limiter::in_front(common, told.keys) } else { Limiter::new(common) };
         #[cfg(not(feature = "http"))]
-        let wall = Wall::new(hull);
-        BulkheadLayer { shared: watched(Striped::new(wall)), protocol: Http::default() }
+        let limiter = Limiter::new(common);
+        BulkheadLayer { shared: watched(Striped::new(limiter)), protocol: Http::default() }
     }
 }
 

@@ -104,18 +104,18 @@
 //! Dropping the future of a waiting call gives its place back, that of a running one its permit, at once; so does
 //! dropping a response body.
 
+#[cfg(feature = "http")]
+mod by_key;
+mod common;
 mod config;
 mod door;
 mod future;
 mod handle;
 mod held;
-mod hull;
 mod layer;
-#[cfg(feature = "http")]
-mod rooms;
+mod limiter;
 mod service;
 mod settings;
-mod wall;
 
 #[cfg(doc)]
 use crate::{Priority, Reason};

@@ -13,7 +13,7 @@ use crate::{
         ResponseFuture,
         door::{Admission, Door},
         held::Held,
-        wall::Wall,
+        limiter::Limiter,
     },
     deadline::{self, Deadline},
     outline,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::bulkhead::rooms::{Goes, Rooms};
+use crate::bulkhead::by_key::{ByKey, Goes};
 
 /// A service behind a bulkhead. Made by [`BulkheadLayer`](crate::BulkheadLayer).
 ///
@@ -33,14 +33,14 @@ use crate::bulkhead::rooms::{Goes, Rooms};
 #[derive(Debug)]
 pub struct Bulkhead<S, P = Http> {
     inner: S,
-    shared: Arc<Striped<Wall>>,
+    shared: Arc<Striped<Limiter>>,
     protocol: P,
     /// What `poll_ready` found last. Only behind an open one may the inner service be ready.
     door: Door,
 }
 
 impl<S, P> Bulkhead<S, P> {
-    pub(crate) fn new(inner: S, shared: Arc<Striped<Wall>>, protocol: P) -> Self {
+    pub(crate) fn new(inner: S, shared: Arc<Striped<Limiter>>, protocol: P) -> Self {
         Bulkhead { inner, shared, protocol, door: Door::Unasked }
     }
 }
@@ -80,14 +80,14 @@ where
             return self.running(inner, context);
         }
         let door = mem::replace(&mut self.door, Door::Unasked);
-        // By itself too, and not even there for services without heads: with two ways to come to a wall, calls without keys
+        // By itself too, and not even there for services without heads: with two ways to come to a limiter, calls without keys
         // would be slower.
         #[cfg(feature = "http")]
         if P::HAS_BODY
-            && let Some(rooms) = &self.shared.rooms
+            && let Some(by_key) = &self.shared.by_key
         {
-            let (admission, wall) = self.admit_by_key(rooms, door, &mut request);
-            return self.go_on::<_, _, S::Response, S::Error>(admission, wall, door, request, context);
+            let (admission, limiter) = self.admit_by_key(by_key, door, &mut request);
+            return self.go_on::<_, _, S::Response, S::Error>(admission, limiter, door, request, context);
         }
         match self.admit(door, &mut request) {
             Admission::In if door == Door::Open => {
@@ -105,7 +105,7 @@ where
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Refused(reason) => {
-                self.shared.hull.refuse(reason);
+                self.shared.common.refuse(reason);
                 self.drop_readiness(door);
                 let held = Held::nothing(self.shared.share());
                 ResponseFuture::refused(reason, self.protocol.clone(), context, held)
@@ -133,7 +133,7 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
     fn go_on<C, Req, Res, Err>(
         &mut self,
         admission: Admission,
-        wall: Shared<Wall>,
+        limiter: Shared<Limiter>,
         door: Door,
         request: Req,
         context: C,
@@ -144,34 +144,34 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
     {
         match admission {
             Admission::In if door == Door::Open => {
-                let inner = call_inner(&wall, request, |request| outline::call(&mut self.inner, request));
-                ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(wall))
+                let inner = call_inner(&limiter, request, |request| outline::call(&mut self.inner, request));
+                ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(limiter))
             }
             Admission::In => {
-                let held = self.granted::<Req, Res, Err>(wall, &request);
+                let held = self.granted::<Req, Res, Err>(limiter, &request);
                 let unready = self.take_unready(door);
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Waits(waits) => {
-                let held = Held::place(wall, waits);
+                let held = Held::place(limiter, waits);
                 let unready = self.take_unready(door);
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Refused(reason) => {
-                wall.hull.refuse(reason);
+                limiter.common.refuse(reason);
                 self.drop_readiness(door);
-                ResponseFuture::refused(reason, self.protocol.clone(), context, Held::nothing(wall))
+                ResponseFuture::refused(reason, self.protocol.clone(), context, Held::nothing(limiter))
             }
         }
     }
 }
 
 impl<S: Clone, P> Bulkhead<S, P> {
-    /// Looks closer than [`Wall::is_open`]. Behind a shut door nothing is held.
+    /// Looks closer than [`Limiter::is_open`]. Behind a shut door nothing is held.
     #[cold]
     fn is_shut(&mut self, has_head: bool) -> bool {
         if !has_head {
-            self.stay_with_common();
+            self.stay_with_keyless();
         }
         let found = self.shared.look();
         if found != Door::Open {
@@ -205,48 +205,48 @@ impl<S: Clone, P> Bulkhead<S, P> {
         if let Door::Refuses(reason) = door {
             return Admission::Refused(reason);
         }
-        self.stay_with_common();
+        self.stay_with_keyless();
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
         self.shared.admit(deadline, || self.priority::<Req, Res, Err>(request))
     }
 
     /// Of a call that is in, for room has come since readiness was asked for: the inner service was not asked.
     #[cold]
-    fn granted<Req, Res, Err>(&self, wall: Shared<Wall>, request: &Req) -> Held
+    fn granted<Req, Res, Err>(&self, limiter: Shared<Limiter>, request: &Req) -> Held
     where
         P: Protocol<Req, Res, Err>,
     {
         let deadline = deadline::earliest(P::deadline(request), Deadline::current());
-        match wall.grants(deadline) {
-            Some(waits) => Held::granted(wall, waits),
-            None => Held::permit(wall),
+        match limiter.grants(deadline) {
+            Some(waits) => Held::granted(limiter, waits),
+            None => Held::permit(limiter),
         }
     }
 
-    /// As [`admit`](Self::admit), behind the wall of the request's key.
+    /// As [`admit`](Self::admit), of the limiter of the request's key.
     #[cfg(feature = "http")]
-    fn admit_by_key<Req, Res, Err>(&self, rooms: &Rooms, door: Door, request: &mut Req) -> (Admission, Shared<Wall>)
+    fn admit_by_key<Req, Res, Err>(&self, by_key: &ByKey, door: Door, request: &mut Req) -> (Admission, Shared<Limiter>)
     where
         P: Protocol<Req, Res, Err>,
     {
         if let Door::Refuses(reason) = door {
             return (Admission::Refused(reason), self.shared.share());
         }
-        match rooms.find::<P, Req, Res, Err>(request, self.shared.now()) {
-            Goes::To(wall) => {
+        match by_key.find::<P, Req, Res, Err>(request, self.shared.now()) {
+            Goes::To(limiter) => {
                 let deadline = deadline::earliest(P::deadline(request), Deadline::current());
-                let admission = wall.admit(deadline, || self.priority::<Req, Res, Err>(request));
-                (admission, wall)
+                let admission = limiter.admit(deadline, || self.priority::<Req, Res, Err>(request));
+                (admission, limiter)
             }
             Goes::Nowhere { refuse } => (self.shared.admit_nobody(refuse), self.shared.share()),
         }
     }
 
-    /// A service without heads has no keys: it goes to the common wall, and stays there.
-    fn stay_with_common(&mut self) {
+    /// A service without heads has no keys: it goes to the limiter without one, and stays there.
+    fn stay_with_keyless(&mut self) {
         #[cfg(feature = "http")]
-        if let Some(rooms) = &self.shared.rooms {
-            self.shared = Arc::clone(&rooms.common);
+        if let Some(by_key) = &self.shared.by_key {
+            self.shared = Arc::clone(&by_key.keyless);
         }
     }
 
@@ -256,7 +256,7 @@ impl<S: Clone, P> Bulkhead<S, P> {
         P: Protocol<Req, Res, Err>,
     {
         #[cfg(feature = "http")]
-        if let Some(f) = self.shared.hull.priority_fn()
+        if let Some(f) = self.shared.common.priority_fn()
             && let Some(own) = P::with_parts(request, f)
         {
             return own;
@@ -265,17 +265,17 @@ impl<S: Clone, P> Bulkhead<S, P> {
     }
 }
 
-/// A call that is in behind this wall. Not by `on_panic`, whose closure would have the request moved once more.
+/// A call that this limiter has let in. Not by `on_panic`, whose closure would have the request moved once more.
 #[inline(always)]
-fn call_inner<Req, F>(wall: &Wall, request: Req, call: impl FnOnce(Req) -> F) -> F {
-    let panic = PanicInCall(wall);
+fn call_inner<Req, F>(limiter: &Limiter, request: Req, call: impl FnOnce(Req) -> F) -> F {
+    let panic = PanicInCall(limiter);
     let inner = call(request);
     mem::forget(panic);
     inner
 }
 
 /// Dropped only by a panic in the inner service's `call`.
-struct PanicInCall<'a>(&'a Wall);
+struct PanicInCall<'a>(&'a Limiter);
 
 impl Drop for PanicInCall<'_> {
     #[cold]

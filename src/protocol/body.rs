@@ -16,9 +16,9 @@ use crate::{
     permit::Cause,
     protocol::{
         BoxError, Watch, cut,
+        judge::{Judge, Step},
         peek::Peeked,
         refusal,
-        verdict::{Step, Verdict},
     },
     rejection::Rejection,
 };
@@ -42,7 +42,7 @@ pin_project! {
     #[project = KindProj]
     enum Kind<B, W: Watch> {
         Unwatched { #[pin] body: B },
-        Watched { #[pin] body: B, #[pin] timer: W::Timer, verdict: Verdict<W> },
+        Watched { #[pin] body: B, #[pin] timer: W::Timer, judge: Judge<W> },
         Peeked { body: Peeked<B> },
         // The trailers in a box, for they are large and rare.
         Text { bytes: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
@@ -57,11 +57,11 @@ impl<B, W: Watch> ResponseBody<B, W> {
     }
 
     #[inline]
-    pub(crate) fn watched(body: B, verdict: Verdict<W>) -> Self {
-        if verdict.watch.is_none() {
+    pub(crate) fn watched(body: B, judge: Judge<W>) -> Self {
+        if judge.watch.is_none() {
             return Self::unwatched(body);
         }
-        ResponseBody { kind: Kind::Watched { body, timer: W::Timer::default(), verdict } }
+        ResponseBody { kind: Kind::Watched { body, timer: W::Timer::default(), judge } }
     }
 
     /// A body that was looked into before it was passed on.
@@ -102,9 +102,9 @@ where
         let mut kind = self.project().kind;
         let (rejection, grpc) = match kind.as_mut().project() {
             KindProj::Unwatched { body } => return body.poll_frame(cx).map_err(Into::into),
-            KindProj::Watched { body, timer, verdict } => match ready!(verdict.poll(body, timer, cx)) {
+            KindProj::Watched { body, timer, judge } => match ready!(judge.poll(body, timer, cx)) {
                 Ok(frame) => return Poll::Ready(frame),
-                Err(rejection) => (rejection, verdict.grpc),
+                Err(rejection) => (rejection, judge.grpc),
             },
             KindProj::Peeked { body } => return body.poll_frame(cx),
             KindProj::Text { bytes, trailers } => {

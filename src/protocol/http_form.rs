@@ -11,8 +11,8 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, number, refusal,
-        transport, verdict::Verdict,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, judge::Judge, number,
+        refusal, transport,
     },
     rejection::Rejection,
 };
@@ -168,8 +168,8 @@ impl Http {
         RB: Body<Data = Bytes>,
         W: Watch,
     {
-        let verdict = self.verdict(context, &parts, &body, watch);
-        Response::from_parts(parts, ResponseBody::watched(body, verdict))
+        let judge = self.judge(context, &parts, &body, watch);
+        Response::from_parts(parts, ResponseBody::watched(body, judge))
     }
 
     /// The verdict on the body of a gRPC answer that came to its end.
@@ -182,26 +182,26 @@ impl Http {
 
     /// Judges the head. The watch is gone again if the response is over already.
     #[inline(never)]
-    fn verdict<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Verdict<W>
+    fn judge<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Judge<W>
     where
         RB: Body<Data = Bytes>,
         W: Watch,
     {
         let grpc = context.is_answered_in_grpc(parts);
-        let mut verdict = Verdict::new(watch, grpc, self.classify.clone());
+        let mut judge = Judge::new(watch, grpc, self.classify.clone());
         let length = content_length(&parts.headers);
         if !W::JUDGES {
-            verdict.waive();
+            judge.waive();
         } else if length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers) {
-            verdict.malformed();
+            judge.malformed();
         }
         if W::JUDGES
             && let Some(end) = self.judge_head(context, grpc, parts)
         {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
-                verdict.hint(&parts.headers);
+                judge.hint(&parts.headers);
             }
-            verdict.settle(end);
+            judge.settle(end);
         }
         // The length of a gRPC response says nothing: its end is in the trailers.
         let bytes = match length {
@@ -210,12 +210,12 @@ impl Http {
             _ => body.size_hint().exact(),
         };
         if body.is_end_stream() || context.has_no_body(parts.status) || bytes == Some(0) {
-            verdict.end(None);
+            judge.end(None);
         }
-        verdict.head(&parts.headers);
-        verdict.expect(bytes);
-        verdict.goes_on();
-        verdict
+        judge.head(&parts.headers);
+        judge.expect(bytes);
+        judge.goes_on();
+        judge
     }
 
     pub(super) fn judge_head(&self, context: &HttpContext, grpc: bool, parts: &response::Parts) -> Option<End> {

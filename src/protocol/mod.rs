@@ -37,6 +37,8 @@ mod http_form;
 #[cfg(any(feature = "axum", feature = "tonic"))]
 mod interop;
 #[cfg(feature = "http")]
+pub(crate) mod judge;
+#[cfg(feature = "http")]
 mod keyed_by;
 #[cfg(feature = "http")]
 pub(crate) mod number;
@@ -51,8 +53,6 @@ pub mod replay;
 pub(crate) mod text;
 #[cfg(feature = "http")]
 pub(crate) mod transport;
-#[cfg(feature = "http")]
-pub(crate) mod verdict;
 mod watch;
 
 pub use self::{

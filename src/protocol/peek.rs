@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
 
-use super::{cut, verdict::Step};
+use super::{cut, judge::Step};
 use crate::{outcome::End, protocol::BoxError};
 
 /// A body, and the first frame of it if that has come.

@@ -22,7 +22,7 @@ use crate::{
 pub(super) type Step = Option<Result<Frame<Bytes>, BoxError>>;
 
 /// Follows one response to its verdict and to its end. The watch is gone once the response is over.
-pub(crate) struct Verdict<W> {
+pub(crate) struct Judge<W> {
     pub(super) watch: Option<W>,
     settled: bool,
     pub(super) grpc: bool,
@@ -92,9 +92,9 @@ fn is_of_events(content_type: &[u8]) -> bool {
     content_type.get(..EVENTS.len()).is_some_and(|t| t.eq_ignore_ascii_case(EVENTS))
 }
 
-impl<W: Watch> Verdict<W> {
+impl<W: Watch> Judge<W> {
     pub(crate) fn new(watch: W, grpc: bool, classify: Option<Arc<dyn HttpClassify>>) -> Self {
-        Verdict { watch: Some(watch), settled: false, grpc, classify, left: None, frames: Frames::NotAsked }
+        Judge { watch: Some(watch), settled: false, grpc, classify, left: None, frames: Frames::NotAsked }
     }
 
     pub(crate) fn expect(&mut self, bytes: Option<u64>) {
@@ -254,7 +254,7 @@ impl<W: Watch> Verdict<W> {
 }
 
 /// Dropped only by a panic in the inner body.
-struct TellOfPanic<'a, W: Watch>(&'a mut Verdict<W>);
+struct TellOfPanic<'a, W: Watch>(&'a mut Judge<W>);
 
 impl<W: Watch> Drop for TellOfPanic<'_, W> {
     fn drop(&mut self) {

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use crate::{
     bulkhead::{
         BulkheadConfig,
+        common::Common,
         door::{Admission, Door, Waits},
-        hull::Hull,
         settings,
     },
     deadline::{self, Deadline},
@@ -18,46 +18,46 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::bulkhead::rooms::Rooms;
+use crate::bulkhead::by_key::ByKey;
 
-pub(crate) struct Wall {
+pub(crate) struct Limiter {
     pub(crate) room: Room,
-    pub(crate) hull: Arc<Hull>,
+    pub(crate) common: Arc<Common>,
     /// Of a layer with keys. Then nobody passes here, so that calls of other layers need not look for it.
     #[cfg(feature = "http")]
-    pub(crate) rooms: Option<Box<Rooms>>,
+    pub(crate) by_key: Option<Box<ByKey>>,
 }
 
-impl Wall {
-    pub(crate) fn new(hull: Arc<Hull>) -> Self {
-        Wall::of(hull.settings.limit(), hull)
+impl Limiter {
+    pub(crate) fn new(common: Arc<Common>) -> Self {
+        Limiter::of(common.settings.limit(), common)
     }
 
-    pub(crate) fn of(limit: usize, hull: Arc<Hull>) -> Self {
-        Wall {
-            room: Room::new(limit, settings::patience(&hull.settings)),
-            hull,
+    pub(crate) fn of(limit: usize, common: Arc<Common>) -> Self {
+        Limiter {
+            room: Room::new(limit, settings::patience(&common.settings)),
+            common,
             #[cfg(feature = "http")]
-            rooms: None,
+            by_key: None,
         }
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.hull.name()
+        self.common.name()
     }
 
     pub(crate) fn reporter(&self) -> &Reporter {
-        self.hull.reporter()
+        self.common.reporter()
     }
 
     pub(crate) fn now(&self) -> u64 {
-        self.hull.now()
+        self.common.now()
     }
 
     /// When somebody who waits has to look again by itself: at its own end, or when a stalled reader may lose its permit.
     pub(crate) fn next_look(&self, now: u64, expires: u64) -> Instant {
-        let lease = self.room.next_look(now, self.hull.settings.lease());
-        self.hull.instant(expires.min(lease))
+        let lease = self.room.next_look(now, self.common.settings.lease());
+        self.common.instant(expires.min(lease))
     }
 
     // === calls ===
@@ -71,15 +71,15 @@ impl Wall {
     /// What a call would find that has a deadline or finds no room.
     #[cold]
     pub(crate) fn look(&self) -> Door {
-        if self.hull.in_shadow() {
+        if self.common.in_shadow() {
             return Door::Open;
         }
         if deadline::has_passed(Deadline::current()) {
             return Door::Refuses(Reason::DeadlineExceeded);
         }
         #[cfg(feature = "http")]
-        if self.rooms.is_some() {
-            // What it finds behind a wall the call finds out for itself.
+        if self.by_key.is_some() {
+            // What it finds behind that of its key the call finds out for itself.
             return Door::Open;
         }
         if self.room.view().lets_pass() {
@@ -88,7 +88,7 @@ impl Wall {
         if self.room.has_streams() {
             self.put_out_stalled(self.now());
         }
-        match self.hull.settings.queue() {
+        match self.common.settings.queue() {
             _ if self.room.view().lets_pass() => Door::Open,
             0 => Door::Refuses(Reason::BulkheadFull),
             _ => Door::Shut,
@@ -99,13 +99,13 @@ impl Wall {
     #[cold]
     pub(crate) fn admit(&self, deadline: Option<Deadline>, priority: impl FnOnce() -> Priority) -> Admission {
         let now = self.now();
-        let deadline = deadline.map(|d| self.hull.at(d.instant()));
-        let shadow = self.hull.in_shadow();
+        let deadline = deadline.map(|d| self.common.at(d.instant()));
+        let shadow = self.common.in_shadow();
         if deadline.is_some_and(|d| d <= now) {
             if !shadow {
                 return Admission::Refused(Reason::DeadlineExceeded);
             }
-            self.hull.would_refuse(Reason::DeadlineExceeded);
+            self.common.would_refuse(Reason::DeadlineExceeded);
             self.room.push_in();
             return Admission::In;
         }
@@ -117,7 +117,7 @@ impl Wall {
             self.push_in();
             return Admission::In;
         }
-        match self.hull.settings.queue() {
+        match self.common.settings.queue() {
             0 if self.room.pass() => Admission::In,
             0 => Admission::Refused(Reason::BulkheadFull),
             most => self.enter(now, deadline, priority(), most),
@@ -135,7 +135,7 @@ impl Wall {
 
     /// Until when a call may wait that came `now`, and why no longer.
     fn until(&self, now: u64, deadline: Option<u64>) -> (u64, Reason) {
-        let own = now.saturating_add(self.hull.settings.wait());
+        let own = now.saturating_add(self.common.settings.wait());
         match deadline {
             Some(deadline) if deadline < own => (deadline, Reason::DeadlineExceeded),
             _ => (own, Reason::QueueTimeout),
@@ -144,11 +144,11 @@ impl Wall {
 
     /// How long a call that is in may wait for the inner service; in shadow as long as that takes.
     pub(crate) fn grants(&self, deadline: Option<Deadline>) -> Option<Waits> {
-        if self.hull.in_shadow() {
+        if self.common.in_shadow() {
             return None;
         }
         let now = self.now();
-        let (expires, why) = self.until(now, deadline.map(|d| self.hull.at(d.instant())));
+        let (expires, why) = self.until(now, deadline.map(|d| self.common.at(d.instant())));
         Some(Waits::new(0, now, expires, why))
     }
 
@@ -156,8 +156,8 @@ impl Wall {
     /// refused where that were full.
     fn push_in(&self) {
         let before = self.room.push_in();
-        if before >= self.room.view().limit().saturating_add(self.hull.settings.queue()) {
-            self.hull.would_refuse(Reason::BulkheadFull);
+        if before >= self.room.view().limit().saturating_add(self.common.settings.queue()) {
+            self.common.would_refuse(Reason::BulkheadFull);
         }
     }
 
@@ -177,11 +177,11 @@ impl Wall {
     /// Somebody has waited in vain. In shadow it goes in all the same, and is reported.
     #[cold]
     pub(crate) fn refuse_waiter(&self, reason: Reason) -> Result<(), Reason> {
-        if !self.hull.in_shadow() {
-            self.hull.refuse(reason);
+        if !self.common.in_shadow() {
+            self.common.refuse(reason);
             return Err(reason);
         }
-        self.hull.would_refuse(reason);
+        self.common.would_refuse(reason);
         self.room.push_in();
         Ok(())
     }
@@ -194,93 +194,93 @@ impl Wall {
 
     /// Takes their permits from readers that have stalled.
     pub(crate) fn put_out_stalled(&self, now: u64) {
-        for _ in 0..self.room.put_out_stalled(now, self.hull.settings.lease()) {
-            self.hull.permit_expired();
+        for _ in 0..self.room.put_out_stalled(now, self.common.settings.lease()) {
+            self.common.permit_expired();
         }
     }
 
     // === by hand ===
 
     pub(crate) fn shadow(&self, on: bool) {
-        self.hull.set_shadow(on);
+        self.common.set_shadow(on);
         if on {
-            self.for_all(|wall| wall.room.let_all_in());
+            self.for_all(|limiter| limiter.room.let_all_in());
         }
     }
 
     pub(crate) fn resize(&self, limit: usize) {
-        self.was_resized(self.hull.settings.set_limit(limit), limit);
+        self.was_resized(self.common.settings.set_limit(limit), limit);
     }
 
     fn was_resized(&self, from: usize, to: usize) {
-        self.for_all(Wall::fit);
+        self.for_all(Limiter::fit);
         if from != to {
-            self.hull.limit_changed(from, to);
+            self.common.limit_changed(from, to);
         }
     }
 
     pub(crate) fn update(&self, config: BulkheadConfig) {
-        let from = self.hull.settings.store(config);
-        self.for_all(|wall| {
-            wall.room.set_patience(settings::patience(&self.hull.settings));
-            wall.room.look_anew();
+        let from = self.common.settings.store(config);
+        self.for_all(|limiter| {
+            limiter.room.set_patience(settings::patience(&self.common.settings));
+            limiter.room.look_anew();
         });
         self.was_resized(from, config.limit);
         // Who waits has been told of the old lease, and may be all there is.
-        self.for_all(|wall| wall.put_out_stalled(wall.now()));
+        self.for_all(|limiter| limiter.put_out_stalled(limiter.now()));
     }
 
     /// Gives the room the limit of the settings.
     fn fit(&self) {
         loop {
-            let limit = self.hull.settings.limit();
+            let limit = self.common.settings.limit();
             self.room.set_limit(limit, self.now());
             // Somebody else may have set it meanwhile, and have been here before us.
-            if self.hull.settings.limit() == limit {
+            if self.common.settings.limit() == limit {
                 break;
             }
         }
     }
 
     /// Does something with every room in which calls are, which may wake those who wait: no lock is held.
-    fn for_all(&self, act: impl Fn(&Wall)) {
+    fn for_all(&self, act: impl Fn(&Limiter)) {
         #[cfg(feature = "http")]
-        if let Some(rooms) = &self.rooms {
-            return rooms.all().iter().for_each(|wall| act(wall));
+        if let Some(by_key) = &self.by_key {
+            return by_key.all().iter().for_each(|limiter| act(limiter));
         }
         act(self);
     }
 
     /// Looks at every room, with locks held.
-    pub(crate) fn look_at_all(&self, mut look: impl FnMut(&Wall)) {
+    pub(crate) fn look_at_all(&self, mut look: impl FnMut(&Limiter)) {
         look(self);
         #[cfg(feature = "http")]
-        if let Some(rooms) = &self.rooms {
-            rooms.look_at_each(look);
+        if let Some(by_key) = &self.by_key {
+            by_key.look_at_each(look);
         }
     }
 
     pub(crate) fn is_per_key(&self) -> bool {
         #[cfg(feature = "http")]
-        return self.rooms.is_some();
+        return self.by_key.is_some();
         #[cfg(not(feature = "http"))]
         false
     }
 
     pub(crate) fn keys(&self) -> usize {
         #[cfg(feature = "http")]
-        return self.rooms.as_ref().map_or(0, |rooms| rooms.keys());
+        return self.by_key.as_ref().map_or(0, |by_key| by_key.keys());
         #[cfg(not(feature = "http"))]
         0
     }
 }
 
-impl fmt::Debug for Wall {
+impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut wall = f.debug_struct("Wall");
-        wall.field("hull", &self.hull);
+        let mut limiter = f.debug_struct("Limiter");
+        limiter.field("common", &self.common);
         #[cfg(feature = "http")]
-        wall.field("rooms", &self.rooms);
-        wall.finish_non_exhaustive()
+        limiter.field("by_key", &self.by_key);
+        limiter.finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! What all walls of a layer have in common: the clock, the settings, the events, the counters.
+//! What all limiters of a layer have in common: the clock, the settings, the events, the counters.
 
 use std::{
     fmt,
@@ -19,8 +19,8 @@ pub(crate) type PriorityFn = Box<dyn Fn(&http::request::Parts) -> crate::Priorit
 pub(crate) type PriorityFn = std::convert::Infallible;
 
 /// One per layer.
-pub(crate) struct Hull {
-    /// The time of all rooms counts from here.
+pub(crate) struct Common {
+    /// The time of all limiters counts from here.
     epoch: Epoch,
     pub(crate) settings: Settings,
     priority_fn: Option<PriorityFn>,
@@ -31,14 +31,14 @@ pub(crate) struct Hull {
     pub(crate) permits_expired: AtomicU64,
 }
 
-impl Hull {
+impl Common {
     pub(crate) fn new(
         reporter: Reporter,
         shadow: bool,
         config: BulkheadConfig,
         priority_fn: Option<PriorityFn>,
     ) -> Self {
-        Hull {
+        Common {
             epoch: Epoch::new(),
             settings: Settings::new(config),
             priority_fn,
@@ -117,9 +117,9 @@ impl Hull {
     }
 }
 
-impl fmt::Debug for Hull {
+impl fmt::Debug for Common {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hull")
+        f.debug_struct("Common")
             .field("reporter", &self.reporter)
             .field("config", &self.settings.load())
             .field("shadow", &self.in_shadow())
