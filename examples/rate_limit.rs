@@ -1,4 +1,5 @@
-//! Quotas per API key with tiers, quotas per client behind a proxy, and the headers that tell of them, on an axum server.
+//! Quotas per API key with tiers, quotas per client behind a proxy, and the headers that tell of them, on an axum
+//! server.
 //!
 //! `cargo run --example rate_limit` serves itself, calls itself, and says whether all went as it should.
 

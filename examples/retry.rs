@@ -1,5 +1,5 @@
-//! One outage, two fleets of clients: what three attempts a call do to a backend that is down, and what a budget makes of
-//! it. In virtual time, so a minute takes a moment.
+//! One outage, two fleets of clients: what three attempts a call do to a backend that is down, and what a budget makes
+//! of it. In virtual time, so a minute takes a moment.
 #![allow(clippy::disallowed_methods, reason = "the rule is for the library")]
 
 use std::{

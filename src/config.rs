@@ -15,8 +15,8 @@ pub struct ConfigError {
 pub struct FieldError {
     /// The setter, or the field of the configuration where the two have different names.
     pub field: &'static str,
-    /// The value that was given, as `{:?}` writes it: a text in quotes and escaped, so that it can't write lines of its own into a
-    /// log.
+    /// The value that was given, as `{:?}` writes it: a text in quotes and escaped, so that it can't write lines of its
+    /// own into a log.
     pub value: String,
     /// What would have been accepted.
     pub expected: String,

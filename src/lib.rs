@@ -35,14 +35,15 @@
 //! | [`DeadlineLayer`] | [`deadline`] | takes the caller's deadline in, bounds everything below, passes it on |
 //! | [`DrainLayer`] | [`drain`] | lets what runs end, and refuses what comes, before a program stops |
 //!
-//! A [`Registry`] knows them by name. How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells in
-//! [`observe`].
+//! A [`Registry`] knows them by name. How a layer meets HTTP, gRPC and plain services is in [`protocol`]; what it tells
+//! in [`observe`].
 //!
 //! # Order
 //!
-//! Outermost first: drain, deadline, fallback, then what refuses (bulkhead, rate limit, breaker), then what repeats (retry,
-//! and in it hedge), then what is for each attempt (adaptive rate, timeout). A timeout outside of what repeats bounds the
-//! whole call. A policy whose refusal callers should see, such as their own rate limit, goes outside of the fallback.
+//! Outermost first: drain, deadline, fallback, then what refuses (bulkhead, rate limit, breaker), then what repeats
+//! (retry, and in it hedge), then what is for each attempt (adaptive rate, timeout). A timeout outside of what repeats
+//! bounds the whole call. A policy whose refusal callers should see, such as their own rate limit, goes outside of the
+//! fallback.
 //!
 //! # What every layer keeps
 //!
@@ -50,8 +51,8 @@
 //!   calls `Layer::layer` for each route and each connection.)
 //! - The instance that was polled ready is the one that is called; so every inner service has to be `Clone`, for a
 //!   refusal after readiness. `BoxCloneService` is in; `BoxService` and `&mut S` are out: put a `Buffer` between.
-//! - A layer that refuses does not touch the inner service, nor wait for it. (With keys it has been readied before: a key is
-//!   seen in `call`.)
+//! - A layer that refuses does not touch the inner service, nor wait for it. (With keys it has been readied before: a
+//!   key is seen in `call`.)
 //! - A refusal made by one policy is not a failure of the backend to the policies around it.
 //! - The inner error comes back unchanged, and ours lead to their cause by `source()`.
 //!

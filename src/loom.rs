@@ -1,4 +1,5 @@
-//! The machine of the circuit breaker, the waiting room and the drain, for `tests/loom.rs` alone: it is compiled only under `--cfg loom`.
+//! The machine of the circuit breaker, the waiting room and the drain, for `tests/loom.rs` alone: it is compiled only
+//! under `--cfg loom`.
 #![allow(missing_docs, missing_debug_implementations, clippy::missing_errors_doc, reason = "not for users")]
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

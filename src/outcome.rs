@@ -23,7 +23,8 @@ pub enum Outcome {
 /// How one call ended, told to a policy exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-// Its parts beside each other, so that each can be kept in a register; else they share bytes, and all are copied for one.
+// Its parts beside each other, so that each can be kept in a register; else they share bytes, and all are copied for
+// one.
 #[repr(u8)]
 pub enum End {
     /// It was judged.

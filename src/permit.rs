@@ -76,8 +76,8 @@ pub trait Keeper {
 /// [`Cause`]).
 #[derive(Debug)]
 pub struct Permit<K: Keeper> {
-    // `None` only while it is dropped: then it is moved to where that is done. Nobody takes its address there either, see
-    // `UntilReady`.
+    // `None` only while it is dropped: then it is moved to where that is done. Nobody takes its address there either,
+    // see `UntilReady`.
     keeper: Option<K>,
     settled: bool,
 }
@@ -209,8 +209,8 @@ impl<K: Keeper> Drop for Permit<K> {
 
 /// What a future holds until it is ready, and drops itself only if it never is.
 ///
-/// That drop is out of line and moves the value there. So the compiler sees that a future which became ready has nothing
-/// to drop, and nobody takes the address of its parts: then they never leave the registers.
+/// That drop is out of line and moves the value there. So the compiler sees that a future which became ready has
+/// nothing to drop, and nobody takes the address of its parts: then they never leave the registers.
 #[derive(Debug)]
 pub(crate) struct UntilReady<T>(pub(crate) Option<T>);
 

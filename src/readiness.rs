@@ -5,8 +5,8 @@ use std::mem;
 /// What the last `poll_ready` of a layer that may refuse did with the inner service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readiness<Why = ()> {
-    /// It asked, so that the inner service may hold something for the next call. Still so after that call, which costs a
-    /// clone more when the door closes, and those that go nothing.
+    /// It asked, so that the inner service may hold something for the next call. Still so after that call, which costs
+    /// a clone more when the door closes, and those that go nothing.
     Asked,
     /// It left the inner service alone: the next call is refused, for this.
     Refused(Why),

@@ -197,7 +197,8 @@ impl Rejection {
         None
     }
 
-    /// As [`of`](Self::of), of an error whose type is known: most have no source, and then there is nothing to be asked.
+    /// As [`of`](Self::of), of an error whose type is known: most have no source, and then there is nothing to be
+    /// asked.
     #[inline(always)]
     pub(crate) fn of_a<E: StdError + 'static>(error: &E) -> Option<&Rejection> {
         match (error as &dyn std::any::Any).downcast_ref::<Rejection>() {

@@ -74,7 +74,8 @@ impl<T> Striped<T> {
         let mut own = Vec::new();
         if let Some(roll) = core.roll.get() {
             own.extend(roll.stripes.iter().filter_map(Weak::upgrade));
-            // After the others are held: what went before is in here, but for one that goes right now and is seen the next time.
+            // After the others are held: what went before is in here, but for one that goes right now and is seen the
+            // next time.
             gone.tally.store(roll.tally.load(Relaxed), Relaxed);
             gone.further.store(roll.further.load(Relaxed), Relaxed);
         }

@@ -8,10 +8,10 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
-/// Loom's, but for what stands in one order for all threads, which is what `SeqCst` means: in loom only a read-modify-write
-/// does. (It would also miss what another thread reads between a load and a write by what that found, for it keeps no more
-/// than the last access to each word. A load that is a write too also releases, so it may hide that a release is missing
-/// elsewhere.)
+/// Loom's, but for what stands in one order for all threads, which is what `SeqCst` means: in loom only a
+/// read-modify-write does. (It would also miss what another thread reads between a load and a write by what that found,
+/// for it keeps no more than the last access to each word. A load that is a write too also releases, so it may hide
+/// that a release is missing elsewhere.)
 #[cfg(loom)]
 mod in_order {
     use std::ops::Deref;

@@ -22,8 +22,8 @@ pub(crate) use self::epoch::Epoch;
 /// The longest duration a setting accepts: one year. tokio's timer wheel turns once in a little over two.
 pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The time of day, for dates that a server sent. tokio has no such clock to pause, so it is moved as far as the paused clock is
-/// from the real one.
+/// The time of day, for dates that a server sent. tokio has no such clock to pause, so it is moved as far as the paused
+/// clock is from the real one.
 #[cfg(feature = "http")]
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub(crate) fn wall() -> std::time::SystemTime {
@@ -42,7 +42,8 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Is it that time? The timer is made with the first look, moved where the time is another one now, and gone once it was.
+/// Is it that time? The timer is made with the first look, moved where the time is another one now, and gone once it
+/// was.
 pub(crate) fn poll_at(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
     match timer.as_mut().as_pin_mut() {
         None => timer.set(Some(sleep_until(at))),
@@ -56,10 +57,10 @@ pub(crate) fn poll_at(mut timer: Pin<&mut Option<Sleep>>, at: Instant, cx: &mut 
     Poll::Ready(())
 }
 
-/// Instants as numbers, for callers who mostly want less than a number: in which tick an instant lies, or that some end has
-/// not come yet. Such an answer stays right for a while, so each thread remembers the last one, with the instant that ends
-/// it: then a look costs one comparison. What was asked goes by a number of the caller's, which no other question to this
-/// clock has.
+/// Instants as numbers, for callers who mostly want less than a number: in which tick an instant lies, or that some end
+/// has not come yet. Such an answer stays right for a while, so each thread remembers the last one, with the instant
+/// that ends it: then a look costs one comparison. What was asked goes by a number of the caller's, which no other
+/// question to this clock has.
 #[derive(Debug)]
 pub(crate) struct Clock {
     epoch: Epoch,
@@ -100,8 +101,8 @@ impl Clock {
         self.known(about, now)
     }
 
-    /// The number of the tick that runs, where all ticks have this length, and what is worked out of it. `about` stands for
-    /// the length and for all else that the answer depends on.
+    /// The number of the tick that runs, where all ticks have this length, and what is worked out of it. `about` stands
+    /// for the length and for all else that the answer depends on.
     #[inline(never)]
     pub(crate) fn work_out_tick(&self, about: u64, length: u64, now: Instant, answer: impl FnOnce(u64) -> u64) -> u64 {
         let number = self.at(now) / length;

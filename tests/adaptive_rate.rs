@@ -136,8 +136,8 @@ async fn a_throttled_answer_lowers_the_rate_and_time_raises_it() {
     assert!((10.0..=20.5).contains(&rate), "{rate}");
 }
 
-/// What was under way when the rate was lowered was sent at the old one: however many of it are throttled, that is one cut.
-/// What is sent after it counts anew.
+/// What was under way when the rate was lowered was sent at the old one: however many of it are throttled, that is one
+/// cut. What is sent after it counts anew.
 #[tokio::test(start_paused = true)]
 async fn a_burst_of_throttled_answers_lowers_the_rate_once() {
     let layer = layer();
@@ -259,9 +259,9 @@ async fn whoever_may_wait_waits_and_holds_nothing() {
         (status, start.elapsed().as_millis())
     }));
     let went = calls.await;
-    // Two a second were sent, so it is 1.4 now: one each 714 ms, and nothing in the first second. At that rate the third would
-    // be the last, at 2,143 ms. The first answer brings it to two a second, for those who wait too: 0.4 of a unit is there
-    // by then, and the rest takes 300 ms. (Timers are whole milliseconds.)
+    // Two a second were sent, so it is 1.4 now: one each 714 ms, and nothing in the first second. At that rate the
+    // third would be the last, at 2,143 ms. The first answer brings it to two a second, for those who wait too: 0.4 of
+    // a unit is there by then, and the rest takes 300 ms. (Timers are whole milliseconds.)
     assert_eq!(went, [(200, 1_000), (200, 1_301), (200, 1_800), (503, 0), (503, 0)]);
 
     let probe = Probe::new();
@@ -326,8 +326,8 @@ impl Service<Request<()>> for Told {
     }
 }
 
-/// A hundred calls wait at seventy a second, and then the backend throttles: what they may do is of the rate that is in force
-/// when they do it, not of the one when they came.
+/// A hundred calls wait at seventy a second, and then the backend throttles: what they may do is of the rate that is in
+/// force when they do it, not of the one when they came.
 #[tokio::test(start_paused = true)]
 async fn a_lower_rate_and_a_hint_are_for_those_who_wait_too() {
     for hint in [None, Some(("retry-after", "10"))] {
@@ -452,7 +452,8 @@ async fn a_wait_past_the_deadline_is_refused_at_once() {
     assert_eq!((call.await.status().as_u16(), start.elapsed()), (503, ms(0)));
 }
 
-/// Its turn has come, or there was none to wait for any more, and the inner service hangs: by the deadline the unit goes back.
+/// Its turn has come, or there was none to wait for any more, and the inner service hangs: by the deadline the unit
+/// goes back.
 #[tokio::test(start_paused = true)]
 async fn who_may_go_waits_for_the_inner_service_by_its_deadline() {
     for (waits, shadow) in [(false, false), (true, false), (true, true)] {

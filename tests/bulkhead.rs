@@ -390,8 +390,8 @@ async fn who_has_its_turn_does_not_wait_longer_for_an_inner_service_that_hangs()
     assert_eq!(counts(&layer), (0, 0));
 }
 
-/// More than the backend can do (80 a second), from callers who wait less than the queue would let them. Served in order, each
-/// would be called with too little time left, and all that the backend did would be for nobody.
+/// More than the backend can do (80 a second), from callers who wait less than the queue would let them. Served in
+/// order, each would be called with too little time left, and all that the backend did would be for nobody.
 #[tokio::test(start_paused = true)]
 async fn under_overload_the_backend_works_for_callers_that_are_still_there() {
     for (offered, wait, within) in [(200, 500, 10_000), (200, 500, 300), (100, 500, 250), (200, 30_000, 2_000)] {
@@ -419,8 +419,8 @@ async fn under_overload_the_backend_works_for_callers_that_are_still_there() {
     }
 }
 
-/// An overload of callers who wait for milliseconds is over when nobody has waited for some milliseconds, and not for a share of
-/// what others may wait.
+/// An overload of callers who wait for milliseconds is over when nobody has waited for some milliseconds, and not for a
+/// share of what others may wait.
 #[tokio::test(start_paused = true)]
 async fn after_an_overload_of_the_impatient_a_burst_is_served_in_its_order() {
     let layer = builder(1).queue(1_000).wait(ms(30_000)).build().unwrap().plain();

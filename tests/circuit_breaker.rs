@@ -1,5 +1,5 @@
-//! The circuit breaker through its layer, in virtual time. Tests named `s<n>_` are the scenarios of the same number that
-//! other projects assert of their breakers.
+//! The circuit breaker through its layer, in virtual time. Tests named `s<n>_` are the scenarios of the same number
+//! that other projects assert of their breakers.
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
@@ -759,7 +759,8 @@ async fn a_probe_that_streams_longer_than_its_lease_counts_by_its_head() {
     assert_eq!(layer.handle().snapshot().state, State::Closed);
 }
 
-/// How the body of a probe, or of another call, goes on after its head: when that comes, and how it ends so long after it.
+/// How the body of a probe, or of another call, goes on after its head: when that comes, and how it ends so long after
+/// it.
 fn body_that(
     head: Duration,
     then: Duration,
@@ -867,8 +868,8 @@ async fn a_hanging_backend_behind_a_timeout_opens_it_whichever_is_outside() {
     assert_eq!(layer.handle().snapshot().state, State::Open);
 }
 
-/// A caller may write what it likes into a header. What answers in HTTP is judged by HTTP's table; what may be gRPC, and ends
-/// without a status, is a failure.
+/// A caller may write what it likes into a header. What answers in HTTP is judged by HTTP's table; what may be gRPC,
+/// and ends without a status, is a failure.
 #[tokio::test(start_paused = true)]
 async fn a_forged_content_type_does_not_open_it() {
     use Outcome::*;

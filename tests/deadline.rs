@@ -319,7 +319,8 @@ async fn without_a_header_there_is_no_margin() {
     assert_eq!(start.elapsed(), ms(84));
 }
 
-/// In shadow the layer binds nobody, those further in neither: they see what callers say and not the bound that is tried.
+/// In shadow the layer binds nobody, those further in neither: they see what callers say and not the bound that is
+/// tried.
 #[tokio::test(start_paused = true)]
 async fn a_bound_in_shadow_is_not_carried_on() {
     let layer = DeadlineLayer::builder().server(ms(50)).shadow(true).build().unwrap();

@@ -1001,8 +1001,8 @@ async fn an_older_answer_that_is_read_later_is_not_the_last() {
     }
 }
 
-/// A header or a chunk is mostly the rest of the buffer that a connection was read into: what is kept is a copy, and so is
-/// what is still being read.
+/// A header or a chunk is mostly the rest of the buffer that a connection was read into: what is kept is a copy, and so
+/// is what is still being read.
 #[tokio::test]
 async fn what_is_kept_holds_no_buffer_of_a_connection() {
     struct Buffer(Arc<AtomicU32>, &'static [u8]);

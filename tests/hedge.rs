@@ -1,5 +1,5 @@
-//! Hedges in virtual time: what is sent beside a slow attempt, when, how often, and what stops it. Numbers are those of the
-//! scenarios.
+//! Hedges in virtual time: what is sent beside a slow attempt, when, how often, and what stops it. Numbers are those of
+//! the scenarios.
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
@@ -425,7 +425,8 @@ fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// A bulkhead inside has its permits back when the answer is given, and losers are cancelled calls to it and to a breaker.
+/// A bulkhead inside has its permits back when the answer is given, and losers are cancelled calls to it and to a
+/// breaker.
 #[tokio::test(start_paused = true)]
 async fn losers_are_cancelled_and_give_their_permits_back() {
     let bulkhead = BulkheadLayer::builder().limit(3).build().unwrap();
@@ -630,8 +631,9 @@ async fn a_call_that_begins_later_pays_once_too() {
     assert_eq!((0..1_000).take_while(|_| budget.withdraw()).count(), 10);
 }
 
-/// A caller that gives up has waited for so long at least: a backend that has become slow is seen to be so through a timeout
-/// further out, and is not sent everything twice until its good times are forgotten. One that leaves sooner says nothing.
+/// A caller that gives up has waited for so long at least: a backend that has become slow is seen to be so through a
+/// timeout further out, and is not sent everything twice until its good times are forgotten. One that leaves sooner
+/// says nothing.
 #[tokio::test(start_paused = true)]
 async fn what_callers_waited_for_in_vain_counts() {
     let layer =
@@ -684,7 +686,8 @@ async fn what_is_learnt_does_not_wait_for_the_drop() {
     assert_eq!(layer.handle().snapshot().hedges, 2);
 }
 
-/// An attempt that panics has ended, and badly; whether it is the call or a poll that does, of the first or of a later one.
+/// An attempt that panics has ended, and badly; whether it is the call or a poll that does, of the first or of a later
+/// one.
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_the_end_of_an_attempt() {
     for (at, in_call) in [(1, true), (1, false), (2, true), (2, false)] {
@@ -770,7 +773,8 @@ async fn a_panic_teaches_nothing() {
     assert_eq!(layer.handle().snapshot().hedges, 11);
 }
 
-/// Of gRPC's tokens failures take, and nothing else: a slow call that ends well is none, nor is a hedge that was not sent.
+/// Of gRPC's tokens failures take, and nothing else: a slow call that ends well is none, nor is a hedge that was not
+/// sent.
 #[tokio::test(start_paused = true)]
 async fn tokens_count_failures() {
     let left = |budget: &Budget| {
@@ -869,7 +873,8 @@ fn calls() -> impl Strategy<Value = Vec<(u64, Call)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever the calls do, retries and hedges together never exceed the budget they share: here all of it is one window.
+    /// Whatever the calls do, retries and hedges together never exceed the budget they share: here all of it is one
+    /// window.
     #[test]
     fn a_budget_shared_with_a_retry_is_never_exceeded(calls in calls(), tenths in 0..=5u32, minimum in 0..4u32) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -1110,8 +1115,8 @@ async fn statuses() {
     }
 }
 
-/// The second attempt waits for readiness while the first reads the body past the cap: it is not sent, nor is what it took
-/// from the budget kept.
+/// The second attempt waits for readiness while the first reads the body past the cap: it is not sent, nor is what it
+/// took from the budget kept.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_passes_the_cap_meanwhile() {
     /// Reads a body of three chunks and answers with its length. Clones are ready after 35 ms.

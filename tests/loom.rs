@@ -30,7 +30,8 @@ fn config() -> CircuitBreakerConfig {
     }
 }
 
-/// At most three preemptions: nearly all that threads can do to each other shows with two (CHESS, Musuvathi and Qadeer).
+/// At most three preemptions: nearly all that threads can do to each other shows with two (CHESS, Musuvathi and
+/// Qadeer).
 fn check(test: impl Fn() + Sync + Send + 'static) {
     check_with(3, test);
 }
@@ -140,8 +141,8 @@ fn a_result_counts_while_a_hand_is_at_work() {
     });
 }
 
-/// A call that has seen one trial stalls until the next one begins, and takes its slot for a moment. That one begins all the
-/// same, and is told.
+/// A call that has seen one trial stalls until the next one begins, and takes its slot for a moment. That one begins
+/// all the same, and is told.
 #[test]
 fn no_change_is_lost_to_a_call_that_comes_late() {
     check(|| {
@@ -345,7 +346,8 @@ fn a_record_that_was_held_up_does_not_undo_a_newer_tick() {
     });
 }
 
-/// One withdrawal is there: at most one gets it, in whichever of two ticks of the window, and what was not taken is left.
+/// One withdrawal is there: at most one gets it, in whichever of two ticks of the window, and what was not taken is
+/// left.
 #[test]
 fn a_budget_is_never_exceeded() {
     for (first, second) in [(0, 0), (0, 1), (3, 3)] {
@@ -388,7 +390,8 @@ fn a_budget_loses_nothing() {
     });
 }
 
-/// Given back in the very tick whose limit is worked out again, with older withdrawals in the window: nobody gets it twice.
+/// Given back in the very tick whose limit is worked out again, with older withdrawals in the window: nobody gets it
+/// twice.
 #[test]
 fn what_is_given_back_is_had_again_once() {
     check(|| {
@@ -403,7 +406,8 @@ fn what_is_given_back_is_had_again_once() {
     });
 }
 
-/// One that waits counts all the time: as it is put off, while it waits, and as it is made, in the same tick or a later one.
+/// One that waits counts all the time: as it is put off, while it waits, and as it is made, in the same tick or a later
+/// one.
 #[test]
 fn what_waits_is_never_had_by_another() {
     let cases = [2, 3].into_iter().flat_map(|there| [(there, 0), (there, 1)]);

@@ -272,7 +272,8 @@ fn attempts_and_admissions_are_counted() {
     });
 }
 
-/// What an operator asks of retries and hedges: how many attempts they add, of what use these are, and what forbids more.
+/// What an operator asks of retries and hedges: how many attempts they add, of what use these are, and what forbids
+/// more.
 #[test]
 fn further_attempts_and_what_stops_them_are_counted() {
     recorded(|handle| async move {
@@ -733,8 +734,8 @@ async fn tracing_is_told_of_changes_and_refusals_and_not_of_admitted_calls() {
     SPAN.set(None);
 }
 
-/// A recorder is somebody else's code, and so are its counters, at each step: no permit is lost to them, and a panic of the
-/// inner service is still the call's.
+/// A recorder is somebody else's code, and so are its counters, at each step: no permit is lost to them, and a panic of
+/// the inner service is still the call's.
 #[tokio::test(start_paused = true)]
 async fn a_recorder_that_panics_harms_nobody() {
     struct Breaks;

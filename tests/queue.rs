@@ -238,8 +238,8 @@ async fn a_burst_is_served_in_order() {
     assert_eq!((late.len(), late[0]), (50, (50, Reason::QueueTimeout)));
 }
 
-/// Twice what the backend can do, for as long as anybody waits and half as long again: from then on the newest is served,
-/// and who is served has hardly waited. When it is over, it is in order again.
+/// Twice what the backend can do, for as long as anybody waits and half as long again: from then on the newest is
+/// served, and who is served has hardly waited. When it is over, it is in order again.
 #[tokio::test(start_paused = true)]
 async fn lasting_overload_is_served_newest_first() {
     let mut house = house(1, 1_000, 1_000);
@@ -330,7 +330,8 @@ impl Model {
         }
     }
 
-    /// Deadlines make callers impatient: where some have waited for long the newest may be called in place of the oldest.
+    /// Deadlines make callers impatient: where some have waited for long the newest may be called in place of the
+    /// oldest.
     fn follow(&mut self, began: &[u32]) {
         let expected = std::mem::take(&mut self.began);
         let others: Vec<_> = began.iter().filter(|id| expected.iter().all(|e| e.0 != **id)).collect();

@@ -534,7 +534,8 @@ async fn who_has_its_turn_waits_for_the_inner_service_by_its_deadline() {
     }
 }
 
-/// Its turn comes in time, and nobody polls it before its deadline: nothing is begun any more, and the unit is the next one's.
+/// Its turn comes in time, and nobody polls it before its deadline: nothing is begun any more, and the unit is the next
+/// one's.
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
     for (noticed, goes) in [(150, true), (151, false)] {
@@ -702,7 +703,8 @@ async fn keys_wait_in_lines_of_their_own() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Arrivals, departures and refusals at random: whoever goes goes in order, never too early, and never above the law.
+    /// Arrivals, departures and refusals at random: whoever goes goes in order, never too early, and never above the
+    /// law.
     #[test]
     fn lines_keep_order_and_law(
         steps in prop::collection::vec((0_u64..150, 0_u8..10), 1..60),
@@ -751,8 +753,8 @@ fn in_runtime<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(test)
 }
 
-/// Real threads and the real clock: waiters that leave, quotas that change, few slots for many keys. Nothing hangs, and every
-/// place is given up in the end.
+/// Real threads and the real clock: waiters that leave, quotas that change, few slots for many keys. Nothing hangs, and
+/// every place is given up in the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_threads_wait_and_leave_while_the_quota_changes() {
     let builder = per_header(Quota::per(1, Duration::from_micros(200)).burst(3)).max_keys(4);
@@ -1284,8 +1286,8 @@ async fn a_deadline_that_passed_here_is_nobodys_failure() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
-    /// Decision for decision what governor's direct limiter says, and its waits; and in any window no more than the burst and
-    /// what came back.
+    /// Decision for decision what governor's direct limiter says, and its waits; and in any window no more than the
+    /// burst and what came back.
     #[test]
     fn as_governor_says(
         interval in prop::sample::select(vec![1_u64, 7, 100, 1_000]),

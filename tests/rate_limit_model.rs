@@ -1,5 +1,5 @@
-//! A rate limit against a naive one that goes from millisecond to millisecond: costs, charges after the fact, calls that wait
-//! and leave, quotas that change. Each call ends at the same instant in both, and in the same way.
+//! A rate limit against a naive one that goes from millisecond to millisecond: costs, charges after the fact, calls
+//! that wait and leave, quotas that change. Each call ends at the same instant in both, and in the same way.
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{

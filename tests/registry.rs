@@ -157,7 +157,8 @@ async fn a_snapshot_is_what_the_handles_say() {
     assert!(registry.snapshot().is_ready_with(&["ledger", "db"]));
 }
 
-/// Whoever reads a snapshot at night sees whether the policy acts at all: of each that has a shadow, and wherever it is read.
+/// Whoever reads a snapshot at night sees whether the policy acts at all: of each that has a shadow, and wherever it is
+/// read.
 #[test]
 fn every_snapshot_says_whether_it_is_in_shadow() {
     let registry = Registry::new();
@@ -580,7 +581,8 @@ async fn a_server_stops_within_its_bound_whatever_streams() {
     program.join().unwrap();
 }
 
-/// On real time, for a paused clock runs ahead of sockets: it stops as soon as what runs has ended, long before its bound.
+/// On real time, for a paused clock runs ahead of sockets: it stops as soon as what runs has ended, long before its
+/// bound.
 #[tokio::test]
 async fn a_server_that_stops_lets_end_what_runs() {
     let (registry, held) = (Registry::new(), Arc::new(Notify::new()));

@@ -554,8 +554,8 @@ async fn no_attempt_with_less_time_than_attempts_take() {
     }
 }
 
-/// Waits that begin in many windows and end in the same moment, as a date in `Retry-After` makes them: who waits counts for
-/// as long as that takes, and then for a window.
+/// Waits that begin in many windows and end in the same moment, as a date in `Retry-After` makes them: who waits counts
+/// for as long as that takes, and then for a window.
 #[tokio::test(start_paused = true)]
 async fn a_crowd_of_sleepers_is_within_the_budget() {
     let start = Instant::now();
@@ -616,7 +616,8 @@ async fn readiness_is_not_waited_for_past_the_deadline() {
     assert_eq!((snapshot.stopped_by_deadline, snapshot.deadline_exceeded), (1, 0));
 }
 
-/// A response is kept only where nothing of it is to come: to hold the rest were to hold something of the inner service.
+/// A response is kept only where nothing of it is to come: to hold the rest were to hold something of the inner
+/// service.
 #[tokio::test(start_paused = true)]
 async fn what_is_whole_is_kept_for_the_end() {
     let empty = || UnsyncBoxBody::new(Empty::new().map_err(|e| match e {}));

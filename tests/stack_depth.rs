@@ -1,6 +1,6 @@
-//! How deep a stack of layers is. Layers are inlined into each other, and one that had its inner service in two places would
-//! have two copies of all that is inside: in a build without optimization each has its place on the stack, and ten layers would
-//! be more than a thread has.
+//! How deep a stack of layers is. Layers are inlined into each other, and one that had its inner service in two places
+//! would have two copies of all that is inside: in a build without optimization each has its place on the stack, and
+//! ten layers would be more than a thread has.
 
 use std::{
     cell::Cell,
@@ -87,8 +87,8 @@ fn tenant() -> Key {
     Key::Header("x-tenant".parse().unwrap())
 }
 
-/// Pairs of layers upon each other. Each holds the future of those inside a few times while it is made; more than that would
-/// be copies of their code.
+/// Pairs of layers upon each other. Each holds the future of those inside a few times while it is made; more than that
+/// would be copies of their code.
 #[tokio::test]
 async fn it_grows_by_the_layer() {
     let pair = || (bulkhead(), breaker());

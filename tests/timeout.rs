@@ -416,7 +416,8 @@ macro_rules! ends {
     }};
 }
 
-/// It stands in `grpc-timeout` too, which is read by whatever stands inside: that is not the caller's word for all that.
+/// It stands in `grpc-timeout` too, which is read by whatever stands inside: that is not the caller's word for all
+/// that.
 #[tokio::test(start_paused = true)]
 async fn an_own_timeout_around_what_reads_deadlines_stays_the_operators() {
     use Outcome::{Cancelled, Failure};

@@ -1,5 +1,5 @@
-//! Two updates at once: one of them is the last. A mixture would be a configuration that nobody gave, and perhaps none that
-//! `build()` takes.
+//! Two updates at once: one of them is the last. A mixture would be a configuration that nobody gave, and perhaps none
+//! that `build()` takes.
 
 use std::{
     fmt::Debug,

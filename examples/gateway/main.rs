@@ -6,10 +6,10 @@
 //! cargo run --release --example gateway -- --serve   # stays up, for curl
 //! ```
 //!
-//! Both are real servers on loopback ports, with a real protobuf service between them. Thirty-two callers ask the gateway
-//! for the best offer for an article. The backend is healthy, refuses every tenth call, fails in its trailers, is slow, hangs,
-//! is gone, and comes back. Nobody out there shall see an error, and the backend shall be left alone while it is unwell. Then
-//! one client asks for far more than its share, and the others shall not notice.
+//! Both are real servers on loopback ports, with a real protobuf service between them. Thirty-two callers ask the
+//! gateway for the best offer for an article. The backend is healthy, refuses every tenth call, fails in its trailers,
+//! is slow, hangs, is gone, and comes back. Nobody out there shall see an error, and the backend shall be left alone
+//! while it is unwell. Then one client asks for far more than its share, and the others shall not notice.
 
 mod backend;
 mod edge;

@@ -19,8 +19,8 @@ pub struct AdaptiveRateBuilder {
 impl AdaptiveRateBuilder {
     shared_setters!();
 
-    /// How long a call may wait for its turn, that instant included. 1 ns to 365 days; by default it is refused at once. A
-    /// wait that would end past the call's [`Deadline`](crate::Deadline) is refused at once too.
+    /// How long a call may wait for its turn, that instant included. 1 ns to 365 days; by default it is refused at
+    /// once. A wait that would end past the call's [`Deadline`](crate::Deadline) is refused at once too.
     pub fn wait(mut self, max: Duration) -> Self {
         self.wait = Some(max);
         self

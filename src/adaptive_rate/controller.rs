@@ -165,7 +165,8 @@ impl Controller {
         !shadow
     }
 
-    /// A call that had its turn, or had none to wait for, and for which the inner service did not get ready by its deadline.
+    /// A call that had its turn, or had none to wait for, and for which the inner service did not get ready by its
+    /// deadline.
     #[cold]
     pub(crate) fn late(&self) -> Option<Rejection> {
         let reason = Reason::DeadlineExceeded;
@@ -223,7 +224,8 @@ impl Controller {
         let seconds = now as f64 / 1e9;
         cubic.measure(seconds, new);
         let rate = match throttled {
-            // All that was under way then was sent at the rate that was too much, and says no more than the first of it.
+            // All that was under way then was sent at the rate that was too much, and says no more than the first of
+            // it.
             Some(cuts) if cuts != self.cuts.load(Relaxed) => None,
             Some(_) => {
                 self.cuts.fetch_add(1, Relaxed);

@@ -1,14 +1,14 @@
 //! The cubic rule of the AWS SDKs: how fast to send after a backend has asked for less.
 //!
-//! A throttled answer lowers the rate to 0.7 of what was being sent. After that it follows a cubic curve: steep at first,
-//! flat near the rate at which it was throttled, then steep again, looking for more. It is never above twice the rate that
-//! is really sent, so that a quiet time earns nothing, and never below one in two seconds. (AWS SDK reference, retry
-//! behaviour, "adaptive"; the curve is that of CUBIC for TCP, RFC 9438.)
+//! A throttled answer lowers the rate to 0.7 of what was being sent. After that it follows a cubic curve: steep at
+//! first, flat near the rate at which it was throttled, then steep again, looking for more. It is never above twice the
+//! rate that is really sent, so that a quiet time earns nothing, and never below one in two seconds. (AWS SDK
+//! reference, retry behaviour, "adaptive"; the curve is that of CUBIC for TCP, RFC 9438.)
 //!
-//! Two differences. The first throttled answer may come before any rate was measured: the SDKs take that for zero; here it is
-//! what was sent since the start. And of the calls that are under way when the rate is lowered no other one lowers it again
-//! (the controller sees to that): the SDKs go by each answer, so that eight at once leave a twentieth of the rate. CUBIC
-//! itself has one reduction for each window of data (RFC 9438, section 4.6).
+//! Two differences. The first throttled answer may come before any rate was measured: the SDKs take that for zero; here
+//! it is what was sent since the start. And of the calls that are under way when the rate is lowered no other one
+//! lowers it again (the controller sees to that): the SDKs go by each answer, so that eight at once leave a twentieth
+//! of the rate. CUBIC itself has one reduction for each window of data (RFC 9438, section 4.6).
 
 /// What is kept when a backend throttles.
 const BETA: f64 = 0.7;

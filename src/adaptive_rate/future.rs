@@ -30,8 +30,8 @@ use crate::{
 pin_project! {
     /// The response of a call at an adaptive rate.
     ///
-    /// A call that waits holds nothing of the inner service; dropping it gives its place back. What has come of the call is
-    /// told when the response is over.
+    /// A call that waits holds nothing of the inner service; dropping it gives its place back. What has come of the
+    /// call is told when the response is over.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, S, P, C, Req> {
         #[pin]

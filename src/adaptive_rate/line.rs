@@ -1,7 +1,7 @@
 //! Who waits, in the order in which they came.
 //!
-//! Nobody who waits has taken anything yet: a rate that drops is theirs too, and so is one that climbs. The first looks for its
-//! turn, and whoever leaves the front calls the next.
+//! Nobody who waits has taken anything yet: a rate that drops is theirs too, and so is one that climbs. The first looks
+//! for its turn, and whoever leaves the front calls the next.
 
 use std::{
     collections::VecDeque,

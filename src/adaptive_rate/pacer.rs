@@ -1,7 +1,7 @@
 //! Sends at the rate that the rule found: units that come back evenly, the units of one second at once.
 //!
-//! One word, the instant at which all units are there again; in nanoseconds. Those who wait have a [`Line`], and take their
-//! unit when it is there and not before.
+//! One word, the instant at which all units are there again; in nanoseconds. Those who wait have a [`Line`], and take
+//! their unit when it is there and not before.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -63,8 +63,8 @@ impl Pacer {
         (interval > 0).then(|| SECOND as f64 / interval as f64)
     }
 
-    /// Another rate, for those who wait too: [`call_first`](Self::call_first) is to follow, outside of every lock. The first
-    /// begins with nothing there: what made it was too much.
+    /// Another rate, for those who wait too: [`call_first`](Self::call_first) is to follow, outside of every lock. The
+    /// first begins with nothing there: what made it was too much.
     pub(crate) fn set_rate(&self, rate: f64, now: u64) {
         let interval = ((SECOND as f64 / rate) as u64).max(1);
         let before = self.interval.swap(interval, Relaxed);

@@ -23,8 +23,8 @@ use crate::{
 
 /// A service whose calls keep to what its backend allows. Made by [`AdaptiveRateLayer`](crate::AdaptiveRateLayer).
 ///
-/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and one
-/// that waits takes an instance along.
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and
+/// one that waits takes an instance along.
 #[derive(Debug)]
 pub struct AdaptiveRate<S, P = Http> {
     inner: S,

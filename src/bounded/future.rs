@@ -40,7 +40,8 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         Running { #[pin] inner: F, #[pin] timer: Option<Sleep>, plan: Plan },
-        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for it.
+        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for
+        // it.
         Refused { reason: Reason },
     }
 }

@@ -83,7 +83,8 @@ impl Plan {
         had(self.start, bound, early)
     }
 
-    /// Runs what is inside. Where the bound is on the wire too, others there have to be told that it is not the caller's.
+    /// Runs what is inside. Where the bound is on the wire too, others there have to be told that it is not the
+    /// caller's.
     #[cfg(feature = "http")]
     #[inline(always)]
     pub(crate) fn inside<T>(&self, on_the_wire: bool, run: impl FnOnce() -> T) -> T {

@@ -70,8 +70,8 @@ impl State<Numbers> for Budget {
     }
 
     fn promoted(_overflow: &Self, numbers: &Numbers, _now: u64) -> Self {
-        // What was used there was used by many. The minimum that a new one has comes at most once for each key in a window:
-        // before it is as new again it does not go.
+        // What was used there was used by many. The minimum that a new one has comes at most once for each key in a
+        // window: before it is as new again it does not go.
         numbers.budget()
     }
 }

@@ -1,10 +1,11 @@
 //! Counting calls of the last T without asking the clock each time.
 //!
-//! To know to which tick a call belongs takes the time, and reading it is most of what a call through a budget would cost. So
-//! once a tick has seen some calls, one in so many looks at the clock, and those between are counted for the tick of the
-//! last look. That can only make them older than they are: they leave the window early, never late, and what is bounded
-//! by their number stays bounded. At most a sixteenth of a tick's calls is meant; in a tick with fewer than sixteen each is
-//! dated exactly. After a fall in traffic that is a sixteenth of what a busy tick had, until the next withdrawal.
+//! To know to which tick a call belongs takes the time, and reading it is most of what a call through a budget would
+//! cost. So once a tick has seen some calls, one in so many looks at the clock, and those between are counted for the
+//! tick of the last look. That can only make them older than they are: they leave the window early, never late, and
+//! what is bounded by their number stays bounded. At most a sixteenth of a tick's calls is meant; in a tick with fewer
+//! than sixteen each is dated exactly. After a fall in traffic that is a sixteenth of what a busy tick had, until the
+//! next withdrawal.
 //!
 //! Stripes: a thread always counts in the same one, on a cache line that it shares with few others.
 
@@ -26,8 +27,8 @@ pub(crate) struct Deposits([Stripe; STRIPES]);
 #[derive(Debug)]
 #[repr(align(128))]
 struct Stripe {
-    /// 32 bits: the tag of the last look; 16: how many calls may come until the next one; 16: how many did. Those that come
-    /// above are dated, and only for a moment.
+    /// 32 bits: the tag of the last look; 16: how many calls may come until the next one; 16: how many did. Those that
+    /// come above are dated, and only for a moment.
     undated: AtomicU64,
     dated: Row,
 }
@@ -71,8 +72,8 @@ impl Stripe {
         if tick.has_inside(tag) { may.min(came) } else { 0 }
     }
 
-    /// The next call looks at the clock, if this is not the tick of the last look any more. After a fall in traffic all that
-    /// a busy tick left undated would else be taken for calls of that tick, however long they are in coming.
+    /// The next call looks at the clock, if this is not the tick of the last look any more. After a fall in traffic all
+    /// that a busy tick left undated would else be taken for calls of that tick, however long they are in coming.
     fn forget_how_busy_it_was(&self, tick: Tick) {
         let seen = self.undated.load(ORDER);
         let (tag, may, came) = unpack(seen);

@@ -17,27 +17,28 @@
 //! # drop((reads, writes)); Ok(()) }
 //! ```
 //!
-//! A client that calls many hosts gives each its own: [`Budget::per_key`]. Else one that is down uses up what calls to the
-//! others may add.
+//! A client that calls many hosts gives each its own: [`Budget::per_key`]. Else one that is down uses up what calls to
+//! the others may add.
 //!
-//! An attempt is taken from the budget before the wait for it begins, and counts for as long as it waits and then for one
-//! window more, so that a crowd of sleepers can't exceed it, whenever they went to sleep. It is given back if it is not made
-//! after all: the caller left, or the backend did not become ready.
+//! An attempt is taken from the budget before the wait for it begins, and counts for as long as it waits and then for
+//! one window more, so that a crowd of sleepers can't exceed it, whenever they went to sleep. It is given back if it is
+//! not made after all: the caller left, or the backend did not become ready.
 //!
-//! What it does not bound is how fast the budget is used. In the first second of an outage the allowance of a whole window may
-//! be used at once, and again when those have left the window. A small `ratio` and a short window make that small. And what
-//! waits for readiness without a deadline holds its share for as long as it hangs: put a timeout around it. The minimum is
-//! for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
+//! What it does not bound is how fast the budget is used. In the first second of an outage the allowance of a whole
+//! window may be used at once, and again when those have left the window. A small `ratio` and a short window make that
+//! small. And what waits for readiness without a deadline holds its share for as long as it hangs: put a timeout around
+//! it. The minimum is for each budget: a fleet of a thousand clients that call seldom may add a thousand a second.
 //!
-//! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around it
-//! that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a hedge pays
-//! for each of the hedge's attempts as for a call: another reason not to put it there.)
+//! A call pays in once: a retry does so before its first attempt, a hedge too, but not for the calls of a retry around
+//! it that has the same budget ([within a retry](crate::hedge#within-a-retry)). (The other way round, a retry inside a
+//! hedge pays for each of the hedge's attempts as for a call: another reason not to put it there.)
 //!
-//! A deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock; a withdrawal
-//! is one compare-and-swap. An attempt that may have to wait, each of a hedge, and one under a deadline take a lock twice, for a
-//! few instructions each.
+//! A deposit is one atomic addition, in a stripe of the thread's own, and mostly without a look at the clock; a
+//! withdrawal is one compare-and-swap. An attempt that may have to wait, each of a hedge, and one under a deadline take
+//! a lock twice, for a few instructions each.
 //!
-//! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC A6).
+//! The windowed form is that of finagle's and tower's budgets; [`Budget::tokens`] is the retry throttling of gRPC (gRFC
+//! A6).
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -82,12 +83,12 @@ enum Kind {
 }
 
 impl Budget {
-    /// `ratio` (0 to 1) further attempts for each call, and `min_per_second` (from 0) of them in any case, counted over a
-    /// window of `over` (1 µs to 365 days) that slides in tenths.
+    /// `ratio` (0 to 1) further attempts for each call, and `min_per_second` (from 0) of them in any case, counted over
+    /// a window of `over` (1 µs to 365 days) that slides in tenths.
     ///
-    /// At the start `min_per_second` x `over` withdrawals are there. Fractions add up: half of one from the minimum and half from
-    /// deposits are one withdrawal, and half of one alone is none. Each counts for up to 1.1 x `over`. The ratio is kept in
-    /// millionths, rounded up. The default of a retry is 0.2, 1, 10 s.
+    /// At the start `min_per_second` x `over` withdrawals are there. Fractions add up: half of one from the minimum and
+    /// half from deposits are one withdrawal, and half of one alone is none. Each counts for up to 1.1 x `over`. The
+    /// ratio is kept in millionths, rounded up. The default of a retry is 0.2, 1, 10 s.
     ///
     /// # Errors
     ///
@@ -101,11 +102,12 @@ impl Budget {
         Ok(Self::share(ratio, min_per_second, over))
     }
 
-    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens. A failed attempt takes one if it may be made again or the server
-    /// said "do not"; a success gives back `ratio` (0.001 to 1,000). There are further attempts only while more than half of them are left.
+    /// The retry throttling of gRPC: `max` (1 to 1,000) tokens. A failed attempt takes one if it may be made again or
+    /// the server said "do not"; a success gives back `ratio` (0.001 to 1,000). There are further attempts only while
+    /// more than half of them are left.
     ///
-    /// [`withdraw`](Self::withdraw) is a failed attempt, [`deposit`](Self::deposit) a success. Nothing is given back here: the
-    /// failure has happened, whatever became of the attempt after it.
+    /// [`withdraw`](Self::withdraw) is a failed attempt, [`deposit`](Self::deposit) a success. Nothing is given back
+    /// here: the failure has happened, whatever became of the attempt after it.
     ///
     /// # Errors
     ///
@@ -120,18 +122,20 @@ impl Budget {
         Ok(Budget(Arc::new(Kind::Tokens(Tokens::new(max, ratio)))))
     }
 
-    /// No bound at all. In an outage every call then becomes as many as its attempts: only for backends that can take it.
+    /// No bound at all. In an outage every call then becomes as many as its attempts: only for backends that can take
+    /// it.
     pub fn unlimited() -> Self {
         Budget(Arc::new(Kind::Unlimited))
     }
 
-    /// One with the same numbers for each key: [`Key::Authority`](crate::Key::Authority) for each host that a client calls, so
-    /// that a host that is down does not use up what calls to the others may add.
+    /// One with the same numbers for each key: [`Key::Authority`](crate::Key::Authority) for each host that a client
+    /// calls, so that a host that is down does not use up what calls to the others may add.
     ///
-    /// Requests without a key, and plain services, share this one, which is also the one that [`deposit`](Self::deposit) and
-    /// [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own, of some 2.5 KB; more share 128 others until
-    /// one of those has not been used for a window. A key's budget begins as this one did. A call takes a shared lock to find
-    /// it, and a look at the clock; so does each end of an attempt that failed.
+    /// Requests without a key, and plain services, share this one, which is also the one that
+    /// [`deposit`](Self::deposit) and [`withdraw`](Self::withdraw) use. 10,000 keys have a budget of their own, of some
+    /// 2.5 KB; more share 128 others until one of those has not been used for a window. A key's budget begins as this
+    /// one did. A call takes a shared lock to find it, and a look at the clock; so does each end of an attempt that
+    /// failed.
     ///
     /// ```
     /// use buttress::{Budget, Key, RetryLayer};

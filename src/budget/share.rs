@@ -2,19 +2,21 @@
 //!
 //! In every window: withdrawals <= ratio x deposits + minimum. Window and ticks are those of [`window::time`].
 //!
-//! Deposits come with every call, so they are counted by [`deposits`] in a way that costs next to nothing. A withdrawal has
-//! to be taken from all of them at once, and adding them up takes hundreds of instructions; so each tick has a *limit*, how
-//! many withdrawals may be made in it, which is worked out with the first of them and again when it is reached. Deposits only
-//! come in, so what was worked out may be too little, and never too much.
+//! Deposits come with every call, so they are counted by [`deposits`] in a way that costs next to nothing. A withdrawal
+//! has to be taken from all of them at once, and adding them up takes hundreds of instructions; so each tick has a
+//! *limit*, how many withdrawals may be made in it, which is worked out with the first of them and again when it is
+//! reached. Deposits only come in, so what was worked out may be too little, and never too much.
 //!
-//! Two words make one decision, the limit and the bucket of withdrawals. Whoever begins a tick first publishes that, with a limit
-//! of zero, and adds up then; whoever withdraws first counts and then looks whether the tick is still the same. So of the two
-//! at least one sees the other, and no withdrawal from an old tick is missing in the sum of the new.
+//! Two words make one decision, the limit and the bucket of withdrawals. Whoever begins a tick first publishes that,
+//! with a limit of zero, and adds up then; whoever withdraws first counts and then looks whether the tick is still the
+//! same. So of the two at least one sees the other, and no withdrawal from an old tick is missing in the sum of the
+//! new.
 //!
-//! An attempt that waits for its turn counts for as long as it does, and then in the tick in which it is made: waits that
-//! begin in many windows may end in the same moment. So its withdrawal goes from its bucket to those that wait, and from
-//! there to the bucket of a later tick. One thread at a time moves them, for the limit moves with them: down before there is
-//! room in a bucket, up after there is less. Whoever withdraws looks at the limit again once it has counted, and sees that.
+//! An attempt that waits for its turn counts for as long as it does, and then in the tick in which it is made: waits
+//! that begin in many windows may end in the same moment. So its withdrawal goes from its bucket to those that wait,
+//! and from there to the bucket of a later tick. One thread at a time moves them, for the limit moves with them: down
+//! before there is room in a bucket, up after there is less. Whoever withdraws looks at the limit again once it has
+//! counted, and sees that.
 
 use std::sync::PoisonError;
 
@@ -149,9 +151,9 @@ impl Share {
         }
     }
 
-    /// With it there are so many in its bucket: is its tick the one that runs, and may it have them? Who begins a tick after this
-    /// sees the withdrawal, and who began one before is seen here: that one may have been added up without this. The same
-    /// goes for who has lowered the limit.
+    /// With it there are so many in its bucket: is its tick the one that runs, and may it have them? Who begins a tick
+    /// after this sees the withdrawal, and who began one before is seen here: that one may have been added up without
+    /// this. The same goes for who has lowered the limit.
     #[inline(always)]
     fn is_valid(&self, counted: u64) -> bool {
         let limit = self.limit.load(ORDER);
@@ -243,7 +245,8 @@ impl Share {
         }
     }
 
-    /// The tick has begun: from here on withdrawals in older ones are void. Its limit is worked out by whoever needs it.
+    /// The tick has begun: from here on withdrawals in older ones are void. Its limit is worked out by whoever needs
+    /// it.
     #[cold]
     fn begin(&self, tag: u32, now: u64, _books: &MutexGuard<'_, ()>) {
         if !is_over(word::unpack(self.limit.load(ORDER)).0, tag) {
@@ -275,8 +278,8 @@ impl Share {
         true
     }
 
-    /// How many withdrawals this tick may have. Without its own, which this is for: what is given back meanwhile must not be had
-    /// twice.
+    /// How many withdrawals this tick may have. Without its own, which this is for: what is given back meanwhile must
+    /// not be had twice.
     fn limit_of(&self, tick: Tick) -> u32 {
         let others = self.withdrawals.sum_before(tick).saturating_add(self.waiting.load(ORDER));
         u32::try_from(self.allowance(tick).saturating_sub(others)).unwrap_or(u32::MAX)
@@ -352,8 +355,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against lists of all deposits and withdrawals: what a window of eleven ticks allows, never more. What was put off counts
-        /// until it is made, and from then on as if it were taken then.
+        /// Against lists of all deposits and withdrawals: what a window of eleven ticks allows, never more. What was
+        /// put off counts until it is made, and from then on as if it were taken then.
         #[test]
         fn never_exceeded(
             ratio in 0..=1_000_000u64,

@@ -22,8 +22,8 @@ impl Budget {
         }
     }
 
-    /// As [`take`](Self::take), for an attempt beside those that run. Tokens are for failures, and of these there was none; or
-    /// there was one, and it is counted only if this gives something.
+    /// As [`take`](Self::take), for an attempt beside those that run. Tokens are for failures, and of these there was
+    /// none; or there was one, and it is counted only if this gives something.
     pub(crate) fn take_beside(&self, failed: bool, now: impl FnOnce() -> Instant) -> Option<Taken> {
         match &*self.0 {
             Kind::Tokens(tokens) => {

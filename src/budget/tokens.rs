@@ -1,5 +1,5 @@
-//! The budget of gRPC's retry throttling (gRFC A6): failures take, successes give a little, and only the upper half is for
-//! retries.
+//! The budget of gRPC's retry throttling (gRFC A6): failures take, successes give a little, and only the upper half is
+//! for retries.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -38,7 +38,8 @@ impl Tokens {
         self.left() > self.most / 2
     }
 
-    /// As [`failed`](Self::failed), but nothing is taken where the answer is no: then the failure is for somebody else to count.
+    /// As [`failed`](Self::failed), but nothing is taken where the answer is no: then the failure is for somebody else
+    /// to count.
     pub(crate) fn failed_if_enough(&self) -> bool {
         let mut seen = self.left();
         loop {

@@ -65,8 +65,9 @@ impl BulkheadBuilder {
         self
     }
 
-    /// The longest that a call waits, counted from `call`: for its turn, and after that for the inner service. 1 ns to 365 days,
-    /// default 30 s; tokio's timers round up to a millisecond. It says nothing without a [`queue`](Self::queue).
+    /// The longest that a call waits, counted from `call`: for its turn, and after that for the inner service. 1 ns to
+    /// 365 days, default 30 s; tokio's timers round up to a millisecond. It says nothing without a
+    /// [`queue`](Self::queue).
     pub fn wait(mut self, max: Duration) -> Self {
         self.config.wait = max;
         self

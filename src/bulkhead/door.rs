@@ -29,8 +29,8 @@ pub(crate) enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waits {
     pub(crate) place: u32,
-    /// Since when, in milliseconds of the limiter's time, and in the highest bit whether it is a deadline that ends it. The time
-    /// wraps after 24 days, for there is no more room in a future that nearly never has one.
+    /// Since when, in milliseconds of the limiter's time, and in the highest bit whether it is a deadline that ends it.
+    /// The time wraps after 24 days, for there is no more room in a future that nearly never has one.
     since: u32,
     pub(crate) expires: u64,
 }

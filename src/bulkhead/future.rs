@@ -23,9 +23,9 @@ use crate::{
 pin_project! {
     /// The response of a call through a bulkhead.
     ///
-    /// It owns the call's permit, which moves into the response body, or its place in the queue, and then the request and
-    /// an instance of the inner service too, which it does not touch before its turn. Dropping it gives back what it has.
-    /// It has no allocation: the timer of one that waits is part of it.
+    /// It owns the call's permit, which moves into the response body, or its place in the queue, and then the request
+    /// and an instance of the inner service too, which it does not touch before its turn. Dropping it gives back what
+    /// it has. It has no allocation: the timer of one that waits is part of it.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, P, C, Req>
     where
@@ -49,7 +49,8 @@ pin_project! {
         Running { #[pin] inner: F },
         // For its turn, and then for the inner service.
         Waiting { service: S, request: Option<Req> },
-        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for it.
+        // Only the reason: the rejection is made when it is asked for, so that a call that goes on never has room for
+        // it.
         Refused { reason: Reason },
     }
 }

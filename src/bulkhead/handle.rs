@@ -79,8 +79,8 @@ impl BulkheadHandle {
         Ok(())
     }
 
-    /// Shadow: report what would be refused, and let it go on. Who waits when it is turned on goes in. With a queue it does
-    /// not foretell who would have waited in vain: see [shadow](crate::bulkhead#shadow).
+    /// Shadow: report what would be refused, and let it go on. Who waits when it is turned on goes in. With a queue it
+    /// does not foretell who would have waited in vain: see [shadow](crate::bulkhead#shadow).
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
     }

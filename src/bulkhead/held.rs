@@ -103,8 +103,8 @@ impl Held {
         Poll::Ready(Ok(()))
     }
 
-    /// It has had its turn, and may be polled long after that: nothing is begun past its deadline. `deadline` is the one it
-    /// has now, for what it waits with knows of one that ends the wait only.
+    /// It has had its turn, and may be polled long after that: nothing is begun past its deadline. `deadline` is the
+    /// one it has now, for what it waits with knows of one that ends the wait only.
     pub(crate) fn is_in_time(&mut self, deadline: impl FnOnce() -> Option<Deadline>) -> Result<(), Reason> {
         match self.has {
             Has::Granted(waits) if waits.is_too_late(&self.limiter) || deadline::has_passed(deadline()) => {
@@ -133,7 +133,8 @@ impl Held {
         Ok(())
     }
 
-    /// Its turn has come, but the inner service is not ready. Ready: it has waited as long as it may, and gave its permit back.
+    /// Its turn has come, but the inner service is not ready. Ready: it has waited as long as it may, and gave its
+    /// permit back.
     #[cold]
     pub(crate) fn poll_patience(&mut self, timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<Reason> {
         let Has::Granted(waits) = self.has else { return Poll::Pending };
@@ -193,8 +194,8 @@ impl Held {
 const TICK: u64 = 1_000_000;
 
 impl Waits {
-    /// From when on it is given up. A timer rounds up to its next tick, and a deadline is not to be overrun by that: it ends
-    /// at the last tick before, which is the deadline itself where that is one.
+    /// From when on it is given up. A timer rounds up to its next tick, and a deadline is not to be overrun by that: it
+    /// ends at the last tick before, which is the deadline itself where that is one.
     fn ends(self) -> u64 {
         if self.why() == Reason::DeadlineExceeded { self.expires.saturating_sub(TICK - 1) } else { self.expires }
     }

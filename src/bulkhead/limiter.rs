@@ -54,7 +54,8 @@ impl Limiter {
         self.common.now()
     }
 
-    /// When somebody who waits has to look again by itself: at its own end, or when a stalled reader may lose its permit.
+    /// When somebody who waits has to look again by itself: at its own end, or when a stalled reader may lose its
+    /// permit.
     pub(crate) fn next_look(&self, now: u64, expires: u64) -> Instant {
         let lease = self.room.next_look(now, self.common.settings.lease());
         self.common.instant(expires.min(lease))

@@ -31,33 +31,36 @@
 //!   trailers, elsewhere the answer. Readiness takes nothing, nor does an idle connection.
 //! - Without a [`queue`](BulkheadBuilder::queue) a full bulkhead refuses at once, with
 //!   [`BulkheadFull`](Reason::BulkheadFull).
-//! - With one, calls wait in their response future, touching nothing of the inner service. A permit that becomes free is
-//!   handed to whoever is next; a newcomer can't slip past. Waiting ends after [`wait`](BulkheadBuilder::wait) with
+//! - With one, calls wait in their response future, touching nothing of the inner service. A permit that becomes free
+//!   is handed to whoever is next; a newcomer can't slip past. Waiting ends after [`wait`](BulkheadBuilder::wait) with
 //!   [`QueueTimeout`](Reason::QueueTimeout), or at the caller's [`Deadline`](crate::Deadline) with
 //!   [`DeadlineExceeded`](Reason::DeadlineExceeded).
-//! - Higher [`Priority`] is served first, and takes the place of the newest of the lowest band in a full queue, which is
-//!   refused with [`ShedByPriority`](Reason::ShedByPriority). The lowest is served after at most 1,000 calls of others.
-//!   A priority is chosen by [`priority_fn`](BulkheadBuilder::priority_fn), else it is the `Priority` in the request's
-//!   extensions, else `Default`. To rank repeated attempts lower, let the function look at what your retries send along.
-//! - Within a band it is first come, first served, until overload lasts: when for a whole `wait` whoever was the oldest had
-//!   waited for more than half of it. (Where the oldest has less time by its deadline, that takes the place of `wait`.) Then
-//!   the newest is served first, until the band has been empty for a fifth of `wait`. The backend answers as many either way,
-//!   but now to callers that are still there. A burst, however large, is served in its order.
-//! - A reader that stalls keeps its response open. After [`permit_lease`](BulkheadBuilder::permit_lease) without a frame
-//!   handed out its permit stops counting, and the next call that finds the bulkhead full goes in for it; its stream goes
-//!   on uncounted. A stream that is quiet for so long by itself is the same: raise the lease where that is the rule.
+//! - Higher [`Priority`] is served first, and takes the place of the newest of the lowest band in a full queue, which
+//!   is refused with [`ShedByPriority`](Reason::ShedByPriority). The lowest is served after at most 1,000 calls of
+//!   others. A priority is chosen by [`priority_fn`](BulkheadBuilder::priority_fn), else it is the `Priority` in the
+//!   request's extensions, else `Default`. To rank repeated attempts lower, let the function look at what your retries
+//!   send along.
+//! - Within a band it is first come, first served, until overload lasts: when for a whole `wait` whoever was the oldest
+//!   had waited for more than half of it. (Where the oldest has less time by its deadline, that takes the place of
+//!   `wait`.) Then the newest is served first, until the band has been empty for a fifth of `wait`. The backend answers
+//!   as many either way, but now to callers that are still there. A burst, however large, is served in its order.
+//! - A reader that stalls keeps its response open. After [`permit_lease`](BulkheadBuilder::permit_lease) without a
+//!   frame handed out its permit stops counting, and the next call that finds the bulkhead full goes in for it; its
+//!   stream goes on uncounted. A stream that is quiet for so long by itself is the same: raise the lease where that is
+//!   the rule.
 //!
-//! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines, 429 where a key is missing),
-//! errors elsewhere; they say no time to come back, for nobody knows one.
+//! Refusals are 503 on HTTP, RESOURCE_EXHAUSTED on gRPC (504 and DEADLINE_EXCEEDED for deadlines, 429 where a key is
+//! missing), errors elsewhere; they say no time to come back, for nobody knows one.
 //!
 //! # Shadow
 //!
-//! In shadow nobody waits. What is in flight above the limit stands for the queue, so a call that comes when `limit` and
-//! `queue` are both full is reported as [`BulkheadFull`](Reason::BulkheadFull), and one that comes after its deadline as
-//! [`DeadlineExceeded`](Reason::DeadlineExceeded). Whether one that would have waited would have had its turn in time cannot be
-//! known, so **with a queue shadow reports too little**: no [`QueueTimeout`](Reason::QueueTimeout), no
-//! [`ShedByPriority`](Reason::ShedByPriority), no deadline that would have passed in the line. To see an upper bound, take the
-//! queue away while in shadow: then whoever would have had to wait is reported.
+//! In shadow nobody waits. What is in flight above the limit stands for the queue, so a call that comes when `limit`
+//! and `queue` are both full is reported as [`BulkheadFull`](Reason::BulkheadFull), and one that comes after its
+//! deadline as [`DeadlineExceeded`](Reason::DeadlineExceeded). Whether one that would have waited would have had its
+//! turn in time cannot be known, so **with a queue shadow reports too little**: no
+//! [`QueueTimeout`](Reason::QueueTimeout), no [`ShedByPriority`](Reason::ShedByPriority), no deadline that would have
+//! passed in the line. To see an upper bound, take the queue away while in shadow: then whoever would have had to wait
+//! is reported.
 //!
 //! # A limit for each key
 //!
@@ -80,24 +83,25 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - [`max_keys`](BulkheadBuilder::max_keys) of them have a state of their own, some 1.6 KB each whatever the key, and a kilobyte more once
-//!   a response was streamed. The state of a key goes only when nobody is in, waits, or still reads: then it says the same
-//!   as none. Keys beyond the bound share a fixed number of overflow states, each with the limit of one key, until there is
-//!   room: that is found out at the next call of such a key, after a second at most. Calls that it has in the overflow then
-//!   end there, so for that time it may have as many again.
+//! - [`max_keys`](BulkheadBuilder::max_keys) of them have a state of their own, some 1.6 KB each whatever the key, and
+//!   a kilobyte more once a response was streamed. The state of a key goes only when nobody is in, waits, or still
+//!   reads: then it says the same as none. Keys beyond the bound share a fixed number of overflow states, each with the
+//!   limit of one key, until there is room: that is found out at the next call of such a key, after a second at most.
+//!   Calls that it has in the overflow then end there, so for that time it may have as many again.
 //! - A request without a key is refused with [`KeyMissing`](Reason::KeyMissing), a 429, or what
-//!   [`missing_key`](BulkheadBuilder::missing_key) says. One that is not limited is counted in the snapshot all the same.
-//! - The key is seen in `call`, so the inner service was polled ready before. A call that is refused or has to wait gives
-//!   that readiness back.
+//!   [`missing_key`](BulkheadBuilder::missing_key) says. One that is not limited is counted in the snapshot all the
+//!   same.
+//! - The key is seen in `call`, so the inner service was polled ready before. A call that is refused or has to wait
+//!   gives that readiness back.
 //! - Plain services have no heads to see: all their calls share one state, and a full one is known before readiness.
 //!
 //! # Cost
 //!
-//! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A response
-//! whose body goes on after its head costs a clock read there and one for each further frame, and slots are allocated when
-//! more of them run than ever did. With a key also a clock read, one hash, and a lock that calls share; only a new key allocates, and what `key_fn`
-//! returns. Only where calls wait there is a mutex, a timer in each future, and one vector, as long as the
-//! most futures that have waited at once.
+//! Admitted: one atomic word, changed twice; no lock, no allocation, and no clock where there is no deadline. A
+//! response whose body goes on after its head costs a clock read there and one for each further frame, and slots are
+//! allocated when more of them run than ever did. With a key also a clock read, one hash, and a lock that calls share;
+//! only a new key allocates, and what `key_fn` returns. Only where calls wait there is a mutex, a timer in each future,
+//! and one vector, as long as the most futures that have waited at once.
 //!
 //! # Cancel safety
 //!

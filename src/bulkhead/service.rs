@@ -80,8 +80,8 @@ where
             return self.running(inner, context);
         }
         let door = mem::replace(&mut self.door, Door::Unasked);
-        // By itself too, and not even there for services without heads: with two ways to come to a limiter, calls without keys
-        // would be slower.
+        // By itself too, and not even there for services without heads: with two ways to come to a limiter, calls
+        // without keys would be slower.
         #[cfg(feature = "http")]
         if P::HAS_BODY
             && let Some(by_key) = &self.shared.by_key

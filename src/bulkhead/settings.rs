@@ -10,8 +10,8 @@ use std::{
 
 use crate::{bulkhead::BulkheadConfig, queue::Patience, time::nanos, updating::Updating};
 
-/// A [`BulkheadConfig`] that can be read without a lock. Each value changes by itself. The limit in force is the room's:
-/// here is the one that every room is to have.
+/// A [`BulkheadConfig`] that can be read without a lock. Each value changes by itself. The limit in force is the
+/// room's: here is the one that every room is to have.
 #[derive(Debug)]
 pub(crate) struct Settings {
     limit: AtomicUsize,
@@ -74,7 +74,8 @@ impl Settings {
 }
 
 /// Overload is when for as long as somebody may wait, the oldest has always waited for more than half of that. A burst
-/// can't do that: all of it has been served or refused by then. (By its deadline it may be less: the line sees to that.)
+/// can't do that: all of it has been served or refused by then. (By its deadline it may be less: the line sees to
+/// that.)
 pub(crate) fn patience(settings: &Settings) -> Patience {
     let wait = settings.wait();
     Patience { fifo: wait / 2, newest_after: wait, tight: None }

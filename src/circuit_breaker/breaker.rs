@@ -1,4 +1,5 @@
-//! The shell around the machine: the clock, the events, the counters. One per layer, shared by all it makes, or one per key.
+//! The shell around the machine: the clock, the events, the counters. One per layer, shared by all it makes, or one per
+//! key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -181,8 +182,8 @@ impl Breaker {
         self.reporter().ended(Outcome::Failure);
     }
 
-    /// A call whose inner service failed before it could begin. With keys nobody knows yet whose it would have been: it is
-    /// booked where nothing comes of it.
+    /// A call whose inner service failed before it could begin. With keys nobody knows yet whose it would have been: it
+    /// is booked where nothing comes of it.
     #[cold]
     pub(crate) fn failed_readiness(&self) {
         let ticket = match self.machine.admit_closed() {

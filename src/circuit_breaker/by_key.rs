@@ -161,8 +161,8 @@ impl ByKey {
         });
     }
 
-    /// Says what begins with new keys, then does it to all that are there, and tells of it when no lock is held. A key that
-    /// comes meanwhile is among the ones or the others: it is made under the lock of its shard.
+    /// Says what begins with new keys, then does it to all that are there, and tells of it when no lock is held. A key
+    /// that comes meanwhile is among the ones or the others: it is made under the lock of its shard.
     fn steer(&self, begin: impl FnOnce(), mut act: impl FnMut(&Breaker) -> Option<Change>) {
         let steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
         begin();
@@ -174,8 +174,8 @@ impl ByKey {
         self.tell_of_a_hand(&changes);
     }
 
-    /// One move is one event, from the worst state that it ended, and one more for each key with a breaker of its own. Those
-    /// that are shared are many, made for nobody in particular, and have nothing to add.
+    /// One move is one event, from the worst state that it ended, and one more for each key with a breaker of its own.
+    /// Those that are shared are many, made for nobody in particular, and have nothing to add.
     fn tell_of_a_hand(&self, changes: &[(Shared<Breaker>, Change)]) {
         let worst = changes.iter().map(|(_, change)| *change).min_by_key(|change| badness(change.from));
         let Some(Change { from, to, .. }) = worst else { return };
@@ -204,8 +204,8 @@ impl ByKey {
 }
 
 impl Breaker {
-    /// The breaker in front of the others, of a layer with keys. Nobody passes there in one of the short ways, so that calls
-    /// of other layers need not look for the others.
+    /// The breaker in front of the others, of a layer with keys. Nobody passes there in one of the short ways, so that
+    /// calls of other layers need not look for the others.
     pub(crate) fn in_front(common: Arc<Common>) -> Self {
         let by_key = ByKey::new(&common);
         let mut front = Breaker::alone(common, false);

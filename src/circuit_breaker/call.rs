@@ -66,7 +66,8 @@ fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End
             return breaker.reporter().ended(Outcome::Ignored);
         }
         End::DeadlinePassed { had } => {
-            // Of what is known the least: it may be dropped long after its deadline, or have begun long after its caller.
+            // Of what is known the least: it may be dropped long after its deadline, or have begun long after its
+            // caller.
             let own = times.had(now);
             let had = [own, had.map(nanos)].into_iter().flatten().min();
             // Where it is not known how long it had, nobody is to blame.

@@ -93,7 +93,8 @@ impl Common {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a new configuration, together with what `take` does with it: of two updates at once one is the last everywhere.
+    /// Takes a new configuration, together with what `take` does with it: of two updates at once one is the last
+    /// everywhere.
     pub(crate) fn configure(&self, config: CircuitBreakerConfig, take: impl FnOnce(&CircuitBreakerConfig)) {
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         take(&config);

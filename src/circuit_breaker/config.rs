@@ -26,7 +26,8 @@ pub struct CircuitBreakerConfig {
     pub failure_rate: Option<f64>,
     /// Opens when at least this share of the window was slow, 0 to 1. Default: none.
     pub slow_call_rate: Option<f64>,
-    /// A call is slow when it took longer than this. 1 ns to 365 days; of no use without a rate, and not checked then. Default: 1 s.
+    /// A call is slow when it took longer than this. 1 ns to 365 days; of no use without a rate, and not checked then.
+    /// Default: 1 s.
     pub slow_call: Duration,
     /// Opens at so many failures in a row, from 1. Default: none.
     pub consecutive_failures: Option<u32>,
@@ -55,8 +56,8 @@ pub struct CircuitBreakerConfig {
 pub enum Window {
     /// The last so many calls, 1 to 4,096.
     Count(u32),
-    /// The calls of so long, 1 ns to 24 hours: every call younger than it, and none older than 1.1 times it (and 11 ns, for its
-    /// tenths are whole nanoseconds).
+    /// The calls of so long, 1 ns to 24 hours: every call younger than it, and none older than 1.1 times it (and 11 ns,
+    /// for its tenths are whole nanoseconds).
     Time(Duration),
 }
 
@@ -94,9 +95,9 @@ pub struct CircuitBreakerBuilder {
 impl CircuitBreakerBuilder {
     shared_setters!();
 
-    /// Opens when at least this share of the window failed: 0 to 1, default 0.5. Zero means at the first failure once there
-    /// are [`minimum_calls`](Self::minimum_calls).
-    /// Throttled calls (429, RESOURCE_EXHAUSTED) count as failed here.
+    /// Opens when at least this share of the window failed: 0 to 1, default 0.5. Zero means at the first failure once
+    /// there are [`minimum_calls`](Self::minimum_calls). Throttled calls (429, RESOURCE_EXHAUSTED) count as failed
+    /// here.
     pub fn failure_rate(mut self, rate: f64) -> Self {
         self.config.failure_rate = Some(rate);
         self
@@ -196,8 +197,9 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// When the caller's deadline ends a call that had at least this long, the backend is to blame: a failure. With less
-    /// it is nobody's, so that a caller can't open a shared breaker with short deadlines. 1 ns to 365 days. Default: 1 s.
+    /// When the caller's deadline ends a call that had at least this long, the backend is to blame: a failure. With
+    /// less it is nobody's, so that a caller can't open a shared breaker with short deadlines. 1 ns to 365 days.
+    /// Default: 1 s.
     pub fn deadline_blame_after(mut self, d: Duration) -> Self {
         self.extras.blame_after = d;
         self

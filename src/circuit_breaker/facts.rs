@@ -43,8 +43,8 @@ pub(super) struct Later {
     pub(super) hint: Span,
 }
 
-/// How long a call took, once that is known (the upper bit); and where frames are asked for, until then, how long to the
-/// first.
+/// How long a call took, once that is known (the upper bit); and where frames are asked for, until then, how long to
+/// the first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Latency(u64);
 

@@ -1,7 +1,7 @@
 //! What holds for all keys of a layer, those to come too; and in which states their breakers are.
 //!
-//! The states are counted as they change, because whoever shows the worst of them does so at each change: if many upstreams
-//! fail at once, looking at all breakers each time would be many times many.
+//! The states are counted as they change, because whoever shows the worst of them does so at each change: if many
+//! upstreams fail at once, looking at all breakers each time would be many times many.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::SeqCst};
 
@@ -12,8 +12,8 @@ pub(crate) struct ForAll {
     /// The state in which new ones begin.
     begins: AtomicUsize,
     shadow: AtomicBool,
-    /// How many are in each state. Two changes of one breaker may be counted in the other order, so one may be below zero for
-    /// a moment.
+    /// How many are in each state. Two changes of one breaker may be counted in the other order, so one may be below
+    /// zero for a moment.
     states: [AtomicI64; WORST_FIRST.len()],
 }
 

@@ -12,8 +12,8 @@ use crate::{
 #[cfg(feature = "http")]
 use crate::stripe::Shared;
 
-/// Reads and steers a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer) and everything it wraps. With keys that is the
-/// breaker of each, and [`for_key`](Self::for_key) gives a handle to one.
+/// Reads and steers a [`CircuitBreakerLayer`](crate::CircuitBreakerLayer) and everything it wraps. With keys that is
+/// the breaker of each, and [`for_key`](Self::for_key) gives a handle to one.
 #[derive(Debug, Clone)]
 pub struct CircuitBreakerHandle {
     shared: Arc<Striped<Breaker>>,
@@ -40,11 +40,11 @@ impl CircuitBreakerHandle {
         }
     }
 
-    /// A handle to the breaker of this key alone. `None` in a layer without keys, and for a key that has none of its own:
-    /// nobody has called with it, or not for long, or there was no room for it.
+    /// A handle to the breaker of this key alone. `None` in a layer without keys, and for a key that has none of its
+    /// own: nobody has called with it, or not for long, or there was no room for it.
     ///
-    /// Its `snapshot`, `force_open`, `force_closed`, `half_open` and `reset` are of that key; `update` and `shadow` are of
-    /// the whole layer, as on any handle. As long as there is such a handle, the key keeps its breaker.
+    /// Its `snapshot`, `force_open`, `force_closed`, `half_open` and `reset` are of that key; `update` and `shadow` are
+    /// of the whole layer, as on any handle. As long as there is such a handle, the key keeps its breaker.
     #[cfg(feature = "http")]
     pub fn for_key(&self, key: impl AsRef<[u8]>) -> Option<CircuitBreakerHandle> {
         let own = self.shared.by_key()?.of(key.as_ref())?;
@@ -57,8 +57,8 @@ impl CircuitBreakerHandle {
     }
 
     /// Takes new numbers and keeps what the window knows, as far as the new window has room for it. The state stays; an
-    /// open time that runs, runs on. What the builder set beside the configuration stays too. It holds for all keys, and for
-    /// those to come.
+    /// open time that runs, runs on. What the builder set beside the configuration stays too. It holds for all keys,
+    /// and for those to come.
     ///
     /// # Errors
     ///
@@ -69,8 +69,8 @@ impl CircuitBreakerHandle {
         Ok(())
     }
 
-    /// Refuses every call until it is moved by hand again. From every state; a second time it does nothing. With keys: of all
-    /// keys, and of those to come, until [`reset`](Self::reset).
+    /// Refuses every call until it is moved by hand again. From every state; a second time it does nothing. With keys:
+    /// of all keys, and of those to come, until [`reset`](Self::reset).
     ///
     /// # Errors
     ///
@@ -79,8 +79,8 @@ impl CircuitBreakerHandle {
         self.steered().move_to(State::ForcedOpen)
     }
 
-    /// Admits and records every call until it is moved by hand again. From every state; a second time it does nothing. With
-    /// keys as [`force_open`](Self::force_open).
+    /// Admits and records every call until it is moved by hand again. From every state; a second time it does nothing.
+    /// With keys as [`force_open`](Self::force_open).
     ///
     /// # Errors
     ///
@@ -103,8 +103,8 @@ impl CircuitBreakerHandle {
         self.shared.shadow(on);
     }
 
-    /// Closed, from every state: the window is emptied and the growth of open times starts anew. With keys: all of them,
-    /// also those that were moved by hand alone.
+    /// Closed, from every state: the window is emptied and the growth of open times starts anew. With keys: all of
+    /// them, also those that were moved by hand alone.
     pub fn reset(&self) {
         self.steered().reset();
     }
@@ -143,7 +143,8 @@ impl Watched for Striped<Breaker> {
         visit("shadow", Figure::Flag(seen.shadow));
     }
 
-    /// An open one admits a probe once its time is over. With keys some key may always pass, unless all are forced open.
+    /// An open one admits a probe once its time is over. With keys some key may always pass, unless all are forced
+    /// open.
     fn admits(&self) -> bool {
         match self.look() {
             Look::Passes => true,

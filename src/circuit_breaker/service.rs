@@ -173,7 +173,8 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
         }
     }
 
-    /// Does with a call what was found. In line: a future that came from elsewhere would have to be in memory for all calls.
+    /// Does with a call what was found. In line: a future that came from elsewhere would have to be in memory for all
+    /// calls.
     #[inline(always)]
     fn go_on<Req, C>(
         &mut self,

@@ -15,8 +15,9 @@ use crate::{
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CircuitBreakerSnapshot {
-    /// The state. Two changes show with the next call only: that an open time is over, and that a trial is won by a probe whose
-    /// head was good and whose stream has outlasted its lease. With keys the worst that one is in: forced open, open, half-open, forced closed, closed.
+    /// The state. Two changes show with the next call only: that an open time is over, and that a trial is won by a
+    /// probe whose head was good and whose stream has outlasted its lease. With keys the worst that one is in: forced
+    /// open, open, half-open, forced closed, closed.
     pub state: State,
     /// Does it only report what it would refuse?
     pub shadow: bool,
@@ -24,7 +25,8 @@ pub struct CircuitBreakerSnapshot {
     pub in_state: Duration,
     /// What is left of the open time; only in `Open`. With keys of the one that is tried next.
     pub open_left: Option<Duration>,
-    /// Successful, failed and throttled calls in the window; in `Open`, in the window that opened it. With keys the sum.
+    /// Successful, failed and throttled calls in the window; in `Open`, in the window that opened it. With keys the
+    /// sum.
     pub calls: u64,
     /// Failed and throttled calls among them.
     pub failures: u64,

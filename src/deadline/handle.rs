@@ -40,8 +40,8 @@ impl DeadlineHandle {
         }
     }
 
-    /// Shadow: what would be refused or ended is only reported. Callers' deadlines that have not passed are carried on, and
-    /// policies further in keep them; the bound of `server` is not.
+    /// Shadow: what would be refused or ended is only reported. Callers' deadlines that have not passed are carried on,
+    /// and policies further in keep them; the bound of `server` is not.
     pub fn shadow(&self, on: bool) {
         self.shared.ledger.shadow(on);
     }

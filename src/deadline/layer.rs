@@ -66,12 +66,12 @@ impl DeadlineLayer {
         Self::of(Identity::default(), Side::Client, None)
     }
 
-    /// Reads (on a server) or writes (on a client) this header too, in whole milliseconds. Default: none. On a client one that
-    /// is there already bounds the call too, and is only ever lowered.
+    /// Reads (on a server) or writes (on a client) this header too, in whole milliseconds. Default: none. On a client
+    /// one that is there already bounds the call too, and is only ever lowered.
     ///
-    /// For HTTP services among themselves. It has no margin: no transport has a timer on it. Around a retry or a hedge it tells
-    /// each attempt what was left when the call began; put another `DeadlineLayer::client()` with this header inside of them,
-    /// and each attempt tells what is left (`grpc-timeout` is lowered for each in any case).
+    /// For HTTP services among themselves. It has no margin: no transport has a timer on it. Around a retry or a hedge
+    /// it tells each attempt what was left when the call began; put another `DeadlineLayer::client()` with this header
+    /// inside of them, and each attempt tells what is left (`grpc-timeout` is lowered for each in any case).
     pub fn header(mut self, name: HeaderName) -> Self {
         self.route.header = Some(name);
         self

@@ -6,8 +6,8 @@
 //!
 //! - on the wire as `grpc-timeout` (or a header in milliseconds, see [`DeadlineLayer::header`]);
 //! - on a request as an extension, which is explicit and can be set by hand;
-//! - *ambient*: while a future is polled inside [`Deadline::scope`], [`Deadline::current`] is that deadline. This is what
-//!   takes it from an axum handler to the tonic client it calls, with no code in the handler.
+//! - *ambient*: while a future is polled inside [`Deadline::scope`], [`Deadline::current`] is that deadline. This is
+//!   what takes it from an axum handler to the tonic client it calls, with no code in the handler.
 //!
 //! Where several are present, the earliest wins.
 //!

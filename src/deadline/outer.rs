@@ -1,10 +1,10 @@
 //! Timeouts of ours further out, as the policies inside them know of them.
 //!
-//! On gRPC a timeout puts its own bound into `grpc-timeout`, for the transport and for the peer. Whoever reads that further
-//! in must not take it for the caller's deadline: then the operator's own timeout would be nobody's failure, and a breaker
-//! would never see it. So, for as long as a timeout runs what is inside it, a header that ends with its timer, or by the margin
-//! that it writes after it, is its own; the caller's deadline is what the timeout knows of it. (On this thread: through a
-//! buffer or a spawned task nobody is told.)
+//! On gRPC a timeout puts its own bound into `grpc-timeout`, for the transport and for the peer. Whoever reads that
+//! further in must not take it for the caller's deadline: then the operator's own timeout would be nobody's failure,
+//! and a breaker would never see it. So, for as long as a timeout runs what is inside it, a header that ends with its
+//! timer, or by the margin that it writes after it, is its own; the caller's deadline is what the timeout knows of it.
+//! (On this thread: through a buffer or a spawned task nobody is told.)
 
 use std::cell::Cell;
 

@@ -24,7 +24,8 @@ use crate::{
 
 /// One for all drain layers of a registry.
 pub(crate) struct Gate {
-    /// How many came in by each stripe and have not left. Whoever leaves does so where it came in, so none is below zero.
+    /// How many came in by each stripe and have not left. Whoever leaves does so where it came in, so none is below
+    /// zero.
     inside: [Lane; LANES],
     draining: AtomicBool,
     /// Those who wait until nobody is inside.
@@ -80,8 +81,8 @@ impl Gate {
     #[inline(always)]
     pub(crate) fn enter(&self, stripe: usize) -> bool {
         self.inside[stripe % LANES].0.fetch_add(1, SeqCst);
-        // After it is counted: whoever drains sets the flag and changes this lane then (see `is_empty`), so if that came
-        // before this, the flag is seen here, and if it came after, this call is seen there.
+        // After it is counted: whoever drains sets the flag and changes this lane then (see `is_empty`), so if that
+        // came before this, the flag is seen here, and if it came after, this call is seen there.
         if self.draining.load(SeqCst) {
             self.leave(stripe);
             return false;
@@ -106,8 +107,8 @@ impl Gate {
         wake_all(wakers.into_iter().map(|(_, waker)| waker));
     }
 
-    /// Asked only while it drains. It adds nothing to each lane, and does not only look at it: so it is in one order with
-    /// all who come in and leave, which a look is not.
+    /// Asked only while it drains. It adds nothing to each lane, and does not only look at it: so it is in one order
+    /// with all who come in and leave, which a look is not.
     fn is_empty(&self) -> bool {
         self.inside.iter().all(|lane| lane.0.fetch_add(0, SeqCst) == 0)
     }

@@ -1,8 +1,8 @@
 //! To stop without losing a call.
 //!
-//! A server that is told to stop and does so loses what it is working on; one that waits for its connections to close may
-//! wait for ever, for idle ones stay open and busy ones bring new work. Draining is between: **new calls are refused and
-//! told where to go, and what runs, runs to the end of its response.**
+//! A server that is told to stop and does so loses what it is working on; one that waits for its connections to close
+//! may wait for ever, for idle ones stay open and busy ones bring new work. Draining is between: **new calls are
+//! refused and told where to go, and what runs, runs to the end of its response.**
 //!
 //! The layer is made by [`Registry::drain_layer`](crate::Registry::drain_layer), stands outermost, and does nothing but
 //! count until [`Registry::drain`](crate::Registry::drain). From then on a new call is answered with
@@ -51,8 +51,8 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping a call or its body ends it. New calls are refused from the moment `drain` is called, whether or not somebody
-//! polls what it gave; dropping that changes nothing.
+//! Dropping a call or its body ends it. New calls are refused from the moment `drain` is called, whether or not
+//! somebody polls what it gave; dropping that changes nothing.
 
 mod future;
 mod gate;

@@ -129,8 +129,8 @@ where
         }
     }
 
-    /// Asks for an answer. `Err`: it takes time. (Not as a poll: where none takes time the caller knows that by the type,
-    /// and is spared a state and a loop.)
+    /// Asks for an answer. `Err`: it takes time. (Not as a poll: where none takes time the caller knows that by the
+    /// type, and is spared a state and a loop.)
     #[cold]
     #[inline(never)]
     fn not_good(

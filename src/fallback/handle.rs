@@ -16,7 +16,8 @@ pub struct FallbackHandle {
 pub struct FallbackSnapshot {
     /// Calls that were answered in the place of the backend.
     pub answered: u64,
-    /// Calls that were to be answered and were passed on: the function said so, nothing good was kept, or the backup failed.
+    /// Calls that were to be answered and were passed on: the function said so, nothing good was kept, or the backup
+    /// failed.
     pub passed_on: u64,
     /// Calls that went on as they were only because of shadow.
     pub would_have_answered: u64,

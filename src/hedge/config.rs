@@ -17,7 +17,8 @@ const MOST: u32 = 10;
 /// The numbers of a hedge, as plain data: what [`HedgeHandle::update`](crate::HedgeHandle::update) takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HedgeConfig {
-    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; `None` where that is measured.
+    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; `None` where that is
+    /// measured.
     pub after: Option<Duration>,
     /// Waits as long as this share of the first attempts took at most, above 0 and below 1; `None` where it is fixed.
     pub quantile: Option<f64>,
@@ -81,19 +82,19 @@ impl Default for HedgeBuilder {
 impl HedgeBuilder {
     shared_setters!();
 
-    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as soon as
-    /// the first one is not ready at once. There is no default: set this or [`quantile`](Self::quantile); of several the last
-    /// one counts.
+    /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as
+    /// soon as the first one is not ready at once. There is no default: set this or [`quantile`](Self::quantile); of
+    /// several the last one counts.
     pub fn after(mut self, d: Duration) -> Self {
         (self.config.after, self.config.quantile) = (Some(d), None);
         self
     }
 
-    /// Waits as long as this share of the first attempts took at most, above 0 and below 1: with 0.95 about one call in twenty
-    /// gets a second attempt. Measured over the last 30 to 40 s, and at least 1 ms.
+    /// Waits as long as this share of the first attempts took at most, above 0 and below 1: with 0.95 about one call in
+    /// twenty gets a second attempt. Measured over the last 30 to 40 s, and at least 1 ms.
     ///
-    /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further attempt is
-    /// made, not even for one that failed.
+    /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further
+    /// attempt is made, not even for one that failed.
     pub fn quantile(mut self, q: f64) -> Self {
         (self.config.after, self.config.quantile) = (None, Some(q));
         self
@@ -111,21 +112,22 @@ impl HedgeBuilder {
         self
     }
 
-    /// What further attempts may add to all calls together. Default: an own one of 20 % of the calls and one a second, over
-    /// 10 s. Give one budget to all layers, retries and hedges, that call the same backend.
+    /// What further attempts may add to all calls together. Default: an own one of 20 % of the calls and one a second,
+    /// over 10 s. Give one budget to all layers, retries and hedges, that call the same backend.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// Sends requests twice whatever their method: also POST and PATCH, which may then take effect twice. Default: false.
+    /// Sends requests twice whatever their method: also POST and PATCH, which may then take effect twice. Default:
+    /// false.
     pub fn any_method(mut self, on: bool) -> Self {
         self.fixed.trust.any_method = on;
         self
     }
 
-    /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0 only
-    /// requests without a body are. HTTP and gRPC only.
+    /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0
+    /// only requests without a body are. HTTP and gRPC only.
     pub fn replay_cap(mut self, bytes: usize) -> Self {
         self.fixed.replay_cap = bytes;
         self
@@ -135,8 +137,8 @@ impl HedgeBuilder {
     ///
     /// # Errors
     ///
-    /// Lists every bad field: a bad name, neither `after` nor `quantile`, either of them out of range, `minimum_samples` of 0,
-    /// a `max` out of range.
+    /// Lists every bad field: a bad name, neither `after` nor `quantile`, either of them out of range,
+    /// `minimum_samples` of 0, a `max` out of range.
     pub fn build(self) -> Result<HedgeLayer, ConfigError> {
         let mut checks = Checks::default();
         self.identity.check("hedge", &mut checks);

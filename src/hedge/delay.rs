@@ -1,7 +1,7 @@
 //! How long an attempt is waited for.
 //!
-//! Not with hdrhistogram, which wants `&mut self` for a record and a merge for each look at several slots: the crate's own
-//! histogram records without a lock, forgets by itself, and is at most 3.2 % too high.
+//! Not with hdrhistogram, which wants `&mut self` for a record and a merge for each look at several slots: the crate's
+//! own histogram records without a lock, forgets by itself, and is at most 3.2 % too high.
 
 use std::{
     sync::atomic::{
@@ -40,7 +40,8 @@ pub(crate) struct Measured {
     least: AtomicU32,
     clock: Clock,
     latencies: Latencies,
-    /// The last answer in nanoseconds, and until when it is good. Whichever of two answers a thread sees, it was right just now.
+    /// The last answer in nanoseconds, and until when it is good. Whichever of two answers a thread sees, it was right
+    /// just now.
     answer: AtomicU64,
     until: AtomicU64,
 }

@@ -49,12 +49,13 @@ impl HedgeHandle {
         self.shared.snapshot()
     }
 
-    /// Changes the numbers. Calls that run follow with their next attempt; a wait that has begun goes on. What was measured stays.
+    /// Changes the numbers. Calls that run follow with their next attempt; a wait that has begun goes on. What was
+    /// measured stays.
     ///
     /// # Errors
     ///
-    /// As `build()`, and where a layer that was built with `after` gets a `quantile`, or the other way round; then nothing is
-    /// changed.
+    /// As `build()`, and where a layer that was built with `after` gets a `quantile`, or the other way round; then
+    /// nothing is changed.
     pub fn update(&self, config: HedgeConfig) -> Result<(), ConfigError> {
         self.shared.update(config)
     }

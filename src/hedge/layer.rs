@@ -38,8 +38,8 @@ judging_forms!(HedgeLayer);
 macro_rules! clone_with {
     ($form:ident, $call:literal) => {
         impl<C> HedgeLayer<$form<C>> {
-            /// For requests that are not `Clone`: each attempt sends what `copy` makes of the request. Where it gives `None`
-            /// for the first, that is sent alone; where for a later one, the request itself is the last.
+            /// For requests that are not `Clone`: each attempt sends what `copy` makes of the request. Where it gives
+            /// `None` for the first, that is sent alone; where for a later one, the request itself is the last.
             ///
             /// ```
             /// # use buttress::HedgeLayer;

@@ -66,7 +66,8 @@ impl From<String> for KeyBytes<'_> {
     }
 }
 
-/// Its eight bytes, the most significant first. What takes keys as text (a store, `quota_fn`) sees these, and not digits.
+/// Its eight bytes, the most significant first. What takes keys as text (a store, `quota_fn`) sees these, and not
+/// digits.
 impl From<u64> for KeyBytes<'_> {
     #[inline]
     fn from(number: u64) -> Self {

@@ -18,11 +18,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// The address of the peer: axum's `ConnectInfo<SocketAddr>` (feature `axum`; its `MockConnectInfo` too), tonic's
-    /// `TcpConnectInfo` (feature `tonic`), or else a [`SocketAddr`] that you put into the request's extensions. Right where
-    /// clients connect directly; behind a proxy all of them are one.
+    /// `TcpConnectInfo` (feature `tonic`), or else a [`SocketAddr`] that you put into the request's extensions. Right
+    /// where clients connect directly; behind a proxy all of them are one.
     ConnectInfo,
-    /// The client behind so many proxies of your own, by `X-Forwarded-For`: with one, the last entry, which that proxy has
-    /// added. From 1. Every one of your proxies has to add its entry, or clients choose their own key.
+    /// The client behind so many proxies of your own, by `X-Forwarded-For`: with one, the last entry, which that proxy
+    /// has added. From 1. Every one of your proxies has to add its entry, or clients choose their own key.
     ForwardedFor {
         /// How many proxies of your own stand before this server.
         proxies: u8,
@@ -32,16 +32,18 @@ pub enum Key {
         /// How many proxies of your own stand before this server.
         proxies: u8,
     },
-    /// The first value of a header, an API key for one. Whoever may choose its value freely has no limit: check it first.
+    /// The first value of a header, an API key for one. Whoever may choose its value freely has no limit: check it
+    /// first.
     Header(HeaderName),
-    /// The route that axum matched (feature `axum`): one state for each route, whoever calls. Where none was, the key is
-    /// missing: under `Router::layer` an unknown path is refused, under `route_layer` it is a 404.
+    /// The route that axum matched (feature `axum`): one state for each route, whoever calls. Where none was, the key
+    /// is missing: under `Router::layer` an unknown path is refused, under `route_layer` it is a 404.
     MatchedPath,
     /// The path of the URI, which on gRPC is service and method.
     GrpcMethod,
-    /// The host that is called, in lower case, with its port if one is named: that of the URI, else the `Host` header. What tells the
-    /// upstreams of a client apart. On a server clients choose it freely. (The requests of a generated tonic client have
-    /// neither yet unless it was made by `with_origin`: give it each channel's own address there, or each channel its own layer.)
+    /// The host that is called, in lower case, with its port if one is named: that of the URI, else the `Host` header.
+    /// What tells the upstreams of a client apart. On a server clients choose it freely. (The requests of a generated
+    /// tonic client have neither yet unless it was made by `with_origin`: give it each channel's own address there, or
+    /// each channel its own layer.)
     Authority,
 }
 

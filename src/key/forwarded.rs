@@ -27,8 +27,8 @@ pub(crate) fn forwarded(headers: &HeaderMap, n: u8) -> Option<IpAddr> {
     for_of(elements.nth(usize::from(n).checked_sub(1)?)?)
 }
 
-/// The elements of one line, the last first. A comma in quotes separates nothing; which are in quotes is known from the right
-/// as well as from the left where all quotes match, and where a client left one open only from the right.
+/// The elements of one line, the last first. A comma in quotes separates nothing; which are in quotes is known from the
+/// right as well as from the left where all quotes match, and where a client left one open only from the right.
 struct FromRight<'a>(Option<&'a [u8]>);
 
 impl<'a> Iterator for FromRight<'a> {

@@ -140,8 +140,8 @@ macro_rules! key_setters {
         }
 
         /// Whose word about the client counts, for [`Key::ForwardedFor`](crate::Key::ForwardedFor) and
-        /// [`Key::Forwarded`](crate::Key::Forwarded): peers within these ranges, each an address and how many of its bits
-        /// count. The key of a request from any other peer, or from one whose address is not known (see
+        /// [`Key::Forwarded`](crate::Key::Forwarded): peers within these ranges, each an address and how many of its
+        /// bits count. The key of a request from any other peer, or from one whose address is not known (see
         /// [`Key::ConnectInfo`](crate::Key::ConnectInfo)), is missing. Default: everybody's.
         pub fn trusted(mut self, ranges: impl IntoIterator<Item = (std::net::IpAddr, u8)>) -> Self {
             self.$($keys).+.trust(ranges);

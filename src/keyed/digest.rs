@@ -9,8 +9,8 @@ pub(super) const WHOLE: usize = 256;
 /// 128 bits of two hashes, and the length.
 pub(super) type Digest = [u8; 24];
 
-/// SipHash, with keys of the operating system's that nobody outside knows: so nobody finds two keys that have one digest,
-/// nor a short one that is the digest of another.
+/// SipHash, with keys of the operating system's that nobody outside knows: so nobody finds two keys that have one
+/// digest, nor a short one that is the digest of another.
 #[derive(Debug)]
 pub(super) struct Digests([RandomState; 2]);
 

@@ -2,22 +2,23 @@
 //!
 //! Keys come from the outside, so whoever sends requests decides how many there are. The laws here:
 //!
-//! - **A key has its state, or shares one of a fixed number of overflow states.** Keys of up to 256 bytes are kept whole and
-//!   compared byte for byte, and longer ones by 128 bits of a hash that nobody outside can work out: no two are merged, and
-//!   no key takes more room than that. Their places are drawn with a hasher that the operating system's randomness has seeded.
-//!   Should somebody find out keys whose places meet all the same, they fill one shard with a few hundred of them, and the
-//!   rest overflows: what that costs others is bounded, whatever the hasher is worth.
-//! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no state
-//!   is idle they share the overflow, and they get a state of their own at the first call after one has become idle. A
-//!   quota begins with what its overflow state knew, so that moving is no way to start anew.
-//! - **A known key costs one hash, one shared lock and one comparison**, whatever comes beside it. Nothing is allocated.
+//! - **A key has its state, or shares one of a fixed number of overflow states.** Keys of up to 256 bytes are kept
+//!   whole and compared byte for byte, and longer ones by 128 bits of a hash that nobody outside can work out: no two
+//!   are merged, and no key takes more room than that. Their places are drawn with a hasher that the operating system's
+//!   randomness has seeded. Should somebody find out keys whose places meet all the same, they fill one shard with a
+//!   few hundred of them, and the rest overflows: what that costs others is bounded, whatever the hasher is worth.
+//! - **A state goes only when it says the same as none.** New keys beyond the bound push nobody out: as long as no
+//!   state is idle they share the overflow, and they get a state of their own at the first call after one has become
+//!   idle. A quota begins with what its overflow state knew, so that moving is no way to start anew.
+//! - **A known key costs one hash, one shared lock and one comparison**, whatever comes beside it. Nothing is
+//!   allocated.
 //!
 //! A shard holds some 64 to 128 keys and one overflow state, so there are far fewer overflow states than keys (one at
-//! least, 1,024 at most, so that shards are larger where there may be more than 131,072 keys).
-//! Its lock is taken shared by every call for a known key, and alone only for a new key and for a sweep. A sweep looks at
-//! one shard after another, at most 128 of them, and stops at the first in which something was idle; where nothing is, it is
-//! not repeated before something can have become so, or a second has passed. So a flood of new keys costs the known ones close to
-//! nothing, and itself a hash and a look at two counters for each request.
+//! least, 1,024 at most, so that shards are larger where there may be more than 131,072 keys). Its lock is taken shared
+//! by every call for a known key, and alone only for a new key and for a sweep. A sweep looks at one shard after
+//! another, at most 128 of them, and stops at the first in which something was idle; where nothing is, it is not
+//! repeated before something can have become so, or a second has passed. So a flood of new keys costs the known ones
+//! close to nothing, and itself a hash and a look at two counters for each request.
 
 use std::{
     fmt,
@@ -148,7 +149,8 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         self.with_new(hash, key, now, |common, state| run(common, state))
     }
 
-    /// Looks at the state of a key that has one of its own. Makes none. As in [`with`](Self::with) a shared lock is held.
+    /// Looks at the state of a key that has one of its own. Makes none. As in [`with`](Self::with) a shared lock is
+    /// held.
     pub fn get<R>(&self, key: &[u8], look: impl FnOnce(&S) -> R) -> Option<R> {
         if key.len() > WHOLE {
             return self.get(&self.digests.of(key), look);
@@ -187,7 +189,8 @@ impl<S: State<C>, C: Clone> Keyed<S, C> {
         self.nothing_idle_before.store(0, SeqCst);
     }
 
-    /// Looks at all states, those of the overflow too, shard by shard. As in [`with`](Self::with) a shared lock is held.
+    /// Looks at all states, those of the overflow too, shard by shard. As in [`with`](Self::with) a shared lock is
+    /// held.
     pub fn for_each(&self, mut look: impl FnMut(&S)) {
         for shard in &self.shards {
             let table = shard.read();

@@ -14,7 +14,8 @@ use foldhash::{SharedSeed, quality::SeedableRandomState};
 pub(super) struct Places(SeedableRandomState);
 
 impl Places {
-    /// Others than all other ones. The hasher's own seeds are addresses and the time; std's come from the operating system.
+    /// Others than all other ones. The hasher's own seeds are addresses and the time; std's come from the operating
+    /// system.
     pub(super) fn new() -> Self {
         static SHARED: OnceLock<SharedSeed> = OnceLock::new();
         let random = || RandomState::new().build_hasher().finish();

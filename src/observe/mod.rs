@@ -28,11 +28,11 @@
 //! # `tracing` (feature `tracing`)
 //!
 //! Each event is a `tracing` event too, with the target `buttress::<policy>` and the field `name`. A breaker that opens
-//! is a `WARN`, other changes of state and of limits are `INFO`, and in a layer with keys a change of state has the field
-//! `key` (a key may be a secret: do not give breakers to those); refusals (with `error.type`, the reason), timeouts,
-//! fallbacks and expired permits are `DEBUG`, for under overload they are many. A further attempt makes no event: it sets
-//! `http.request.resend_count` of the current span, and a refusal sets `error.type`, where that span has such a field.
-//! There is nothing, not even a disabled event, for an admitted call that ends well.
+//! is a `WARN`, other changes of state and of limits are `INFO`, and in a layer with keys a change of state has the
+//! field `key` (a key may be a secret: do not give breakers to those); refusals (with `error.type`, the reason),
+//! timeouts, fallbacks and expired permits are `DEBUG`, for under overload they are many. A further attempt makes no
+//! event: it sets `http.request.resend_count` of the current span, and a refusal sets `error.type`, where that span has
+//! such a field. There is nothing, not even a disabled event, for an admitted call that ends well.
 //!
 //! # Metrics (feature `metrics`)
 //!
@@ -77,8 +77,8 @@ pub struct Event {
     pub name: Arc<str>,
     /// What happened.
     pub kind: Kind,
-    /// Whose breaker it was, in a layer with keys: set in [`Kind::StateChanged`] of a key that has a breaker of its own, and
-    /// nowhere else. At most 256 bytes of it; what is no UTF-8 is replaced.
+    /// Whose breaker it was, in a layer with keys: set in [`Kind::StateChanged`] of a key that has a breaker of its
+    /// own, and nowhere else. At most 256 bytes of it; what is no UTF-8 is replaced.
     pub key: Option<Arc<str>>,
 }
 
@@ -86,8 +86,9 @@ pub struct Event {
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
-    /// A circuit breaker changed its state. Sent once a change. A layer with keys that is moved by hand sends one without a
-    /// key for all of them, from the worst state that one of them was in, and one for each key whose own breaker changed.
+    /// A circuit breaker changed its state. Sent once a change. A layer with keys that is moved by hand sends one
+    /// without a key for all of them, from the worst state that one of them was in, and one for each key whose own
+    /// breaker changed.
     StateChanged {
         /// The state before.
         from: State,
@@ -152,9 +153,9 @@ impl<F: Fn(&Event) + Send + Sync + 'static> Observer for F {
 
 static CONTAINED: AtomicU64 = AtomicU64::new(0);
 
-/// How many panics of observers, of a `metrics` recorder and of other tasks' wakers were contained in this process: they
-/// take nothing from the call that happens to run them. A registry has the figure of each policy's observers, and so has the
-/// metric `buttress_observer_panics_total`.
+/// How many panics of observers, of a `metrics` recorder and of other tasks' wakers were contained in this process:
+/// they take nothing from the call that happens to run them. A registry has the figure of each policy's observers, and
+/// so has the metric `buttress_observer_panics_total`.
 pub fn contained_panics() -> u64 {
     CONTAINED.load(Relaxed)
 }

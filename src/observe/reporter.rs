@@ -148,8 +148,8 @@ impl Reporter {
         self.report(Kind::Attempt { number, outcome: Outcome::Failure, delay: None });
     }
 
-    /// As [`report`](Self::report), of an attempt that ended well. First ones are nearly all that there are, so they take
-    /// the short way to where they are counted.
+    /// As [`report`](Self::report), of an attempt that ended well. First ones are nearly all that there are, so they
+    /// take the short way to where they are counted.
     #[inline(always)]
     pub(crate) fn succeeded(&self, number: u32) {
         if self.may_have_listeners {

@@ -80,7 +80,8 @@ struct State {
 struct Source(Arc<Ring>);
 
 impl EventStream {
-    /// The next of it; `None` once nobody is left who could tell of anything. Cancel safe: what was not given out stays.
+    /// The next of it; `None` once nobody is left who could tell of anything. Cancel safe: what was not given out
+    /// stays.
     pub async fn recv(&mut self) -> Option<Streamed> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }

@@ -169,7 +169,8 @@ mod http_form {
         }
 
         fn give_up(&self, original: &Original<B>) -> bool {
-            // First nobody reads any more, and then it is asked: a body that is being read could go past the cap between.
+            // First nobody reads any more, and then it is asked: a body that is being read could go past the cap
+            // between.
             original.give_up();
             original.can_replay()
         }

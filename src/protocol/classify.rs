@@ -9,13 +9,13 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 /// Decides what an HTTP or gRPC response means. The provided methods are the default tables; override what differs.
 ///
 /// HTTP: 5xx `Failure`, 429 `Throttled`, all else `Success`. gRPC: code 0 `Success`; 1 `Cancelled`; 2, 4, 13, 14 and 15
-/// `Failure`; 8 `Throttled`; the rest (the caller's own mistakes) `Success`; no readable code at the end `Failure`. The answer
-/// to a gRPC request is gRPC if its status is 200 and its content type, where there is one, says so, or if it has a
-/// `grpc-status` (so one of 200 with neither is a gRPC answer that was cut off, and a `Failure`). Any other is HTTP: it comes
-/// from a proxy, or from a handler to which somebody sent a content type that does not belong there.
+/// `Failure`; 8 `Throttled`; the rest (the caller's own mistakes) `Success`; no readable code at the end `Failure`. The
+/// answer to a gRPC request is gRPC if its status is 200 and its content type, where there is one, says so, or if it
+/// has a `grpc-status` (so one of 200 with neither is a gRPC answer that was cut off, and a `Failure`). Any other is
+/// HTTP: it comes from a proxy, or from a handler to which somebody sent a content type that does not belong there.
 ///
-/// Without being asked about, a transport error, and a body that breaks off, is a `Failure`, but `Cancelled` where it is the
-/// request's own body that failed: whoever sent it has gone (seen with the features `hyper` and `tonic`).
+/// Without being asked about, a transport error, and a body that breaks off, is a `Failure`, but `Cancelled` where it
+/// is the request's own body that failed: whoever sent it has gone (seen with the features `hyper` and `tonic`).
 ///
 /// An own classification costs a call one allocation, for the method that is kept for [`head`](HttpClassify::head).
 ///

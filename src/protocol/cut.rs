@@ -1,8 +1,8 @@
 //! Whose clock ended a stream.
 //!
 //! Trailers can't carry a `Rejection`, and `grpc-status: 4` does not say whether the operator's timeout or the caller's
-//! deadline ran out; policies further out must know. Bodies are polled through one another on one stack, so the inner one
-//! notes it here and the outer ones, which cleared it before they polled, read it right after.
+//! deadline ran out; policies further out must know. Bodies are polled through one another on one stack, so the inner
+//! one notes it here and the outer ones, which cleared it before they polled, read it right after.
 
 use std::cell::Cell;
 

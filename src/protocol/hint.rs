@@ -1,5 +1,5 @@
-//! When a server asks its callers to come back: `Retry-After` (RFC 9110, 10.2.3), `grpc-retry-pushback-ms` (gRPC A6) and
-//! `google.rpc.RetryInfo` in `grpc-status-details-bin`.
+//! When a server asks its callers to come back: `Retry-After` (RFC 9110, 10.2.3), `grpc-retry-pushback-ms` (gRPC A6)
+//! and `google.rpc.RetryInfo` in `grpc-status-details-bin`.
 
 use std::time::{Duration, SystemTime};
 

@@ -39,8 +39,8 @@ pub trait Hold<Req, Res, Err>: Protocol<Req, Res, Err> {
     fn rejection<'a>(result: Result<&'a Self::Held, &'a Self::Error>) -> Option<&'a Rejection>;
 }
 
-/// What a result means, as far as it can be seen at once. The way of nearly all calls has an arm of its own, for it shall
-/// cost them nothing that there are others.
+/// What a result means, as far as it can be seen at once. The way of nearly all calls has an arm of its own, for it
+/// shall cost them nothing that there are others.
 #[derive(Debug)]
 pub enum Judged<H, E> {
     /// It is a success.
@@ -63,7 +63,8 @@ macro_rules! holds {
 
             #[inline(always)]
             fn hold(&self, (): &(), result: Result<Res, E>) -> Judged<Res, $error> {
-                // `E` need not be an error before it is converted, so it is judged first and searched for a rejection then.
+                // `E` need not be an error before it is converted, so it is judged first and searched for a rejection
+                // then.
                 let judged = self.0.classify(result.as_ref());
                 match result {
                     Ok(response) if judged == Outcome::Success => Judged::Good(response),

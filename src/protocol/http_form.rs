@@ -239,9 +239,9 @@ impl HttpContext {
         self.grpc
     }
 
-    /// Does the answer to a gRPC request speak gRPC? Whatever else answers, a proxy or a handler that has never heard of gRPC,
-    /// has no status at its end, and what it says is said in HTTP. Else any caller could have every answer taken for a failure
-    /// by one header of its own, and open the breaker of all.
+    /// Does the answer to a gRPC request speak gRPC? Whatever else answers, a proxy or a handler that has never heard
+    /// of gRPC, has no status at its end, and what it says is said in HTTP. Else any caller could have every answer
+    /// taken for a failure by one header of its own, and open the breaker of all.
     #[inline]
     pub(super) fn is_answered_in_grpc(&self, parts: &response::Parts) -> bool {
         self.grpc && speaks_grpc(parts)

@@ -40,7 +40,8 @@ enum Frames {
     None {
         events: bool,
     },
-    /// What goes before a gRPC message has not come yet: a flag and the length, in five bytes of which so many are there.
+    /// What goes before a gRPC message has not come yet: a flag and the length, in five bytes of which so many are
+    /// there.
     Prefix {
         seen: u8,
         length: u32,
@@ -237,8 +238,8 @@ impl<W: Watch> Judge<W> {
     }
 
     fn trailers(&mut self, trailers: Option<&HeaderMap>) {
-        // Left there for whoever stands further out; each clears it before it polls. A handler may have seen the stream it
-        // reads being cut and ended well all the same, and then its trailers do not say 4.
+        // Left there for whoever stands further out; each clears it before it polls. A handler may have seen the stream
+        // it reads being cut and ended well all the same, and then its trailers do not say 4.
         let code = trailers.and_then(classify::grpc_status).flatten();
         if let Some(end) = cut::by().filter(|_| self.grpc && code == Some(4)) {
             self.settle(end);
@@ -269,8 +270,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Wherever a transport cuts it, and with empty frames in between: it is a stream of many with the first byte behind
-        /// the first message.
+        /// Wherever a transport cuts it, and with empty frames in between: it is a stream of many with the first byte
+        /// behind the first message.
         #[test]
         fn a_stream_is_one_wherever_it_is_cut(
             message in 0_usize..40,

@@ -114,7 +114,8 @@ fn problem(text: &Text, after: Duration) -> Bytes {
     Bytes::from(json)
 }
 
-/// `google.rpc.Status` with one detail, `google.rpc.RetryInfo { retry_delay = 1: Duration }`, in base64 without padding.
+/// `google.rpc.Status` with one detail, `google.rpc.RetryInfo { retry_delay = 1: Duration }`, in base64 without
+/// padding.
 fn details(text: &Text, after: Duration) -> HeaderValue {
     const TYPE: &[u8] = b"type.googleapis.com/google.rpc.RetryInfo";
     let (seconds, nanos) = (after.as_secs(), u64::from(after.subsec_nanos()));

@@ -1,7 +1,7 @@
 //! What an error of the transport says of a call.
 //!
-//! In the HTTP form the error type is whatever the service has, so it is asked what it is. Known are `io::Error`, boxed errors,
-//! and by feature those of hyper, of its pooling client and of a tonic channel.
+//! In the HTTP form the error type is whatever the service has, so it is asked what it is. Known are `io::Error`, boxed
+//! errors, and by feature those of hyper, of its pooling client and of a tonic channel.
 
 use std::{any::Any, error::Error as StdError, io, iter};
 
@@ -75,9 +75,9 @@ pub(crate) fn end_of(error: Option<&AnyError>) -> End {
     }
 }
 
-/// Was it the request's own side that failed? Mostly its body, because whoever sends it has gone: an upload that is streamed on.
-/// (hyper counts what is wrong with a request too, and a runtime that is gone.) It says nothing of the backend, and else any
-/// caller could open the breaker of all.
+/// Was it the request's own side that failed? Mostly its body, because whoever sends it has gone: an upload that is
+/// streamed on. (hyper counts what is wrong with a request too, and a runtime that is gone.) It says nothing of the
+/// backend, and else any caller could open the breaker of all.
 fn is_of_the_caller(error: &AnyError) -> bool {
     chain(error).any(|e| {
         #[cfg(feature = "hyper")]
@@ -93,7 +93,8 @@ fn is_of_the_caller(error: &AnyError) -> bool {
     })
 }
 
-/// Is it UNAVAILABLE to a gRPC caller? So is all that breaks a connection; a stream that was reset may be something else.
+/// Is it UNAVAILABLE to a gRPC caller? So is all that breaks a connection; a stream that was reset may be something
+/// else.
 pub(crate) fn is_unavailable(error: &AnyError) -> bool {
     #[cfg(feature = "h2")]
     if let Some(e) = chain(error).find_map(|e| e.downcast_ref::<h2::Error>()) {
@@ -107,9 +108,9 @@ pub(crate) fn is_unavailable(error: &AnyError) -> bool {
 mod reset {
     use h2::{Error, Reason};
 
-    /// Of a stream that was refused nothing was done, nor of one that a GOAWAY of the other side tells of: it ends those only
-    /// that come after the last that was looked at (RFC 9113, sections 6.8 and 8.7). Of all reasons these alone are
-    /// UNAVAILABLE on gRPC (its PROTOCOL-HTTP2.md, "Errors").
+    /// Of a stream that was refused nothing was done, nor of one that a GOAWAY of the other side tells of: it ends
+    /// those only that come after the last that was looked at (RFC 9113, sections 6.8 and 8.7). Of all reasons these
+    /// alone are UNAVAILABLE on gRPC (its PROTOCOL-HTTP2.md, "Errors").
     pub(super) fn never_began(e: &Error) -> bool {
         e.reason() == Some(Reason::REFUSED_STREAM) || e.is_go_away() && e.is_remote()
     }

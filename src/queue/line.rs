@@ -110,8 +110,8 @@ impl<T> Line<T> {
 }
 
 impl<T: Default> Line<T> {
-    /// Takes a place, with at most `most` in the line. Where it is full, a newcomer takes the place of the newest of the
-    /// lowest band below its own. `tell` gets what those left who were refused for it.
+    /// Takes a place, with at most `most` in the line. Where it is full, a newcomer takes the place of the newest of
+    /// the lowest band below its own. `tell` gets what those left who were refused for it.
     pub(crate) fn push(
         &mut self,
         now: u64,
@@ -213,8 +213,8 @@ impl<T: Default> Line<T> {
             band.newest_first |= band.lasts(newest_after, now);
             match band.episode {
                 None if late => band.episode = Some(now),
-                // In order, an oldest who has not waited for long says that the line is short. Newest first it does not:
-                // those who have waited are passed over then.
+                // In order, an oldest who has not waited for long says that the line is short. Newest first it does
+                // not: those who have waited are passed over then.
                 Some(_) if !band.newest_first && oldest.is_some() && !late => band.episode = None,
                 Some(_) if now.saturating_sub(band.busy) > band.calm_after => band.episode = None,
                 _ => {}

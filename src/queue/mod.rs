@@ -1,11 +1,11 @@
 //! The waiting room in front of a limit: who runs, who waits, who is next, who is turned away.
 //!
-//! [`Room`] is all of it: a [`Gate`](gate::Gate), one atomic word that holds the count and the limit, so that a call that
-//! finds room touches nothing else; a [`Line`] behind a mutex, which is locked only while somebody waits; and the
+//! [`Room`] is all of it: a [`Gate`](gate::Gate), one atomic word that holds the count and the limit, so that a call
+//! that finds room touches nothing else; a [`Line`] behind a mutex, which is locked only while somebody waits; and the
 //! [`Leases`](lease::Leases) of responses that are being streamed.
 //!
-//! The limit comes from outside: a bulkhead's is set by hand, an adaptive one moves by itself. So does the time: nothing
-//! in here reads a clock, and every instant is a number of nanoseconds.
+//! The limit comes from outside: a bulkhead's is set by hand, an adaptive one moves by itself. So does the time:
+//! nothing in here reads a clock, and every instant is a number of nanoseconds.
 
 mod gate;
 mod lease;

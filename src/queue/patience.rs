@@ -7,9 +7,9 @@
 //! - A band's *episode* begins when its oldest has waited for longer than `fifo`, and ends when the band has been empty
 //!   for 0.4 of that (or, while it is still served in order, as soon as the oldest has waited for less).
 //! - An episode that has lasted for `newest_after` is an overload: the newest is served first.
-//! - Neither is more than the oldest allows: half of what it may wait in all, by its deadline, is late, and an episode as long
-//!   as that is an overload. Callers whose deadlines are short would never wait for `fifo`: they would be called off before, or
-//!   be served with no time left, every one of them.
+//! - Neither is more than the oldest allows: half of what it may wait in all, by its deadline, is late, and an episode
+//!   as long as that is an overload. Callers whose deadlines are short would never wait for `fifo`: they would be
+//!   called off before, or be served with no time left, every one of them.
 //! - Where there is [`Tight`], one that has lasted for `tight.burst` is no burst: who has waited for longer than
 //!   `tight.wait` is refused, oldest first, but for the newest `tight.keep` (those until they have waited for
 //!   `tight.burst`), for a small backend must never find its line empty.

@@ -16,8 +16,8 @@ use crate::{
 
 /// Lets at most `limit` in at once, and keeps those who wait in line. Time is in nanoseconds from anywhere.
 ///
-/// Whoever is in ends with [`leave`](Room::leave), whoever has a place in the line with [`give_up`](Room::give_up), each
-/// exactly once.
+/// Whoever is in ends with [`leave`](Room::leave), whoever has a place in the line with [`give_up`](Room::give_up),
+/// each exactly once.
 #[derive(Debug)]
 pub(crate) struct Room {
     gate: Gate,

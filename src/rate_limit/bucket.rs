@@ -1,9 +1,9 @@
 //! One quota in use: the word in which it is counted, and the line of those who wait.
 //!
-//! The word has the tick at which all is there again, in the meter's ticks; a lock bit; and which meter that was. Taking
-//! is a read of the word, a read of the meter, and a compare-and-swap of the word. Whoever changes the meter takes the
-//! lock bit first and gives the word a new epoch after. So a swap that succeeds was computed with the meter that was in
-//! force: had any part of another been read, the word would have changed.
+//! The word has the tick at which all is there again, in the meter's ticks; a lock bit; and which meter that was.
+//! Taking is a read of the word, a read of the meter, and a compare-and-swap of the word. Whoever changes the meter
+//! takes the lock bit first and gives the word a new epoch after. So a swap that succeeds was computed with the meter
+//! that was in force: had any part of another been read, the word would have changed.
 
 use std::{sync::PoisonError, task::Waker};
 
@@ -78,7 +78,8 @@ impl Bucket {
         }
     }
 
-    /// Takes one unit if it is there. `Some`: when the next one will be, in nanoseconds, if that was the last; else zero.
+    /// Takes one unit if it is there. `Some`: when the next one will be, in nanoseconds, if that was the last; else
+    /// zero.
     #[inline(always)]
     pub(crate) fn try_take(&self, now: u64) -> Option<u64> {
         let mut word = self.word.load(Acquire);
@@ -136,7 +137,8 @@ impl Bucket {
         self.change(|full_at, meter| (full_at, (full_at, *meter)))
     }
 
-    /// Takes units whether they are there or not: what is owed then has to come back first, for those who wait already too.
+    /// Takes units whether they are there or not: what is owed then has to come back first, for those who wait already
+    /// too.
     pub(crate) fn charge(&self, units: u32, now: u64) {
         let mut wake = Vec::new();
         let mut line = self.line();

@@ -38,11 +38,11 @@ impl Default for RateLimitBuilder {
 }
 
 impl RateLimitBuilder {
-    /// Keep the quotas in this store, which a fleet may share, and not in memory. The quota given here is then only what
-    /// the headers tell of. What is of the own store alone (`quota_fn`, `charge_fn`) is an error with it.
+    /// Keep the quotas in this store, which a fleet may share, and not in memory. The quota given here is then only
+    /// what the headers tell of. What is of the own store alone (`quota_fn`, `charge_fn`) is an error with it.
     ///
-    /// The store is asked for the key as text: as it is, or in hexadecimal where it is no text. Without a key (and on plain
-    /// services that know none) it is asked for the layer's name.
+    /// The store is asked for the key as text: as it is, or in hexadecimal where it is no text. Without a key (and on
+    /// plain services that know none) it is asked for the layer's name.
     pub fn store<T: Store<Arc<str>>>(self, store: T) -> RateLimitBuilder<Remote<T>> {
         RateLimitBuilder { identity: self.identity, quota: self.quota, rules: self.rules, seed: store, has_store: true }
     }
@@ -57,15 +57,15 @@ impl<St: Engine> RateLimitBuilder<St> {
         self
     }
 
-    /// How long a call may wait for its turn, that instant included. 1 ns to 365 days; by default it is refused at once. A
-    /// wait that would end past the call's [`Deadline`](crate::Deadline) is refused at once too.
+    /// How long a call may wait for its turn, that instant included. 1 ns to 365 days; by default it is refused at
+    /// once. A wait that would end past the call's [`Deadline`](crate::Deadline) is refused at once too.
     pub fn wait(mut self, max: Duration) -> Self {
         self.rules.wait = Some(max);
         self
     }
 
-    /// The layer, in its HTTP and gRPC form. For other services there are [`plain`](RateLimitLayer::plain) and its like, and
-    /// [`build_plain_per_key`](Self::build_plain_per_key) where each key has its own quota.
+    /// The layer, in its HTTP and gRPC form. For other services there are [`plain`](RateLimitLayer::plain) and its
+    /// like, and [`build_plain_per_key`](Self::build_plain_per_key) where each key has its own quota.
     ///
     /// # Errors
     ///
@@ -133,8 +133,8 @@ impl<St: Engine> RateLimitBuilder<St> {
     build_per_key!(build_boxed_per_key, Boxed, "boxed");
 
     /// The quota of a key, where it is not the common one; `None`: the common one. Asked for every call, so that it may
-    /// change; what was used stays used. What is no valid quota, and a key that is no UTF-8, has the common one. So have
-    /// keys in the overflow.
+    /// change; what was used stays used. What is no valid quota, and a key that is no UTF-8, has the common one. So
+    /// have keys in the overflow.
     pub fn quota_fn(mut self, f: impl Fn(&str) -> Option<Quota> + Send + Sync + 'static) -> Self {
         self.rules.http.quota_fn = Some(Box::new(f));
         self
@@ -148,9 +148,9 @@ impl<St: Engine> RateLimitBuilder<St> {
     }
 
     /// What a call turns out to have cost, by the head of its response. Less than it was charged is given back; more is
-    /// taken, even if that much is not there: then it has to come back before the next call goes, be it one that waits already
-    /// (which is refused where that would be after its maximum). It is not asked for responses of calls that were free because
-    /// of shadow or their key. A call that fails without a response keeps its charge. With a
+    /// taken, even if that much is not there: then it has to come back before the next call goes, be it one that waits
+    /// already (which is refused where that would be after its maximum). It is not asked for responses of calls that
+    /// were free because of shadow or their key. A call that fails without a response keeps its charge. With a
     /// [`cost_fn`](RateLimitBuilder::cost_fn) of zero a call is charged by its response alone.
     pub fn charge_fn(mut self, f: impl Fn(&http::response::Parts) -> u32 + Send + Sync + 'static) -> Self {
         self.rules.http.charge_fn = Some(Box::new(f));

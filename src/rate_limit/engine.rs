@@ -83,8 +83,8 @@ impl<St: Store<Arc<str>>> Engine for Remote<St> {
     }
 }
 
-/// A key as text. One that is none is spelt in hexadecimal behind a sign, and so is one that begins with that, so that no two
-/// are one.
+/// A key as text. One that is none is spelt in hexadecimal behind a sign, and so is one that begins with that, so that
+/// no two are one.
 fn text(key: &[u8]) -> Arc<str> {
     match std::str::from_utf8(key) {
         Ok(text) if !text.starts_with('\u{7f}') => text.into(),

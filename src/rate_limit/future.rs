@@ -33,8 +33,8 @@ pin_project! {
         // `None` if it does not run, or not yet.
         #[pin]
         inner: Option<F>,
-        // All that a call which just goes does not have. In one piece and dropped out of line, so that such a call has one
-        // question to ask.
+        // All that a call which just goes does not have. In one piece and dropped out of line, so that such a call has
+        // one question to ask.
         more: UntilReady<More<F, S, Req, St>>,
         protocol: P,
         context: C,
@@ -45,8 +45,8 @@ enum More<F, S, Req, St: Engine> {
     /// The call runs.
     Then(Then<St>),
     Refused(Refused<St>),
-    /// In a box of its own: with a request and a timer in it, every call that does not wait would be moved about with room
-    /// for both.
+    /// In a box of its own: with a request and a timer in it, every call that does not wait would be moved about with
+    /// room for both.
     Waiting(Pin<Box<Waiting<F, S, Req, St>>>),
 }
 

@@ -3,10 +3,10 @@
 //! A quota is one number: the tick at which all of it will be there again. What was used is that tick less the present
 //! one; taking units moves it on; it stands still while time catches up. (ITU-T I.371, "virtual scheduling".)
 //!
-//! Ticks are not nanoseconds, because the time that brings a unit back need not be a whole number of those: three a second
-//! would drift. They are a fraction of a nanosecond such that a unit is a whole number of them. Where none such is coarse
-//! enough to last for 14 years of running, the present is rounded down to the next tick: then a unit is early by less than
-//! one tick, which is below 2^-20 of a unit up to 4,000 units a second, and this never adds up.
+//! Ticks are not nanoseconds, because the time that brings a unit back need not be a whole number of those: three a
+//! second would drift. They are a fraction of a nanosecond such that a unit is a whole number of them. Where none such
+//! is coarse enough to last for 14 years of running, the present is rounded down to the next tick: then a unit is early
+//! by less than one tick, which is below 2^-20 of a unit up to 4,000 units a second, and this never adds up.
 
 use crate::rate_limit::Quota;
 
@@ -226,7 +226,8 @@ mod tests {
     }
 
     proptest! {
-        /// The law, in rational numbers: in any window no more than the burst and what came back meanwhile, to one tick.
+        /// The law, in rational numbers: in any window no more than the burst and what came back meanwhile, to one
+        /// tick.
         #[test]
         fn never_more_than_burst_and_rate(
             quota in quotas(),

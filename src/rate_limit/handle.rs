@@ -52,11 +52,12 @@ impl RateLimitHandle {
         }
     }
 
-    /// Changes the common quota, of all keys that have none of their own. Units that were used stay used, and come back at
-    /// the new rate; those who wait keep their order, and one whose turn would now come after its maximum is refused.
+    /// Changes the common quota, of all keys that have none of their own. Units that were used stay used, and come back
+    /// at the new rate; those who wait keep their order, and one whose turn would now come after its maximum is
+    /// refused.
     ///
-    /// It goes through all keys, some thousands of them in the time of a millisecond, and holds up the calls of some 64 of
-    /// them at a time. With an own store only the headers follow.
+    /// It goes through all keys, some thousands of them in the time of a millisecond, and holds up the calls of some 64
+    /// of them at a time. With an own store only the headers follow.
     ///
     /// # Errors
     ///
@@ -69,8 +70,8 @@ impl RateLimitHandle {
         Ok(())
     }
 
-    /// Shadow: decide and report, but let every call go on, at once; those who wait for their turn go too. (One that waits for a
-    /// store's answer goes with it.)
+    /// Shadow: decide and report, but let every call go on, at once; those who wait for their turn go too. (One that
+    /// waits for a store's answer goes with it.)
     pub fn shadow(&self, on: bool) {
         self.shared.shadow(on);
     }

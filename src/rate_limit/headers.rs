@@ -9,9 +9,10 @@ use crate::{
 
 /// Which headers tell of the quota, on admitted and on refused responses.
 ///
-/// `r`, `t` and their legacy twins are whole units that are left, and seconds, rounded up, until the whole quota is there
-/// again. The limit (`q`) is what the quota gives per period; with a [`burst`](crate::Quota::burst) above that there may be more
-/// left than it. Where several limits stand around one service, the outermost is the one that is told of.
+/// `r`, `t` and their legacy twins are whole units that are left, and seconds, rounded up, until the whole quota is
+/// there again. The limit (`q`) is what the quota gives per period; with a [`burst`](crate::Quota::burst) above that
+/// there may be more left than it. Where several limits stand around one service, the outermost is the one that is told
+/// of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LimitHeaders {
     /// None. The default.

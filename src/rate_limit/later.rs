@@ -1,5 +1,5 @@
-//! What a limiter decides of calls that do not go at once: those that wait, those that ask a store, those that are charged
-//! after the fact.
+//! What a limiter decides of calls that do not go at once: those that wait, those that ask a store, those that are
+//! charged after the fact.
 
 use std::{
     num::NonZeroU32,

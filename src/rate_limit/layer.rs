@@ -62,8 +62,9 @@ impl<P, St: Engine> RateLimitLayer<P, St> {
         RateLimitHandle::new(Arc::clone(&self.shared) as Arc<_>)
     }
 
-    /// For a service whose error is a `std::error::Error`: it becomes [`Error<E>`](crate::Error). The state stays shared
-    /// with the layer this was made from. There are no heads to see: every call takes one unit of the common quota.
+    /// For a service whose error is a `std::error::Error`: it becomes [`Error<E>`](crate::Error). The state stays
+    /// shared with the layer this was made from. There are no heads to see: every call takes one unit of the common
+    /// quota.
     pub fn plain(self) -> RateLimitLayer<Plain, St> {
         self.with_protocol(Plain::default())
     }

@@ -1,7 +1,8 @@
 //! Who waits for units, in the order in which they came.
 //!
-//! A call that waits has taken its units from the future: it may go at the tick that its units end at, less the burst. So
-//! newcomers queue up behind it by themselves. When one leaves, what it took is given back, and all behind it move up.
+//! A call that waits has taken its units from the future: it may go at the tick that its units end at, less the burst.
+//! So newcomers queue up behind it by themselves. When one leaves, what it took is given back, and all behind it move
+//! up.
 
 use std::{collections::VecDeque, task::Waker};
 
@@ -48,7 +49,8 @@ impl Line {
         self.waiting.remove(self.find(id)?)?.waker
     }
 
-    /// It does not wait any longer. Gives back how many ticks all behind it, and whoever comes next, move up; and its waker.
+    /// It does not wait any longer. Gives back how many ticks all behind it, and whoever comes next, move up; and its
+    /// waker.
     pub(crate) fn leave(&mut self, id: u64, meter: &Meter, now: u64, wake: &mut Vec<Waker>) -> (u64, Option<Waker>) {
         let Some(at) = self.find(id) else { return (0, None) };
         let Some(gone) = self.waiting.remove(at) else { return (0, None) };

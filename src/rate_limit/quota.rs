@@ -29,8 +29,8 @@ impl Quota {
         Quota { units: n, per: t, burst: n }
     }
 
-    /// At most `b` units at once, from 1. More than the quota gives per period is allowed: it takes longer to come back,
-    /// but no longer than 7 years.
+    /// At most `b` units at once, from 1. More than the quota gives per period is allowed: it takes longer to come
+    /// back, but no longer than 7 years.
     #[must_use]
     pub fn burst(self, b: u32) -> Self {
         Quota { burst: b, ..self }

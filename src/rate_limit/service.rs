@@ -19,8 +19,8 @@ use crate::{
 
 /// A service under a rate limit. Made by [`RateLimitLayer`](crate::RateLimitLayer).
 ///
-/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and one
-/// that waits takes an instance along.
+/// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and
+/// one that waits takes an instance along.
 #[derive(Debug)]
 pub struct RateLimit<S, P = Http, St: Engine = Local> {
     inner: S,

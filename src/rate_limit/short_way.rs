@@ -1,5 +1,5 @@
-//! What is decided without a look at the rules: a call that goes at once, and one that is refused because it is known that
-//! nothing is left.
+//! What is decided without a look at the rules: a call that goes at once, and one that is refused because it is known
+//! that nothing is left.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -38,8 +38,8 @@ impl<St: Engine> Limiter<St> {
         false
     }
 
-    /// The short way of a refusal, where it was known that nothing is left: there is nothing still, and nobody waits or is
-    /// told more. Booked.
+    /// The short way of a refusal, where it was known that nothing is left: there is nothing still, and nobody waits or
+    /// is told more. Booked.
     #[cold]
     pub(crate) fn refuses_at_once(&self) -> Option<Refusal> {
         if self.rules.wait.is_some() || self.rules.shows() || self.in_shadow() {

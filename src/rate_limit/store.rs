@@ -4,9 +4,10 @@ use std::{fmt, future::Future, num::NonZeroU32, sync::Arc, time::Duration};
 
 /// A store of quotas outside of this layer: a database that many instances share, for one.
 ///
-/// [`RateLimitBuilder::store`](crate::RateLimitBuilder::store) puts it in the place of the layer's own. It has to decide
-/// by itself what happens when it can't be reached, and within how long: the layer waits for [`Acquire`](Store::Acquire)
-/// until the call's [`Deadline`](crate::Deadline), and where there is none as long as the call does.
+/// [`RateLimitBuilder::store`](crate::RateLimitBuilder::store) puts it in the place of the layer's own. It has to
+/// decide by itself what happens when it can't be reached, and within how long: the layer waits for
+/// [`Acquire`](Store::Acquire) until the call's [`Deadline`](crate::Deadline), and where there is none as long as the
+/// call does.
 ///
 /// ```
 /// use buttress::{Grant, Store};

@@ -56,7 +56,8 @@ pin_project! {
     enum Wait<St: Engine> {
         // In the line.
         Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, patience: Patience },
-        // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the call.
+        // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the
+        // call.
         Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
         // For another answer, later.
         Pause { #[pin] timer: Sleep, patience: Patience },
@@ -66,8 +67,8 @@ pin_project! {
 }
 
 impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
-    /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`. The deadline is that of
-    /// a call that waits for nothing but the inner service.
+    /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`. The deadline is
+    /// that of a call that waits for nothing but the inner service.
     #[cold]
     pub(crate) fn new(
         go: Decision<St::Acquire>,
@@ -86,7 +87,8 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
             }
             // The inner service was not asked whether it is ready, for no unit was there then.
             Decision::Go(after, units) => {
-                // With keys that is rare: a deadline had passed then and there is none now. They have given their units for good.
+                // With keys that is rare: a deadline had passed then and there is none now. They have given their units
+                // for good.
                 let local = limiter.store.local().filter(|_| limiter.rules.are_keyless());
                 let common = local.map(|Local(buckets)| Arc::clone(&buckets.common));
                 let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units, place: None });

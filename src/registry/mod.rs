@@ -27,12 +27,12 @@
 //! # drop((app, breaker)); Ok(()) }
 //! ```
 //!
-//! - A layer is put in by its builder's `registry(..)`. Inside one registry a name belongs to one layer; a second one is
-//!   an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone,
-//!   its services, handles, and the calls and bodies that still run: a registry keeps nothing alive, but for the moment in which
-//!   a snapshot is taken. As long as the name is
-//!   taken the layer is shown. But calls of a layer with a breaker or a bulkhead for each key keep only that of their key:
-//!   when they are all that is left, the name is taken, and nothing is shown.
+//! - A layer is put in by its builder's `registry(..)`. Inside one registry a name belongs to one layer; a second one
+//!   is an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone,
+//!   its services, handles, and the calls and bodies that still run: a registry keeps nothing alive, but for the moment
+//!   in which a snapshot is taken. As long as the name is taken the layer is shown. But calls of a layer with a breaker
+//!   or a bulkhead for each key keep only that of their key: when they are all that is left, the name is taken, and
+//!   nothing is shown.
 //! - [`snapshot`](Registry::snapshot) reads all of them, each at its own moment; with the feature `serde` it can be
 //!   serialized. Readiness and liveness are functions of it.
 //! - [`subscribe`](Registry::subscribe) gives the events of all of them, also of those that are put in later.
@@ -101,16 +101,16 @@ impl Registry {
         DrainLayer::new(Arc::clone(&self.gate))
     }
 
-    /// What draining layers tell their callers to wait. Default: 1 s, for another instance is there at once. Times above
-    /// a year are a year.
+    /// What draining layers tell their callers to wait. Default: 1 s, for another instance is there at once. Times
+    /// above a year are a year.
     pub fn drain_retry_after(self, after: Duration) -> Self {
         self.gate.set_retry_after(after);
         self
     }
 
-    /// From now on, also before the future is polled, every [`drain_layer`](Self::drain_layer) refuses new calls, for good.
-    /// The future is ready when no call is in flight behind them any more, its response body included; dropping it changes
-    /// nothing. Put a bound around it, and around the server's own end: see [`drain`](crate::drain).
+    /// From now on, also before the future is polled, every [`drain_layer`](Self::drain_layer) refuses new calls, for
+    /// good. The future is ready when no call is in flight behind them any more, its response body included; dropping
+    /// it changes nothing. Put a bound around it, and around the server's own end: see [`drain`](crate::drain).
     pub fn drain(&self) -> Drained {
         Gate::drain(&self.gate)
     }

@@ -29,8 +29,8 @@ impl Names {
         if self.seats.get(name).is_some_and(|seat| seat.strong_count() > 0) {
             return None;
         }
-        // Names that are free again would stay for ever where each is used once. Not looked for each time, for then many
-        // names would take the square of the time.
+        // Names that are free again would stay for ever where each is used once. Not looked for each time, for then
+        // many names would take the square of the time.
         if self.seats.len() >= self.most {
             self.seats.retain(|_, seat| seat.strong_count() > 0);
             self.most = FEW.max(self.seats.len() * 2);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{rejection::Reason, time::Span};
 
-/// The reason and a time. The time of a refusal is when it is worth coming back. That of a call that was cut short is how
-/// long it had, for policies further out, which may not have looked at the clock.
+/// The reason and a time. The time of a refusal is when it is worth coming back. That of a call that was cut short is
+/// how long it had, for policies further out, which may not have looked at the clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Told {
     reason: Wide,

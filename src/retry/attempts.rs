@@ -15,7 +15,8 @@ pub struct Attempts {
 pub enum Stopped {
     /// None was needed.
     Succeeded,
-    /// Another one would not help, or could do harm: this failure, or this method, is not retried. Or the layer is in shadow.
+    /// Another one would not help, or could do harm: this failure, or this method, is not retried. Or the layer is in
+    /// shadow.
     NotRetryable,
     /// There were as many as there may be.
     Attempts,

@@ -32,7 +32,8 @@ pub enum Backoff {
         /// How much of it is drawn.
         jitter: Jitter,
     },
-    /// Each is drawn between `base` and three times the one drawn before it, up to `max`; the first up to three times `base`.
+    /// Each is drawn between `base` and three times the one drawn before it, up to `max`; the first up to three times
+    /// `base`.
     Decorrelated {
         /// 0 to `max`.
         base: Duration,
@@ -78,8 +79,8 @@ impl Backoff {
         checks.require(factor >= 1.0 && factor.is_finite(), "backoff", self, "a finite `factor` of at least 1");
     }
 
-    /// The `n`-th delay, from 1. `last` is the delay before it, and `random` is asked only where something is drawn: a number
-    /// in `0.0..1.0`.
+    /// The `n`-th delay, from 1. `last` is the delay before it, and `random` is asked only where something is drawn: a
+    /// number in `0.0..1.0`.
     #[inline]
     pub(crate) fn delay(&self, n: u32, last: Duration, random: impl FnOnce() -> f64) -> Duration {
         match *self {

@@ -91,22 +91,23 @@ impl RetryBuilder {
         self
     }
 
-    /// An own wait before the next attempt, by how many attempts there were. Zero is at once, and what is above 365 days is
-    /// that. It runs outside every lock; if it panics, so does the call. It stays through [`RetryHandle::update`](crate::RetryHandle::update).
+    /// An own wait before the next attempt, by how many attempts there were. Zero is at once, and what is above 365
+    /// days is that. It runs outside every lock; if it panics, so does the call. It stays through
+    /// [`RetryHandle::update`](crate::RetryHandle::update).
     pub fn backoff_fn(mut self, f: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         self.backoff_fn = Some(Box::new(f));
         self
     }
 
-    /// What further attempts may add to all calls together. Default: an own one of 20 % of the calls and one a second, over
-    /// 10 s. Give one budget to all layers that call the same backend.
+    /// What further attempts may add to all calls together. Default: an own one of 20 % of the calls and one a second,
+    /// over 10 s. Give one budget to all layers that call the same backend.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0 only
-    /// requests without a body are. HTTP and gRPC only.
+    /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0
+    /// only requests without a body are. HTTP and gRPC only.
     pub fn replay_cap(mut self, bytes: usize) -> Self {
         self.fixed.replay_cap = bytes;
         self
@@ -121,28 +122,29 @@ impl RetryBuilder {
     /// Waits up to so long for the first frame of a gRPC response whose head does not say how it went, and until the
     /// call's deadline at most. 1 ns to 365 days. Default: it is looked for and not waited for.
     ///
-    /// Not for streams in both directions: a server that waits for the client's first message while the client waits for
-    /// the response waits for this time.
+    /// Not for streams in both directions: a server that waits for the client's first message while the client waits
+    /// for the response waits for this time.
     pub fn peek(mut self, max: Duration) -> Self {
         self.config.peek = Some(max);
         self
     }
 
-    /// Sends requests again whatever their method: also POST and PATCH, which may then take effect twice. Default: false.
+    /// Sends requests again whatever their method: also POST and PATCH, which may then take effect twice. Default:
+    /// false.
     pub fn any_method(mut self, on: bool) -> Self {
         self.fixed.trust.any_method = on;
         self
     }
 
-    /// Sends requests again that carry an `Idempotency-Key`, whatever their method. Default: false, for only the backend
-    /// knows whether it honours the key.
+    /// Sends requests again that carry an `Idempotency-Key`, whatever their method. Default: false, for only the
+    /// backend knows whether it honours the key.
     pub fn retry_idempotency_key(mut self, on: bool) -> Self {
         self.fixed.trust.idempotency_key = on;
         self
     }
 
-    /// Writes on each further attempt how many there were before it, as gRPC does by itself in `grpc-previous-rpc-attempts`;
-    /// added to what the request says already. Default: none. HTTP and gRPC only.
+    /// Writes on each further attempt how many there were before it, as gRPC does by itself in
+    /// `grpc-previous-rpc-attempts`; added to what the request says already. Default: none. HTTP and gRPC only.
     #[cfg(feature = "http")]
     pub fn attempt_header(mut self, name: http::HeaderName) -> Self {
         self.fixed.header = Some(name);
@@ -153,8 +155,8 @@ impl RetryBuilder {
     ///
     /// # Errors
     ///
-    /// Lists every bad field: a bad name, `attempts` of 0, a `backoff` out of range or with its base above its maximum, a
-    /// `max_hint` or a `peek` out of range.
+    /// Lists every bad field: a bad name, `attempts` of 0, a `backoff` out of range or with its base above its maximum,
+    /// a `max_hint` or a `peek` out of range.
     pub fn build(self) -> Result<RetryLayer, ConfigError> {
         let mut checks = Checks::default();
         self.identity.check("retry", &mut checks);

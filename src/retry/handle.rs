@@ -25,15 +25,18 @@ pub struct RetrySnapshot {
     pub attempts: u64,
     /// Calls whose failure came back because the budget had nothing left.
     pub stopped_by_budget: u64,
-    /// Calls whose failure came back because a further attempt would not have ended before their deadline, or could not begin.
+    /// Calls whose failure came back because a further attempt would not have ended before their deadline, or could not
+    /// begin.
     pub stopped_by_deadline: u64,
-    /// Calls that came after their deadline and were refused, or could not be made again before it and had given up their answer.
+    /// Calls that came after their deadline and were refused, or could not be made again before it and had given up
+    /// their answer.
     pub deadline_exceeded: u64,
     /// Calls that shadow let go on after their deadline.
     pub would_have_rejected: u64,
     /// Does it only report the attempts that it would make?
     pub shadow: bool,
-    /// The numbers in force. (Where there is a [`backoff_fn`](crate::RetryBuilder::backoff_fn), it stands in for `backoff`.)
+    /// The numbers in force. (Where there is a [`backoff_fn`](crate::RetryBuilder::backoff_fn), it stands in for
+    /// `backoff`.)
     pub config: RetryConfig,
 }
 

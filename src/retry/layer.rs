@@ -37,8 +37,8 @@ judging_forms!(RetryLayer);
 macro_rules! clone_with {
     ($form:ident, $call:literal) => {
         impl<C> RetryLayer<$form<C>> {
-            /// For requests that are not `Clone`: each attempt sends what `copy` makes of the request, and the last one the
-            /// request itself. Where it gives `None` there is no further attempt.
+            /// For requests that are not `Clone`: each attempt sends what `copy` makes of the request, and the last one
+            /// the request itself. Where it gives `None` there is no further attempt.
             ///
             /// ```
             /// # use buttress::RetryLayer;

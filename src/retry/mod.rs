@@ -1,9 +1,9 @@
 //! What failed once may work the second time.
 //!
-//! A connection that broke, a server that was just being replaced, one bad instance of ten: most failures are short, and a
-//! caller that tries again never tells its own caller. But each retry is load, it comes when there is the least room for
-//! it, and a request may take effect twice. The law: **a call is made again only where that is safe and can help, within
-//! one budget for all calls, and never past the caller's deadline.**
+//! A connection that broke, a server that was just being replaced, one bad instance of ten: most failures are short,
+//! and a caller that tries again never tells its own caller. But each retry is load, it comes when there is the least
+//! room for it, and a request may take effect twice. The law: **a call is made again only where that is safe and can
+//! help, within one budget for all calls, and never past the caller's deadline.**
 //!
 //! ```
 //! use buttress::{Budget, RetryLayer, TimeoutLayer};
@@ -39,34 +39,35 @@
 //! | plain | [`Failure`](crate::Outcome) | `Throttled` and the rest |
 //! | everywhere | a timeout made further in | a refusal made further in: an open breaker says that it is of no use |
 //!
-//! - What certainly never reached the backend is sent again whatever its method: a refused connection, an HTTP/2 stream that
-//!   was refused or came after a GOAWAY. The errors of the transport are known for `io::Error`, boxed errors and, with the
-//!   features `hyper` and `tonic`, hyper's pooling client and a tonic channel.
-//! - A gRPC stream that was reset has the code that the specification (and tonic) gives to the one of HTTP/2: a refused one is
-//!   UNAVAILABLE, others are CANCELLED (a handler that panics), INTERNAL or RESOURCE_EXHAUSTED. For that the feature `tonic` or
-//!   `hyper` is needed; other errors of the transport, and all without them, are UNAVAILABLE.
+//! - What certainly never reached the backend is sent again whatever its method: a refused connection, an HTTP/2 stream
+//!   that was refused or came after a GOAWAY. The errors of the transport are known for `io::Error`, boxed errors and,
+//!   with the features `hyper` and `tonic`, hyper's pooling client and a tonic channel.
+//! - A gRPC stream that was reset has the code that the specification (and tonic) gives to the one of HTTP/2: a refused
+//!   one is UNAVAILABLE, others are CANCELLED (a handler that panics), INTERNAL or RESOURCE_EXHAUSTED. For that the
+//!   feature `tonic` or `hyper` is needed; other errors of the transport, and all without them, are UNAVAILABLE.
 //! - [`any_method`](RetryBuilder::any_method) and [`retry_idempotency_key`](RetryBuilder::retry_idempotency_key) widen
-//!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure` by
-//!   its head is made again (by the trailers, on gRPC).
+//!   that. With an own classification ([`RetryLayer::classify`]) every HTTP or gRPC response that it calls a `Failure`
+//!   by its head is made again (by the trailers, on gRPC).
 //! - An error in early gRPC trailers is seen: after the head the body is looked into once, without waiting (unless
 //!   [`peek`](RetryBuilder::peek) says how long).
 //! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
 //!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one.
-//! - A failed HTTP/1.1 response of at most 16 KiB (or of unknown length, and then so much of it) is read while the retry waits,
-//!   for 50 ms at most: then its connection can be used again.
+//! - A failed HTTP/1.1 response of at most 16 KiB (or of unknown length, and then so much of it) is read while the
+//!   retry waits, for 50 ms at most: then its connection can be used again.
 //!
 //! # When
 //!
-//! After a [`Backoff`], or when the server says: `Retry-After` in seconds or as a date, `grpc-retry-pushback-ms`, `RetryInfo`.
-//! A pushback that is negative or can't be read means "no". Hints are capped by [`max_hint`](RetryBuilder::max_hint).
-//! A delay of zero costs no timer; after each 32 attempts of a call other tasks get their turn all the same.
+//! After a [`Backoff`], or when the server says: `Retry-After` in seconds or as a date, `grpc-retry-pushback-ms`,
+//! `RetryInfo`. A pushback that is negative or can't be read means "no". Hints are capped by
+//! [`max_hint`](RetryBuilder::max_hint). A delay of zero costs no timer; after each 32 attempts of a call other tasks
+//! get their turn all the same.
 //!
 //! These numbers can change while it runs: [`RetryHandle::update`] takes a [`RetryConfig`].
 //!
 //! # How much
 //!
-//! All calls of a layer, and of all layers that share it, draw on one [`Budget`](crate::Budget): by default a fifth of the
-//! calls and one a second. Each attempt is taken from it before its wait begins.
+//! All calls of a layer, and of all layers that share it, draw on one [`Budget`](crate::Budget): by default a fifth of
+//! the calls and one a second. Each attempt is taken from it before its wait begins.
 //!
 //! The caller's [`Deadline`](crate::Deadline) (extension, ambient or `grpc-timeout`) bounds all of it:
 //!
@@ -79,31 +80,32 @@
 //!
 //! # What is told
 //!
-//! Every response of the HTTP form carries [`Attempts`]: how many there were, and why not more. Each attempt that ends is an
-//! event; one that is dropped with its call is not, for nobody knows how it would have ended.
+//! Every response of the HTTP form carries [`Attempts`]: how many there were, and why not more. Each attempt that ends
+//! is an event; one that is dropped with its call is not, for nobody knows how it would have ended.
 //!
 //! Further attempts say which they are in `grpc-previous-rpc-attempts`, and in a header of your own
 //! ([`attempt_header`](RetryBuilder::attempt_header)); those of a retry further out are counted in (where it has a
-//! hedge inside, what that has sent beside each other is one to it). A server reads that with a [`PreviousAttemptsLayer`].
+//! hedge inside, what that has sent beside each other is one to it). A server reads that with a
+//! [`PreviousAttemptsLayer`].
 //!
 //! # Order
 //!
 //! Outside of a retry: a timeout for the whole call, a breaker that counts calls. Inside: a timeout for each attempt, a
-//! breaker or a bulkhead that counts attempts. Two retries, one in the other, multiply: nine attempts of three. Under shadow
-//! the first answer is passed on, and the event tells what delay there would have been.
+//! breaker or a bulkhead that counts attempts. Two retries, one in the other, multiply: nine attempts of three. Under
+//! shadow the first answer is passed on, and the event tells what delay there would have been.
 //!
 //! # Cost
 //!
-//! A call keeps an instance of the inner service (a clone, which is not ready and holds nothing) and what its request can be
-//! made again from. Plain: no allocation beside those of the request's own `clone`. HTTP and gRPC: the copied head, the
-//! record of the body (nothing for an empty one, two or three allocations for another), three for [`Attempts`] in the
-//! response's extensions, and on gRPC one to look into a body. `attempts(1)` keeps nothing.
+//! A call keeps an instance of the inner service (a clone, which is not ready and holds nothing) and what its request
+//! can be made again from. Plain: no allocation beside those of the request's own `clone`. HTTP and gRPC: the copied
+//! head, the record of the body (nothing for an empty one, two or three allocations for another), three for
+//! [`Attempts`] in the response's extensions, and on gRPC one to look into a body. `attempts(1)` keeps nothing.
 //!
 //! # Cancel safety
 //!
-//! Dropping the response future drops the attempt that runs, nothing more is sent, and what was taken from the budget for an
-//! attempt that was not made goes back. The inner service is polled ready before each attempt, on the instance that makes
-//! it; if that fails the call ends with that error.
+//! Dropping the response future drops the attempt that runs, nothing more is sent, and what was taken from the budget
+//! for an attempt that was not made goes back. The inner service is polled ready before each attempt, on the instance
+//! that makes it; if that fails the call ends with that error.
 
 mod attempts;
 mod backoff;

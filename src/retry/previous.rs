@@ -17,16 +17,16 @@ use crate::{
     rejection::Rejection,
 };
 
-/// In the extensions of a request that came through a [`PreviousAttemptsLayer`]: how many attempts of this call there were
-/// before it. 0 is a first one.
+/// In the extensions of a request that came through a [`PreviousAttemptsLayer`]: how many attempts of this call there
+/// were before it. 0 is a first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PreviousAttempts(pub u32);
 
 /// Reads how many attempts of a call there were before, and can answer a retry that is refused with "do not retry".
 ///
-/// A storm that is not ended where it begins goes down the whole chain of services: each hop makes three calls of each it
-/// gets. With this in front of what sheds load, retries can be shed first (`priority_fn` sees the extension), and with
-/// [`stop_after`](Self::stop_after) the hop above is told not to try again, so that the storm ends one hop down.
+/// A storm that is not ended where it begins goes down the whole chain of services: each hop makes three calls of each
+/// it gets. With this in front of what sheds load, retries can be shed first (`priority_fn` sees the extension), and
+/// with [`stop_after`](Self::stop_after) the hop above is told not to try again, so that the storm ends one hop down.
 ///
 /// Only for callers that are trusted: what it reads, anybody can write. What can't be read counts as 0.
 ///
@@ -60,8 +60,9 @@ impl PreviousAttemptsLayer {
         self
     }
 
-    /// A request that comes with at least so many previous attempts, and is refused by a policy further in, is answered with
-    /// `grpc-retry-pushback-ms: -1`: do not try again. (Plain HTTP has no word for it.) 0: every refusal. Default: none.
+    /// A request that comes with at least so many previous attempts, and is refused by a policy further in, is answered
+    /// with `grpc-retry-pushback-ms: -1`: do not try again. (Plain HTTP has no word for it.) 0: every refusal. Default:
+    /// none.
     pub fn stop_after(mut self, attempts: u32) -> Self {
         self.stop_after = Some(attempts);
         self

@@ -123,8 +123,8 @@ impl Retrier {
         self.latencies.record(self.epoch.at(now), now.saturating_duration_since(started));
     }
 
-    /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`: can the
-    /// request be sent again? `give_up` makes sure of it.
+    /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`:
+    /// can the request be sent again? `give_up` makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,
@@ -214,7 +214,8 @@ impl Retrier {
         stopped
     }
 
-    /// Would an attempt that begins after this delay, and takes as long as attempts usually do, come after the deadline?
+    /// Would an attempt that begins after this delay, and takes as long as attempts usually do, come after the
+    /// deadline?
     #[cold]
     fn ends_after(&self, deadline: Deadline, delay: Span) -> bool {
         let now = time::now();

@@ -16,8 +16,8 @@ use crate::{
 
 pub(crate) type BackoffFn = Box<dyn Fn(u32) -> Duration + Send + Sync>;
 
-/// What a retry was told. The numbers can change, each by itself: a call that looks during an update may see a new one and an
-/// old one, and each of the two is valid.
+/// What a retry was told. The numbers can change, each by itself: a call that looks during an update may see a new one
+/// and an old one, and each of the two is valid.
 pub(crate) struct Settings {
     attempts: AtomicU32,
     delays: Delays,
@@ -81,8 +81,8 @@ impl Settings {
         Span(self.peek.load(Relaxed)).duration()
     }
 
-    /// The delay after so many attempts, if the server asked for this one, and the one drawn before was that. What the server asks
-    /// for is not drawn.
+    /// The delay after so many attempts, if the server asked for this one, and the one drawn before was that. What the
+    /// server asks for is not drawn.
     #[inline(always)]
     pub(crate) fn delay(&self, hint: Option<Duration>, n: u32, last: &mut Span) -> Span {
         match hint {
@@ -102,8 +102,8 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// A [`Backoff`] in words of their own. Whatever mix of two of them a call sees, its delay is one that the one or the other
-/// would give, or lies between.
+/// A [`Backoff`] in words of their own. Whatever mix of two of them a call sees, its delay is one that the one or the
+/// other would give, or lies between.
 struct Delays {
     /// One of the [`kind`]s.
     kind: AtomicU8,

@@ -232,8 +232,8 @@ mod http_form {
         }
     }
 
-    /// A call that a transport could not make. What never reached the backend may be sent again whatever it is, and on gRPC
-    /// what is UNAVAILABLE there.
+    /// A call that a transport could not make. What never reached the backend may be sent again whatever it is, and on
+    /// gRPC what is UNAVAILABLE there.
     fn of_error<E: 'static>(is_grpc: bool, safe: bool, end: End, error: &E) -> Verdict {
         let known = transport::as_error(error);
         // It may be a timeout of ours that comes as an error: that is no proof that nothing was done.

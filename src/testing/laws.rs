@@ -23,8 +23,8 @@ use crate::{
     testing::{Probe, ProbeError},
 };
 
-/// The instance that was polled ready is the one that is called, and a clone has to be polled ready by itself. (For a while
-/// two are ready: a layer that has room for one, like tower's `ConcurrencyLimit`, wants a limit of 2 here.)
+/// The instance that was polled ready is the one that is called, and a clone has to be polled ready by itself. (For a
+/// while two are ready: a layer that has room for one, like tower's `ConcurrencyLimit`, wants a limit of 2 here.)
 pub async fn readiness<S, Req>(wrap: impl Fn(Probe) -> S, request: impl Fn() -> Req)
 where
     S: Service<Req, Error: Debug> + Clone,
@@ -146,8 +146,8 @@ where
     assert_eq!((probe.ready_polls(), probe.calls()), (0, 0), "a closed door touched the house");
 }
 
-/// A layer that closes between readiness and call (`close` makes it) gives back what the readied instance holds, whether or
-/// not it is polled ready once more in between.
+/// A layer that closes between readiness and call (`close` makes it) gives back what the readied instance holds,
+/// whether or not it is polled ready once more in between.
 pub async fn late_refusal<S, Req>(wrap: impl Fn(Probe) -> S, request: impl Fn() -> Req, close: impl AsyncFnOnce())
 where
     S: Service<Req, Error: Debug> + Clone,

@@ -54,9 +54,9 @@ impl Epoch {
 
 /// The seconds and nanoseconds of an instant, which std shows to nobody but a hasher.
 ///
-/// The difference of two instants costs more than reading the clock does: a call, three normalisations, a [`Duration`]. What
-/// an instant tells a hasher are two numbers. std doesn't promise that it will always be these two, so each epoch tries
-/// whether they grow as time does, and subtracts where they don't.
+/// The difference of two instants costs more than reading the clock does: a call, three normalisations, a [`Duration`].
+/// What an instant tells a hasher are two numbers. std doesn't promise that it will always be these two, so each epoch
+/// tries whether they grow as time does, and subtracts where they don't.
 #[derive(Default)]
 struct Parts {
     seconds: u64,
@@ -71,8 +71,8 @@ impl Parts {
         parts
     }
 
-    /// As nanoseconds since whatever the operating system counts from: since it was started, as a rule. `None` beyond 292
-    /// years.
+    /// As nanoseconds since whatever the operating system counts from: since it was started, as a rule. `None` beyond
+    /// 292 years.
     #[inline(always)]
     fn checked(&self) -> Option<i64> {
         // Where the sum does not fit it is below zero, which is before everything too.

@@ -21,15 +21,15 @@
 //!   ([`until`](TimeoutBuilder::until)). It does not count waiting for readiness, which comes before `call`.
 //! - [`idle`](TimeoutBuilder::idle) bounds the wait for each frame of the body: right for streams, which may last for
 //!   ever but must not stall.
-//! - The caller's [`Deadline`](crate::Deadline) bounds it again. A request whose deadline has passed is refused at once;
-//!   the backend is not touched.
+//! - The caller's [`Deadline`](crate::Deadline) bounds it again. A request whose deadline has passed is refused at
+//!   once; the backend is not touched.
 //! - gRPC: it sets or lowers the outgoing `grpc-timeout` (to `after` and a small margin, never past the caller's
 //!   deadline), so that the server stops too. A `grpc-timeout` speaks of the whole call, so for long server streams use
 //!   `idle`, or an [`after_fn`](TimeoutBuilder::after_fn) that knows them. Plain HTTP has no header for that: what
 //!   [`DeadlineLayer::client`](crate::DeadlineLayer::client) writes is the caller's deadline, and not this bound.
 //!
-//! Below 50 ms mind the network: with Nagle's algorithm on (`TCP_NODELAY` off), the body of a request may wait some 40 ms
-//! for the acknowledgement of its head, and that is part of the call.
+//! Below 50 ms mind the network: with Nagle's algorithm on (`TCP_NODELAY` off), the body of a request may wait some 40
+//! ms for the acknowledgement of its head, and that is part of the call.
 //!
 //! A timeout answers 504, or DEADLINE_EXCEEDED on gRPC; on plain services it is an error. Policies inside and outside
 //! count it as a failure of the backend, while a deadline that passed is the caller's own business.

@@ -1,7 +1,7 @@
 //! The last N calls.
 //!
-//! A ring of bits: the head says whose turn the next slot is, a bit whether the call in it failed, and a counter per kind
-//! follows the bits as they change, so that a record costs the same for ten calls as for 4,096.
+//! A ring of bits: the head says whose turn the next slot is, a bit whether the call in it failed, and a counter per
+//! kind follows the bits as they change, so that a record costs the same for ten calls as for 4,096.
 //!
 //! The head counts down, and knows how long the ring is. So the turn of a success that has no others beside it is this
 //! one word less one, and no other word is looked at.
@@ -40,8 +40,8 @@ struct Bits {
 /// | - |  n  |full| left |
 /// ```
 ///
-/// `left` are the slots until the ring begins again, 1 to `n`. The next is the one below it: they are taken from the last
-/// to the first. `full` says that it did begin again.
+/// `left` are the slots until the ring begins again, 1 to `n`. The next is the one below it: they are taken from the
+/// last to the first. `full` says that it did begin again.
 #[derive(Debug, Clone, Copy)]
 struct Head(u32);
 
@@ -97,8 +97,8 @@ impl CountRing {
         self.head.swap(word::pack(epoch, Head::new(n).0), word::ORDER);
     }
 
-    /// Records a call and gives back the figures with it; `None` if nobody is to be found in them who failed or was slow,
-    /// or if the epoch is over.
+    /// Records a call and gives back the figures with it; `None` if nobody is to be found in them who failed or was
+    /// slow, or if the epoch is over.
     pub(crate) fn record(&self, epoch: u32, sample: Sample) -> Option<Sums> {
         let slot = self.take_turn(epoch)?;
         if !sample.failed && !sample.slow && self.is_all_good(epoch) {
@@ -115,8 +115,8 @@ impl CountRing {
         Turn(self.head.load(word::ORDER))
     }
 
-    /// Takes this turn, for a success where there is nothing but successes, so that no bit has to be cleared. `Err`: somebody
-    /// else has it, and this is the one after; or none, where the ring begins again after it or is a new one.
+    /// Takes this turn, for a success where there is nothing but successes, so that no bit has to be cleared. `Err`:
+    /// somebody else has it, and this is the one after; or none, where the ring begins again after it or is a new one.
     #[inline(always)]
     pub(crate) fn take(&self, turn: Turn) -> Result<(), Option<Turn>> {
         if turn.0 as u16 <= 1 {

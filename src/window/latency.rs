@@ -1,9 +1,9 @@
 //! How long calls take: quantiles of the last T, without a lock and without a list.
 //!
-//! A histogram whose buckets grow with what they hold, as in HdrHistogram: 32 to each doubling, so a quantile is at most 3.2 %
-//! too high and never too low. From about a microsecond to 68 s; what is outside counts as the bound. Four of them take
-//! turns, each for a third of T, so that it holds what is younger than T and nothing older than 4/3 T. Each bucket is tagged
-//! with its turn, so it is emptied by the first record of a later one.
+//! A histogram whose buckets grow with what they hold, as in HdrHistogram: 32 to each doubling, so a quantile is at
+//! most 3.2 % too high and never too low. From about a microsecond to 68 s; what is outside counts as the bound. Four
+//! of them take turns, each for a third of T, so that it holds what is younger than T and nothing older than 4/3 T.
+//! Each bucket is tagged with its turn, so it is emptied by the first record of a later one.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The calls of the last T.
 //!
-//! Time is cut into ticks of a tenth of T, and the window is the running tick and the ten before it: it keeps every call
-//! younger than T and none older than 1.1 T. Each tick has a bucket in a ring of 16, tagged with its number, so a bucket
-//! is emptied by the first record of a later tick, in the same step that counts it.
+//! Time is cut into ticks of a tenth of T, and the window is the running tick and the ten before it: it keeps every
+//! call younger than T and none older than 1.1 T. Each tick has a bucket in a ring of 16, tagged with its number, so a
+//! bucket is emptied by the first record of a later tick, in the same step that counts it.
 //!
 //! Successes, which are nearly all there is, are counted in up to eight stripes, a thread always in the same one, so
 //! that threads do not fight over one line; failures and slow calls, which everybody must see, in a row for all.
@@ -37,13 +37,13 @@ pub(crate) const AHEAD: u32 = 1 << 10;
 /// The calls of the last T. The length of a tick is given with each use; it must be the same all through one epoch.
 #[derive(Debug)]
 pub(crate) struct TimeRing {
-    /// Of successes, one a stripe, a power of two of them; then one of failures, and one of slow calls. All in one place
-    /// elsewhere, so that a ring takes no more room than it has to where there are many.
+    /// Of successes, one a stripe, a power of two of them; then one of failures, and one of slow calls. All in one
+    /// place elsewhere, so that a ring takes no more room than it has to where there are many.
     rows: Box<[Row]>,
     /// One less than the stripes: what it leaves of a number is that of a stripe.
     mask: usize,
-    /// The tag of the tick in which the window was last added up, and whether a success can matter no more in it; any other
-    /// number than [`SETTLED`] says that it can.
+    /// The tag of the tick in which the window was last added up, and whether a success can matter no more in it; any
+    /// other number than [`SETTLED`] says that it can.
     added_up: AtomicU64,
     /// How often all was to be judged again.
     turns: AtomicU32,
@@ -76,8 +76,9 @@ impl Tick {
         Tick { number, tag: (number as u32).wrapping_add(offset) }
     }
 
-    /// The offset of a window with ticks of this length that begins now and has nothing of this one, unless it is refilled:
-    /// a whole ring further for each tick that may be, so even the oldest of them is newer than all that is here.
+    /// The offset of a window with ticks of this length that begins now and has nothing of this one, unless it is
+    /// refilled: a whole ring further for each tick that may be, so even the oldest of them is newer than all that is
+    /// here.
     pub(crate) fn offset_after(self, length: u64, now: u64) -> u32 {
         let next = self.tag.wrapping_add(2 * BUCKETS as u32);
         next.wrapping_sub((now / length) as u32)
@@ -159,8 +160,8 @@ impl TimeRing {
         }
     }
 
-    /// A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the latter shows
-    /// with the first call of each tick.
+    /// A success can only lower the shares, unless it completes the minimum or old calls have slid out; and the latter
+    /// shows with the first call of each tick.
     #[inline(always)]
     fn may_matter(&self, tick: Tick) -> bool {
         self.added_up.load(ORDER) != word::pack(tick.tag, SETTLED)
@@ -200,7 +201,8 @@ impl TimeRing {
         }
         let sums = self.sums(tick);
         if sums.calls >= minimum {
-            // Lost to another that has added up, or to thresholds that have changed since; then the next call is judged too.
+            // Lost to another that has added up, or to thresholds that have changed since; then the next call is judged
+            // too.
             let _ = self.added_up.compare_exchange(seen, word::pack(tick.tag, SETTLED), ORDER, ORDER);
         }
         sums
@@ -248,7 +250,8 @@ impl Row {
         &self.0[tick.bucket()]
     }
 
-    /// Empties every bucket that is too old to be inside. Another thread may be in a later tick already, and have counted in it.
+    /// Empties every bucket that is too old to be inside. Another thread may be in a later tick already, and have
+    /// counted in it.
     pub(crate) fn sweep(&self, tick: Tick) {
         for bucket in &self.0 {
             let seen = bucket.load(ORDER);

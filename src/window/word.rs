@@ -49,8 +49,8 @@ pub(crate) fn update(word: &AtomicU64, tag: u32, change: impl Fn(u32) -> Option<
     }
 }
 
-/// Adds one to what is there under exactly the tag of `zero`, which is zero under it. `false`: it has another one, or it
-/// is full, and nothing was done.
+/// Adds one to what is there under exactly the tag of `zero`, which is zero under it. `false`: it has another one, or
+/// it is full, and nothing was done.
 #[inline(always)]
 pub(crate) fn increment(word: &AtomicU64, zero: u64) -> bool {
     let mut seen = word.load(ORDER);

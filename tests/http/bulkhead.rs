@@ -239,7 +239,8 @@ async fn a_reader_that_stalls_loses_its_permit_after_the_lease() {
         let other = hyper(version);
         let early = ask_for(&other, &server, "/").await;
         assert_eq!((early.status(), layer.handle().snapshot().permits_expired), (StatusCode::SERVICE_UNAVAILABLE, 0));
-        // The lease is the subject. While the window of the connection fills, frames are handed out, so it may be later.
+        // The lease is the subject. While the window of the connection fills, frames are handed out, so it may be
+        // later.
         let admitted = soon(async {
             loop {
                 sleep(lease / 10).await;

@@ -175,8 +175,8 @@ async fn codes() {
     }
 }
 
-/// An error behind a head that says nothing is seen where it has come already, as it mostly has. Where it comes later the head
-/// has won, and the error is the caller's.
+/// An error behind a head that says nothing is seen where it has come already, as it mostly has. Where it comes later
+/// the head has won, and the error is the caller's.
 #[tokio::test]
 async fn early_trailers() {
     let backend = Scripted::new(&[Does::FailsLate(Code::Unavailable), Does::Answers]);
@@ -282,8 +282,8 @@ async fn a_client_stream_is_sent_twice_whole() {
     assert_eq!(*uploads.lock().unwrap(), [whole.clone(), whole]);
 }
 
-/// Several attempts read one stream, whose messages come one by one, each after the echo of that before: the first to answer
-/// keeps it.
+/// Several attempts read one stream, whose messages come one by one, each after the echo of that before: the first to
+/// answer keeps it.
 #[tokio::test]
 async fn a_stream_in_both_directions_never_hangs() {
     let server = Server::axum(Router::new().route("/raw/echo", post(echo))).await;
@@ -331,8 +331,8 @@ async fn a_body_past_the_cap_is_sent_once() {
     assert_eq!((hits.load(SeqCst), layer.handle().snapshot().hedges), (2, 0));
 }
 
-/// The body passes the cap only when both attempts read it: one of them gets the rest, the other one is given up, and to what
-/// is inside it is a call that was cancelled.
+/// The body passes the cap only when both attempts read it: one of them gets the rest, the other one is given up, and
+/// to what is inside it is a call that was cancelled.
 #[tokio::test]
 async fn a_body_that_passes_the_cap_later_goes_to_one_of_them() {
     for version in BOTH {

@@ -132,8 +132,8 @@ async fn an_interceptor_goes_around_it() {
     assert_eq!(backend.seen.lock().unwrap().len(), 2);
 }
 
-/// Errors that a server puts behind its head are there in time, mostly: that is what the first look is for. Where they come
-/// later they are waited for only on request.
+/// Errors that a server puts behind its head are there in time, mostly: that is what the first look is for. Where they
+/// come later they are waited for only on request.
 #[tokio::test]
 async fn early_trailers() {
     let backend = Shaky::new(2, Code::Unavailable);
@@ -316,7 +316,8 @@ async fn a_hundred_kibibytes_at_a_cap_of_64_are_sent_once() {
     assert_eq!(layer.handle().snapshot().attempts, 4);
 }
 
-/// Each message is sent only after the one before it has come back: whoever waits for more than is there waits for ever.
+/// Each message is sent only after the one before it has come back: whoever waits for more than is there waits for
+/// ever.
 #[tokio::test]
 async fn a_stream_in_both_directions_never_hangs() {
     let server = Server::axum(streams(&Uploads::default())).await;

@@ -53,8 +53,8 @@ fn grpc() -> Clients {
     drive::http(layer(after()).layer(Bare), bare::grpc_request)
 }
 
-/// tower's hedge with a policy that lets everything through. It is not `Clone`, so each clone here is another one, with a
-/// histogram of its own.
+/// tower's hedge with a policy that lets everything through. It is not `Clone`, so each clone here is another one, with
+/// a histogram of its own.
 struct Towers(Hedge<Bare, Everything>);
 
 #[derive(Clone, Copy)]

@@ -1,11 +1,12 @@
 //! Rate limits: calls that are let through, calls that are refused, and one quota for each of 10,000 keys.
 //!
-//! Keys are numbers in the plain form: there the target is for the limit and its table. Over HTTP finding the key comes to
-//! it, a header here, which takes as much again.
+//! Keys are numbers in the plain form: there the target is for the limit and its table. Over HTTP finding the key comes
+//! to it, a header here, which takes as much again.
 //!
-//! "(fn)" has no tower layer: it is a check before the call, so it is spared the cost of one. governor's own clock spends a
-//! part of a second finding out how fast it is, which is more instructions than all calls together and never the same: here
-//! it has the clock that we have. tower_governor takes no other, so its figure is good for its size and no more.
+//! "(fn)" has no tower layer: it is a check before the call, so it is spared the cost of one. governor's own clock
+//! spends a part of a second finding out how fast it is, which is more instructions than all calls together and never
+//! the same: here it has the clock that we have. tower_governor takes no other, so its figure is good for its size and
+//! no more.
 
 use std::{
     cell::Cell,

@@ -1,8 +1,8 @@
 //! What being watched costs: `metrics` and `tracing` compiled in, and a recorder installed. Only with the feature
 //! `watched`; the same cases without it are in the groups of their policies, in a build without it.
 //!
-//! The recorder has the storage of the Prometheus exporter, for that is what a call writes to. The exporter itself reads
-//! the clock in a loop while it starts, which is some millions of instructions more in one run than in another.
+//! The recorder has the storage of the Prometheus exporter, for that is what a call writes to. The exporter itself
+//! reads the clock in a loop while it starts, which is some millions of instructions more in one run than in another.
 
 use std::sync::Once;
 

@@ -151,9 +151,9 @@ impl Machine {
         }
     }
 
-    /// A trial begins, with this call as its first probe. Without one: a call that saw the trial before, and comes to its claim
-    /// only now, has taken the slot; it will see that it was too late, and give it back. What has changed has changed all the
-    /// same.
+    /// A trial begins, with this call as its first probe. Without one: a call that saw the trial before, and comes to
+    /// its claim only now, has taken the slot; it will see that it was too late, and give it back. What has changed has
+    /// changed all the same.
     fn half_open_with_probe(&self, gate: Gate, now: u64) -> (Option<Ticket>, Option<Change>) {
         if self.hold(gate).is_none() {
             return (None, None);

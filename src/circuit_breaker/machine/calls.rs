@@ -189,7 +189,8 @@ impl Calls {
         self.set(Shape { epoch, offset, ..shape });
     }
 
-    /// Changes the window and keeps what it knows, as far as the new one has room for it. Only by whoever holds the gate.
+    /// Changes the window and keeps what it knows, as far as the new one has room for it. Only by whoever holds the
+    /// gate.
     pub(crate) fn change(&self, layout: Layout, now: u64) {
         let old = self.shape();
         if old.layout == layout {
@@ -260,8 +261,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// Their order within the tick is lost. Failures and slow calls are spread evenly, so that any part has the share of all,
-    /// to the nearest.
+    /// Their order within the tick is lost. Failures and slow calls are spread evenly, so that any part has the share
+    /// of all, to the nearest.
     fn samples(&self, skip: u64) -> impl Iterator<Item = Sample> {
         let Sums { calls, failures, slow } = self.sums;
         let wide = u128::from;

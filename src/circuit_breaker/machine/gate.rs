@@ -9,18 +9,19 @@
 //! A *generation* is one stay in one state. A call remembers the generation in which it was admitted, and its result
 //! counts in no other. `good` and `failed` are the probes of a half-open generation that have ended.
 //!
-//! `busy` is set for the few instructions in which one thread changes the state and what belongs to it. No admission waits
-//! for it: calls are admitted or refused as before. A result that comes in those instructions does, so that none is lost.
+//! `busy` is set for the few instructions in which one thread changes the state and what belongs to it. No admission
+//! waits for it: calls are admitted or refused as before. A result that comes in those instructions does, so that none
+//! is lost.
 //!
-//! `updates` counts changes of the window within a generation, so that whoever reads the gate before and after the window
-//! knows that both reads are of one piece.
+//! `updates` counts changes of the window within a generation, so that whoever reads the gate before and after the
+//! window knows that both reads are of one piece.
 //!
 //! `shadow` says that nobody goes by what the state says: it decides and reports, and refuses nothing.
 //!
-//! `asking` says that more is asked of a call than how it ends: slow calls are looked for, or a ramp runs. `ticks` is the
-//! kind of the window. `others` says that a success has to look further: a run of failures is to be ended, or a window of
-//! calls has something else than successes in it. It may be set where that is not so; it is never clear for long where it
-//! is, and whoever sets it judges once more, for those who passed meanwhile (see
+//! `asking` says that more is asked of a call than how it ends: slow calls are looked for, or a ramp runs. `ticks` is
+//! the kind of the window. `others` says that a success has to look further: a run of failures is to be ended, or a
+//! window of calls has something else than successes in it. It may be set where that is not so; it is never clear for
+//! long where it is, and whoever sets it judges once more, for those who passed meanwhile (see
 //! [`tell_of_others`](super::Machine::tell_of_others)). So a plain call remembers the gate as its [`Pass`], and if it
 //! finds the same word at its end there is nothing to know but its own place in the window.
 
@@ -114,7 +115,8 @@ impl Gate {
         Gate(self.0 & !SHADOW | if on { SHADOW } else { 0 })
     }
 
-    /// The pass of a call that is admitted now as nearly all are: it is closed, nobody is changing that, and nobody asks more.
+    /// The pass of a call that is admitted now as nearly all are: it is closed, nobody is changing that, and nobody
+    /// asks more.
     #[inline(always)]
     pub(crate) fn plain_pass(self) -> Option<Pass> {
         if self.0 & (ASKING | BUSY | 0b111) == 0 { Some(self.pass()) } else { None }

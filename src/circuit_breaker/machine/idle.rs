@@ -9,9 +9,9 @@ const LONG: u64 = 60 * 60 * 1_000_000_000;
 const SHORT: u64 = 60 * 1_000_000_000;
 
 impl Machine {
-    /// From when on it says the same as one that was just made, or nothing that matters any more, if nobody asks it and no
-    /// call of it runs. `used` is when it was asked last, `begins` the state in which new ones begin. `None`: never by itself,
-    /// for it was moved by hand.
+    /// From when on it says the same as one that was just made, or nothing that matters any more, if nobody asks it and
+    /// no call of it runs. `used` is when it was asked last, `begins` the state in which new ones begin. `None`: never
+    /// by itself, for it was moved by hand.
     pub(crate) fn idle_at(&self, begins: State, used: u64, now: impl FnOnce() -> u64) -> Option<u64> {
         let state = self.gate().state();
         if state != begins && (state.is_forced() || begins.is_forced()) {

@@ -526,8 +526,8 @@ fn the_head_of_an_earlier_probe_says_nothing_of_a_later_one() {
     assert_eq!(machine.status(100 * MS).state, State::HalfOpen);
 }
 
-/// One of two calls fails, and half is too much: whoever is last opens it, the failure or the success that completes the
-/// minimum. With threads, because it rests on a single order of all writes and reads, which loom does not know.
+/// One of two calls fails, and half is too much: whoever is last opens it, the failure or the success that completes
+/// the minimum. With threads, because it rests on a single order of all writes and reads, which loom does not know.
 #[test]
 fn a_success_and_a_failure_open_it_whoever_is_last() {
     for window in [Window::Count(4), Window::Time(Duration::from_secs(1))] {
@@ -550,8 +550,8 @@ fn a_success_and_a_failure_open_it_whoever_is_last() {
     }
 }
 
-/// Successes that look at one word, beside failures that have to tell of themselves there, and hands. Whatever they did to
-/// each other, it is told of, and a window full of successes clears the way again.
+/// Successes that look at one word, beside failures that have to tell of themselves there, and hands. Whatever they did
+/// to each other, it is told of, and a window full of successes clears the way again.
 #[test]
 fn threads_leave_a_gate_that_tells_of_others() {
     for window in [Window::Count(16), Window::Time(Duration::from_secs(1))] {

@@ -92,7 +92,8 @@ impl Machine {
         self.let_go(gate.shadow(on));
     }
 
-    /// What a call has to know of the rest. Only by whoever holds the gate. There may be others; the next success looks.
+    /// What a call has to know of the rest. Only by whoever holds the gate. There may be others; the next success
+    /// looks.
     pub(super) fn marked(&self, gate: Gate) -> Gate {
         gate.asking(self.is_asked()).ticks(self.calls.has_ticks()).with_others(true)
     }

@@ -131,8 +131,8 @@ impl Probes {
         self.running(now).take(within as usize).filter(|running| *running).count() >= within as usize
     }
 
-    /// Of so many slots, the first ones, each may be given away. Where the limit was higher others may be out still, and then
-    /// there are fewer.
+    /// Of so many slots, the first ones, each may be given away. Where the limit was higher others may be out still,
+    /// and then there are fewer.
     fn within(&self, limit: u32, now: u64) -> u32 {
         let limit = limit.min(MOST);
         let mut beyond = self.running(now).skip(limit as usize).filter(|running| *running).count();

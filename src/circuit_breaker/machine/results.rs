@@ -35,8 +35,8 @@ impl Machine {
         gate.is_closed_in(generation).then(|| gate.pass())
     }
 
-    /// The way of nearly all results where the window has ticks: a success that finds the gate as it was. `stamp` is that of
-    /// the tick that runs, if it is at hand, under the number of the pass.
+    /// The way of nearly all results where the window has ticks: a success that finds the gate as it was. `stamp` is
+    /// that of the tick that runs, if it is at hand, under the number of the pass.
     #[inline(always)]
     pub(crate) fn succeeded_in_tick(&self, pass: Pass, stripe: usize, stamp: impl FnOnce() -> Option<u64>) -> Booked {
         if !self.gate().is(pass) {
@@ -76,8 +76,8 @@ impl Machine {
         }
     }
 
-    /// The way of a success that has others beside it and no run to end, in a window of calls, which needs no clock: does it
-    /// trip? `None`: nothing was booked.
+    /// The way of a success that has others beside it and no run to end, in a window of calls, which needs no clock:
+    /// does it trip? `None`: nothing was booked.
     pub(crate) fn succeeded_among_others(&self, pass: Pass) -> Option<bool> {
         if pass.has_ticks() || self.calls.has_run() {
             return None;
@@ -167,8 +167,8 @@ impl Machine {
         }
     }
 
-    /// The gate and the window, of one piece; `None` if this generation is over. Waits for the few instructions in which
-    /// another thread changes them: a result that comes just then counts too.
+    /// The gate and the window, of one piece; `None` if this generation is over. Waits for the few instructions in
+    /// which another thread changes them: a result that comes just then counts too.
     pub(super) fn steady(&self, generation: u32) -> Option<(Gate, Shape)> {
         loop {
             let before = self.gate();
@@ -213,8 +213,8 @@ impl Machine {
         if trips && gate.state() == State::Closed { self.trip(ticket, now) } else { None }
     }
 
-    /// The call ended and says nothing: its slot is free again. A probe that had outstayed its lease after a good head has
-    /// decided by that.
+    /// The call ended and says nothing: its slot is free again. A probe that had outstayed its lease after a good head
+    /// has decided by that.
     pub(crate) fn release(&self, ticket: Ticket, now: u64) -> Option<Change> {
         let slot = ticket.slot()?;
         if self.gate().generation() != ticket.generation {
@@ -279,7 +279,8 @@ impl Machine {
             let after = gate.with_probe(failed);
             let needed = self.limits.successes_to_close.load(Relaxed);
             let bearable = self.limits.probes.load(Relaxed).saturating_sub(needed);
-            // By this probe: where the numbers have changed meanwhile, a bad one does not win the trial, nor a good one lose it.
+            // By this probe: where the numbers have changed meanwhile, a bad one does not win the trial, nor a good one
+            // lose it.
             let change = if !failed && after.good() >= needed {
                 self.close(gate, now)
             } else if failed && after.failed() > bearable {

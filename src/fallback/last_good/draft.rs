@@ -14,7 +14,8 @@ use crate::time::Instant;
 
 /// A response that is still being read.
 ///
-/// All in it is a copy of its own: a header or a chunk may be the small rest of a large buffer, which would be kept with it.
+/// All in it is a copy of its own: a header or a chunk may be the small rest of a large buffer, which would be kept
+/// with it.
 pub(super) struct Draft {
     pub(super) number: u64,
     pub(super) key: String,
@@ -28,7 +29,8 @@ pub(super) struct Draft {
     room: Room,
 }
 
-/// What one draft takes of the room that all of them have together: there may be a stream without an end for each caller.
+/// What one draft takes of the room that all of them have together: there may be a stream without an end for each
+/// caller.
 pub(super) struct Room {
     drafted: Arc<AtomicUsize>,
     most: usize,

@@ -30,23 +30,24 @@ use self::{draft::Draft, store::Store};
 
 /// What a backend answered when it was well, kept to answer with when it is not.
 ///
-/// - Kept are responses to GET and HEAD with a 2xx status, read to their end, by method, URI, host and the request headers
-///   that the response's `Vary` names. Not kept: `Cache-Control: no-store`, `no-cache` or `private`, `Vary: *`,
-///   `Set-Cookie`, parts (206). A request with `Range`, with two `Host`s, or with one that is no text, is neither kept nor
-///   answered. Of two responses the younger one is kept, whichever is read to its end first.
+/// - Kept are responses to GET and HEAD with a 2xx status, read to their end, by method, URI, host and the request
+///   headers that the response's `Vary` names. Not kept: `Cache-Control: no-store`, `no-cache` or `private`, `Vary: *`,
+///   `Set-Cookie`, parts (206). A request with `Range`, with two `Host`s, or with one that is no text, is neither kept
+///   nor answered. Of two responses the younger one is kept, whichever is read to its end first.
 /// - One user's answer is not given to another. Requests with `Authorization` are neither kept nor answered, unless
-///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests with
-///   `Cookie` are kept only where they say `Cache-Control: public`.
-/// - An answer is at most `max_age` old, counted from its response, and says how old it is (`Age`). Freshness is not asked
-///   for: stale is the point.
-///   That is what can be seen from here: where users are known by another header (`x-api-key`) or by their certificate,
-///   let the responses say `Vary` or `private`.
-/// - Memory is bounded by `max_bytes`: bodies, headers and keys, and 128 bytes for each entry. What has not been asked for
-///   for long leaves first; one answer may take 97 % of it. Responses that are being read take as much again at most,
-///   together: what comes while that is used up is not kept. (The eviction is that of the `quick_cache` crate, S3-FIFO.)
+///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests
+///   with `Cookie` are kept only where they say `Cache-Control: public`.
+/// - An answer is at most `max_age` old, counted from its response, and says how old it is (`Age`). Freshness is not
+///   asked for: stale is the point. That is what can be seen from here: where users are known by another header
+///   (`x-api-key`) or by their certificate, let the responses say `Vary` or `private`.
+/// - Memory is bounded by `max_bytes`: bodies, headers and keys, and 128 bytes for each entry. What has not been asked
+///   for for long leaves first; one answer may take 97 % of it. Responses that are being read take as much again at
+///   most, together: what comes while that is used up is not kept. (The eviction is that of the `quick_cache` crate,
+///   S3-FIFO.)
 ///
-/// Clones, and all layers made with it, share what is kept. Give each backend one of its own if their URIs may be the same,
-/// as those are that routers nested by axum see: without the prefix. gRPC calls are POSTs: nothing is kept of them.
+/// Clones, and all layers made with it, share what is kept. Give each backend one of its own if their URIs may be the
+/// same, as those are that routers nested by axum see: without the prefix. gRPC calls are POSTs: nothing is kept of
+/// them.
 ///
 /// ```
 /// use buttress::{FallbackLayer, LastGood};

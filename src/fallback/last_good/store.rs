@@ -156,8 +156,8 @@ impl Store {
     }
 }
 
-/// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True if what is there now has the
-/// same headers choose.
+/// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True if what is there now
+/// has the same headers choose.
 fn put(cache: &Answers, key: String, entry: Entry) -> bool {
     match cache.peek(&key) {
         Some(there) if there.number() > entry.number() => there.chooses_as(&entry),

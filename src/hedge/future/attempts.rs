@@ -12,8 +12,8 @@ use super::{Attempt, AttemptProj};
 use crate::outline;
 
 pin_project! {
-    /// The second attempt has a place in the future of the call. Nearly all calls that have a second one have no third: each
-    /// further one is an allocation of its own, for it must not move.
+    /// The second attempt has a place in the future of the call. Nearly all calls that have a second one have no third:
+    /// each further one is an allocation of its own, for it must not move.
     pub(super) struct Others<F> {
         #[pin]
         second: Attempt<F>,

@@ -32,8 +32,8 @@ use self::{attempts::Others, waited::Waited};
 pin_project! {
     /// The response of a call that may have several attempts at once.
     ///
-    /// Dropping it drops the attempts that run, gives back what was taken from the budget for one that does not, and nothing
-    /// more is sent.
+    /// Dropping it drops the attempts that run, gives back what was taken from the budget for one that does not, and
+    /// nothing more is sent.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, P, Req>
     where

@@ -25,8 +25,8 @@ where
     S: Service<Req>,
     P: Retryable<Req, S::Response, S::Error>,
 {
-    /// Polls all that there is, until the call is over or all of it is pending. An answer that is there wins over a turn that
-    /// has come.
+    /// Polls all that there is, until the call is over or all of it is pending. An answer that is there wins over a
+    /// turn that has come.
     #[cold]
     #[inline(never)]
     pub(super) fn go_on(
@@ -150,7 +150,8 @@ where
             self.as_mut().only_one_reads();
         }
         let kept = self.project().kept;
-        // What comes of the call is counted by a retry around it that has paid for it; what that does not get to see is not.
+        // What comes of the call is counted by a retry around it that has paid for it; what that does not get to see is
+        // not.
         if !taken && (kept.pays || !over) {
             kept.shared.count_in_tokens(verdict);
         }
@@ -249,8 +250,8 @@ where
         }
     }
 
-    /// Has another attempt the rest of the request's body, so that this one can't succeed? The last that runs is left to find
-    /// that out by itself: its error is the call's.
+    /// Has another attempt the rest of the request's body, so that this one can't succeed? The last that runs is left
+    /// to find that out by itself: its error is the call's.
     fn is_cut(&self, number: u32) -> bool {
         let others = (1..=self.made()).any(|n| n != number && self.is_running(n));
         let original = self.spare.as_ref().and_then(|spare| spare.original.as_ref());

@@ -24,7 +24,8 @@ where
     S: Service<Req>,
     P: Retryable<Req, S::Response, S::Error>,
 {
-    /// Nothing has ended: is it time for the next attempt? `Ready(None)`: there may be a further one to poll, or to ask for.
+    /// Nothing has ended: is it time for the next attempt? `Ready(None)`: there may be a further one to poll, or to ask
+    /// for.
     pub(super) fn next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Output<S, P, Req>>>
     where
         S: Clone,
@@ -109,7 +110,8 @@ where
         }
     }
 
-    /// It is the turn of the next attempt, if there may be one: one failed, or takes long. Was it taken from the budget?
+    /// It is the turn of the next attempt, if there may be one: one failed, or takes long. Was it taken from the
+    /// budget?
     pub(super) fn turn(mut self: Pin<&mut Self>, failed: bool, now: Instant) -> bool {
         if !self.can_again() || is_over(self.kept.deadline, now) {
             self.no_more();

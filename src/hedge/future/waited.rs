@@ -10,9 +10,9 @@ use crate::{
 
 /// The wait for a first attempt that runs, where the delay is measured.
 ///
-/// Dropped without a word it was given up, mostly by a caller that had enough. That it took longer is known where the next
-/// attempt's turn had come, and there it counts: else a backend that has become slow under a timeout further out would never
-/// be seen to be. A caller that left sooner says nothing.
+/// Dropped without a word it was given up, mostly by a caller that had enough. That it took longer is known where the
+/// next attempt's turn had come, and there it counts: else a backend that has become slow under a timeout further out
+/// would never be seen to be. A caller that left sooner says nothing.
 pub(super) struct Waited(Option<Wait>);
 
 struct Wait {
@@ -30,8 +30,8 @@ impl Waited {
         }
     }
 
-    /// It took so long, or at least so long. Nothing is learnt from the other attempts: those that win are short, that is why
-    /// they win.
+    /// It took so long, or at least so long. Nothing is learnt from the other attempts: those that win are short, that
+    /// is why they win.
     pub(super) fn learn(&mut self) {
         if let Some(Wait { shared, since }) = self.0.take() {
             let now = time::now();

@@ -31,7 +31,8 @@ pub(in crate::observe) fn add(sight: Arc<dyn Sight>) {
     let Some(layer) = sight.layer() else { return };
     let trace = layer.reporter().trace(&*layer);
     let mut layers = lock();
-    // Before it grows it forgets: at most twice as many as there ever were at once, and as many as a recorder has names.
+    // Before it grows it forgets: at most twice as many as there ever were at once, and as many as a recorder has
+    // names.
     if layers.len() == layers.capacity() {
         let mut names = HashSet::new();
         layers.retain(|Entry { sight, trace }| sight.is_there() || trace.is_shown() && names.insert(trace.name()));

@@ -1,5 +1,5 @@
-//! Counters, gauges and a histogram for every policy, by way of the [`metrics`](https://docs.rs/metrics) facade (feature
-//! `metrics`).
+//! Counters, gauges and a histogram for every policy, by way of the [`metrics`](https://docs.rs/metrics) facade
+//! (feature `metrics`).
 //!
 //! Whatever recorder the program installs gets them; there is nothing to be wired. Handles are registered once a layer,
 //! at its first call after a recorder is there, so it does not matter which of the two was made first. What happened
@@ -37,8 +37,8 @@
 //! | `buttress_open_keys` | gauge | | keys whose breaker is open or forced open | published |
 //! | `buttress_shadow` | gauge | | 1 in shadow | published |
 //!
-//! *At once*: right at every moment, with nothing to be done. *Published*: these move with every call, and a recorder is
-//! no place to write to twice a call; they are read from the policies when [`publish`] is called. Call it where you
+//! *At once*: right at every moment, with nothing to be done. *Published*: these move with every call, and a recorder
+//! is no place to write to twice a call; they are read from the policies when [`publish`] is called. Call it where you
 //! render, as the gateway example does, or every few seconds where an exporter has a listener of its own:
 //!
 //! ```
@@ -52,20 +52,22 @@
 //! # drop(app);
 //! ```
 //!
-//! No series has a key for a label: keys have no bound that a recorder would like. The state of breakers by key is the worst
-//! that one of them is in; where that one is forgotten for want of calls, it shows when another changes or is published. Which
-//! one opened is told by its [event](super::Event).
+//! No series has a key for a label: keys have no bound that a recorder would like. The state of breakers by key is the
+//! worst that one of them is in; where that one is forgotten for want of calls, it shows when another changes or is
+//! published. Which one opened is told by its [event](super::Event).
 //!
-//! Without it those gauges are absent, never stale; those of a layer that was dropped are set to 0 by it. A gauge
-//! that nobody can tell (a rate of too few calls, the age of an empty queue) is NaN. Histograms of the Prometheus recorder grow until they are rendered or `run_upkeep` is called.
+//! Without it those gauges are absent, never stale; those of a layer that was dropped are set to 0 by it. A gauge that
+//! nobody can tell (a rate of too few calls, the age of an empty queue) is NaN. Histograms of the Prometheus recorder
+//! grow until they are rendered or `run_upkeep` is called.
 //!
 //! `dashboards/buttress.json` is a Grafana dashboard over these.
 //!
 //! # Cost
 //!
-//! One counter for an admitted call of a breaker, a bulkhead, a rate limit or a retry, and no allocation. All threads add to that one counter of
-//! the recorder, so two of them fight over its cache line (together 28 million calls a second of a breaker, where one alone
-//! makes 30). Timeouts, deadlines, adaptive rates and fallbacks cost nothing before they act.
+//! One counter for an admitted call of a breaker, a bulkhead, a rate limit or a retry, and no allocation. All threads
+//! add to that one counter of the recorder, so two of them fight over its cache line (together 28 million calls a
+//! second of a breaker, where one alone makes 30). Timeouts, deadlines, adaptive rates and fallbacks cost nothing
+//! before they act.
 
 use std::{
     sync::{
@@ -86,11 +88,12 @@ mod series;
 
 use self::{handles::Handles, layers::Trace};
 
-/// Brings the gauges of every layer that lives up to date; without a recorder there are none. A layer lives as long as one
-/// of its calls runs.
+/// Brings the gauges of every layer that lives up to date; without a recorder there are none. A layer lives as long as
+/// one of its calls runs.
 ///
-/// The facade can't take a gauge away. So those of a layer that was dropped are set to 0 (every state of a breaker too), once,
-/// by the first of these calls after that, unless there is another layer of that policy and name, whose they are then.
+/// The facade can't take a gauge away. So those of a layer that was dropped are set to 0 (every state of a breaker
+/// too), once, by the first of these calls after that, unless there is another layer of that policy and name, whose
+/// they are then.
 ///
 /// Takes as long as taking a snapshot of each layer. Not for the path of calls.
 pub fn publish() {

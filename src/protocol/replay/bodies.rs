@@ -64,8 +64,8 @@ recorded!(UnsyncBoxBody<Bytes, E>, [E: 'static], |reader| UnsyncBoxBody::new(Sam
 
 /// A reader whose error is that of the body.
 ///
-/// Where that is a boxed or an I/O error, ours goes into it. Else nobody can be told that the rest is elsewhere, and a body
-/// that just ended would be taken for a whole one: it stays pending, until the call that was given up is dropped.
+/// Where that is a boxed or an I/O error, ours goes into it. Else nobody can be told that the rest is elsewhere, and a
+/// body that just ended would be taken for a whole one: it stays pending, until the call that was given up is dropped.
 struct SameError<B>(ReplayBody<B>);
 
 impl<B> Body for SameError<B>

@@ -2,16 +2,16 @@
 //!
 //! A body is a stream that is read once; a retry, a hedge or a backup needs it twice. [`Replay`] turns a body into a
 //! source of bodies of the same type: what the first attempt reads is recorded as it is sent, and the next attempt
-//! reads the record first and then goes on where it ends. Chunks are [`Bytes`](bytes::Bytes), so they are shared and not
-//! copied.
+//! reads the record first and then goes on where it ends. Chunks are [`Bytes`](bytes::Bytes), so they are shared and
+//! not copied.
 //!
 //! The record is bounded: past the cap it is dropped, the attempt that runs goes on, and there is no further one. Each
-//! chunk counts its length and 64 bytes more, so that a million of small ones is not free. A body that is not over yet is
-//! never waited for: a stream in both directions goes on as if nobody recorded it.
+//! chunk counts its length and 64 bytes more, so that a million of small ones is not free. A body that is not over yet
+//! is never waited for: a stream in both directions goes on as if nobody recorded it.
 //!
-//! Implemented for the bodies of axum (feature `axum`) and tonic (feature `tonic`), and for `Full`, `Empty`, `BoxBody` and
-//! `UnsyncBoxBody` of `http-body-util`. An empty body costs nothing, another one two or three allocations for the first
-//! attempt (the record, its list, the box around the reader) and one for each further attempt.
+//! Implemented for the bodies of axum (feature `axum`) and tonic (feature `tonic`), and for `Full`, `Empty`, `BoxBody`
+//! and `UnsyncBoxBody` of `http-body-util`. An empty body costs nothing, another one two or three allocations for the
+//! first attempt (the record, its list, the box around the reader) and one for each further attempt.
 
 use std::fmt;
 
@@ -54,20 +54,20 @@ pub trait Replay: Body + Sized {
 
     /// The body of the next attempt. Attempts are numbered from 0 in the order of these calls.
     ///
-    /// Several may be read at once. One that can't have all of the body any more ends with an error. An error type of your
-    /// own has no room for ours, and there it never ends: a transport may keep the stream of an attempt that was given up
-    /// open for it. Prefer [`BoxError`](crate::BoxError) or `std::io::Error`.
+    /// Several may be read at once. One that can't have all of the body any more ends with an error. An error type of
+    /// your own has no room for ours, and there it never ends: a transport may keep the stream of an attempt that was
+    /// given up open for it. Prefer [`BoxError`](crate::BoxError) or `std::io::Error`.
     fn attempt(source: &Self::Source) -> Self;
 
     /// Can a further attempt have the whole body? Not once it went past the cap or failed.
     fn can_replay(source: &Self::Source) -> bool;
 
-    /// From now on only this attempt reads: the others were given up. A transport may hold on to the body of a call that
-    /// was dropped, and must not read away what the next attempt needs.
+    /// From now on only this attempt reads: the others were given up. A transport may hold on to the body of a call
+    /// that was dropped, and must not read away what the next attempt needs.
     fn only(_source: &Self::Source, _attempt: u32) {}
 
-    /// Can this attempt not have the rest of the body any more, because another one has it? Whoever waits for it waits in
-    /// vain where the error type has no room for ours (see [`attempt`](Self::attempt)).
+    /// Can this attempt not have the rest of the body any more, because another one has it? Whoever waits for it waits
+    /// in vain where the error type has no room for ours (see [`attempt`](Self::attempt)).
     fn is_cut(_source: &Self::Source, _attempt: u32) -> bool {
         false
     }

@@ -182,8 +182,8 @@ impl<B> Shared<B> {
 }
 
 impl<B> Tape<B> {
-    /// Once nobody will read, the body goes. It may hold the waker that it was polled with, which is the tape, and would
-    /// live on with it for as long as whoever feeds it waits: who feeds it shall learn that nobody reads.
+    /// Once nobody will read, the body goes. It may hold the waker that it was polled with, which is the tape, and
+    /// would live on with it for as long as whoever feeds it waits: who feeds it shall learn that nobody reads.
     fn unread(&mut self) -> Place<B> {
         if self.readers > 0 || self.handles > 0 {
             return Place::Over;

@@ -28,9 +28,9 @@ use self::wait::Wait;
 pin_project! {
     /// The response of a call that may be made again.
     ///
-    /// Dropping it drops the attempt that runs, gives back what was taken from the budget for one that does not, and nothing
-    /// more is sent. While it waits it holds nothing of the inner service: of the last answer at most an error, or
-    /// a head after which nothing was to come.
+    /// Dropping it drops the attempt that runs, gives back what was taken from the budget for one that does not, and
+    /// nothing more is sent. While it waits it holds nothing of the inner service: of the last answer at most an error,
+    /// or a head after which nothing was to come.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, P, Req>
     where
@@ -91,7 +91,8 @@ pin_project! {
             reservation: Option<Reservation>,
             last: Option<Result<H, E>>,
         },
-        // For readiness. The timer is that of the deadline; what there was to be kept of the last answer is in its place then.
+        // For readiness. The timer is that of the deadline; what there was to be kept of the last answer is in its
+        // place then.
         Readying { #[pin] timer: Option<Sleep>, reservation: Option<Reservation>, last: Option<Result<H, E>> },
         // With so many attempts made.
         Refused { made: u32 },

@@ -28,7 +28,8 @@ use crate::{
     time::{self, Span},
 };
 
-/// After so many attempts others get their turn: those that end at once and have no wait between them would go on in one poll.
+/// After so many attempts others get their turn: those that end at once and have no wait between them would go on in
+/// one poll.
 const AT_ONCE: u32 = 32;
 
 impl<S, P, Req> ResponseFuture<S, P, Req>
@@ -46,8 +47,8 @@ where
         pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
     }
 
-    /// The attempt has ended, and not well. `None`: the call goes on, with the next attempt made already where there is nothing
-    /// to wait for and it may be made here.
+    /// The attempt has ended, and not well. `None`: the call goes on, with the next attempt made already where there is
+    /// nothing to wait for and it may be made here.
     #[inline(always)]
     pub(super) fn ended(
         mut self: Pin<&mut Self>,
