@@ -7,14 +7,17 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use buttress::{
     Attempts, Backoff, BoxError, Budget, CircuitBreakerLayer, Deadline, Error, HttpClassify, Jitter, Outcome,
-    PreviousAttempts, PreviousAttemptsLayer, Reason, Rejection, RetryBuilder, RetryConfig, RetryLayer, Stopped,
+    PreviousAttempts, PreviousAttemptsLayer, Reason, Rejection, Replay, RetryBuilder, RetryConfig, RetryLayer, Stopped,
     TimeoutLayer,
     observe::{Event, Kind},
     testing::{Probe, ProbeError},
@@ -1310,6 +1313,52 @@ async fn a_body_is_sent_whole_each_time_or_once() {
     let mut request = by(Method::PUT);
     *request.body_mut() = UnsyncBoxBody::new(Full::new(Bytes::from(vec![0; 5_000])).map_err(|e| match e {}));
     assert_eq!(attempts(&layer, &Http::new().status(503), request).await.2, Stopped::BodyTooLarge);
+}
+
+/// It is above the cap, so it is not recorded; where nothing of it was read it is there all the same.
+#[tokio::test(start_paused = true)]
+async fn a_long_body_that_never_left_is_sent_again() {
+    async fn sent<B>(body: impl Fn() -> B, reads: usize, kind: io::ErrorKind) -> (usize, Result<Bytes, io::ErrorKind>)
+    where
+        B: Replay<Data = Bytes, Error: std::fmt::Debug> + Unpin + Send + 'static,
+        B::Source: Send + Sync,
+    {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let service = service_fn(|request: Request<B>| {
+            let call = calls.fetch_add(1, SeqCst);
+            async move {
+                let mut body = request.into_body();
+                if call < 2 {
+                    for _ in 0..reads {
+                        body.frame().await.unwrap().unwrap();
+                    }
+                    return Err(io::Error::from(kind));
+                }
+                Ok(response(200, &[], body_of(body.collect().await.unwrap().to_bytes())))
+            }
+        });
+        let layer = retry().replay_cap(100).any_method(true).build().unwrap();
+        let request = Request::post("/").body(body()).unwrap();
+        let answer = match layer.layer(service).oneshot(request).await {
+            Ok(response) => Ok(response.into_body().collect().await.unwrap().to_bytes()),
+            Err(error) => Err(error.kind()),
+        };
+        (calls.load(SeqCst), answer)
+    }
+    use io::ErrorKind::*;
+    let long = Bytes::from(vec![7; 1_000]);
+    let known = || body_of(long.clone());
+    let streamed = || body([Ok(Frame::data(long.clone())), Ok(Frame::data(long.clone()))]);
+    assert_eq!(sent(known, 0, ConnectionRefused).await, (3, Ok(long.clone())));
+    assert_eq!(sent(streamed, 0, ConnectionRefused).await, (3, Ok([&long[..], &long[..]].concat().into())));
+    // Nobody else can have it once it was read, whatever became of it.
+    assert_eq!(sent(known, 1, ConnectionRefused).await, (1, Err(ConnectionRefused)));
+    assert_eq!(sent(streamed, 1, ConnectionRefused).await, (1, Err(ConnectionRefused)));
+    // Unless it is in memory.
+    assert_eq!(sent(|| Full::new(long.clone()), 1, ConnectionRefused).await, (3, Ok(long.clone())));
+    // Whether it left is not known: then the cap is one.
+    assert_eq!(sent(known, 0, ConnectionReset).await, (1, Err(ConnectionReset)));
+    assert_eq!(sent(|| Full::new(long.clone()), 0, ConnectionReset).await, (1, Err(ConnectionReset)));
 }
 
 /// A backend that answers before it has read: the rest of the body is read by the attempt that is left.

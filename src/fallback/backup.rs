@@ -53,7 +53,8 @@ where
     type Later = BackupCall<S, B, RB, E>;
 
     fn keep(&self, _: &HttpContext, request: Request<B>) -> (Option<Original<B>>, Request<B>) {
-        Original::split(request, REPLAY_CAP)
+        let (original, request) = Original::split(request, REPLAY_CAP);
+        (original.can_replay(false).then_some(original), request)
     }
 
     #[cold]
@@ -65,7 +66,9 @@ where
         bad: Bad<HeldResponse<RB>, E>,
     ) -> Gives<S, B, RB, E> {
         // What went past the cap, or failed while it was read, can't be sent again.
-        let Some(original) = original.take().filter(Original::can_replay) else { return Given::Nothing(bad.result) };
+        let Some(original) = original.take().filter(|original| original.can_replay(false)) else {
+            return Given::Nothing(bad.result);
+        };
         let request = original.last();
         let deadline = deadline::earliest(
             <Http as Protocol<Request<B>, Response<RB>, E>>::deadline(&request),

@@ -34,15 +34,15 @@ pub trait Again<Req, Res, Err>: Hold<Req, Res, Err> {
         None
     }
 
-    /// Can there be a further attempt?
+    /// Can there be a further attempt? `unsent`: those so far never reached the backend.
     #[doc(hidden)]
-    fn can_again(&self, _original: &Self::Original) -> bool {
+    fn can_again(&self, _original: &Self::Original, _unsent: bool) -> bool {
         true
     }
 
     /// As [`can_again`](Self::can_again), and from now on the attempts so far read nothing more.
     #[doc(hidden)]
-    fn give_up(&self, _original: &Self::Original) -> bool {
+    fn give_up(&self, _original: &Self::Original, _unsent: bool) -> bool {
         true
     }
 
@@ -156,7 +156,8 @@ mod http_form {
         type Original = Original<B>;
 
         fn split(&self, request: Request<B>, cap: usize) -> (Option<Original<B>>, Request<B>) {
-            Original::split(request, cap)
+            let (original, request) = Original::split(request, cap);
+            (Some(original), request)
         }
 
         fn head_of<'a>(&self, original: &'a Original<B>) -> Option<Head<'a>> {
@@ -164,15 +165,15 @@ mod http_form {
             Some(Head { uri: &parts.uri, headers: &parts.headers, extensions: &parts.extensions })
         }
 
-        fn can_again(&self, original: &Original<B>) -> bool {
-            original.can_replay()
+        fn can_again(&self, original: &Original<B>, unsent: bool) -> bool {
+            original.can_replay(unsent)
         }
 
-        fn give_up(&self, original: &Original<B>) -> bool {
+        fn give_up(&self, original: &Original<B>, unsent: bool) -> bool {
             // First nobody reads any more, and then it is asked: a body that is being read could go past the cap
             // between.
             original.give_up();
-            original.can_replay()
+            original.can_replay(unsent)
         }
 
         fn again(&self, mut original: Original<B>, last: bool) -> (Option<Original<B>>, Request<B>) {

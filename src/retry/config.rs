@@ -107,7 +107,7 @@ impl RetryBuilder {
     }
 
     /// How many bytes of a request's body are kept to be sent again; each chunk counts 64 more. Default: 64 KiB. With 0
-    /// only requests without a body are. HTTP and gRPC only.
+    /// only requests without a body are, and what certainly never left. HTTP and gRPC only.
     pub fn replay_cap(mut self, bytes: usize) -> Self {
         self.fixed.replay_cap = bytes;
         self

@@ -51,7 +51,8 @@
 //! - An error in early gRPC trailers is seen: after the head the body is looked into once, without waiting (unless
 //!   [`peek`](RetryBuilder::peek) says how long).
 //! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
-//!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one.
+//!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one, unless it certainly
+//!   never reached the backend and nothing of the body was read.
 //! - A failed HTTP/1.1 response of at most 16 KiB (or of unknown length, and then so much of it) is read while the
 //!   retry waits, for 50 ms at most: then its connection can be used again.
 //!

@@ -124,22 +124,26 @@ impl Retrier {
     }
 
     /// After a failed attempt: what comes next, or why nothing does. `last_delay`: the one drawn before. `can_again`:
-    /// can the request be sent again? `give_up` makes sure of it.
+    /// can the request be sent again, knowing whether the last one was unsent? `give_up` makes sure of it.
     #[inline(always)]
     pub(crate) fn next(
         &self,
         budget: &Budget,
         ended: Ended,
         last_delay: &mut Span,
-        can_again: impl FnOnce() -> bool,
-        give_up: impl FnOnce() -> bool,
+        can_again: impl FnOnce(bool) -> bool,
+        give_up: impl FnOnce(bool) -> bool,
     ) -> Result<Further, Stopped> {
         let Ended { number, end, .. } = ended;
-        let Verdict::Again(hint) = ended.verdict else { return Err(self.done(budget, number, end, ended.verdict)) };
+        let (hint, unsent) = match ended.verdict {
+            Verdict::Again(hint) => (hint, false),
+            Verdict::Unsent => (None, true),
+            verdict => return Err(self.done(budget, number, end, verdict)),
+        };
         if number >= self.settings.attempts() {
             return Err(self.stop(budget, number, end, Stopped::Attempts));
         }
-        if !can_again() {
+        if !can_again(unsent) {
             return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
         let delay = self.settings.delay(hint, number, last_delay);
@@ -154,7 +158,7 @@ impl Retrier {
         if self.in_shadow() {
             return Err(self.only_told(budget, taken, attempt(number, end, delay.duration())));
         }
-        if !give_up() {
+        if !give_up(unsent) {
             budget.give_back(taken);
             return Err(self.pass(number, end, Stopped::BodyTooLarge));
         }
@@ -186,7 +190,7 @@ impl Retrier {
                 self.count_stopped(StoppedBy::Deadline);
                 Stopped::Deadline
             }
-            Verdict::Never | Verdict::Again(_) => Stopped::NotRetryable,
+            Verdict::Never | Verdict::Again(_) | Verdict::Unsent => Stopped::NotRetryable,
         };
         self.pass(number, end, stopped)
     }

@@ -27,6 +27,8 @@ pub enum Verdict {
     Stop,
     /// Another one may help. When, if the server said so?
     Again(Option<Duration>),
+    /// As well, and it never reached the backend.
+    Unsent,
 }
 
 /// A form whose failures can be told apart. Sealed.
@@ -238,7 +240,7 @@ mod http_form {
         let known = transport::as_error(error);
         // It may be a timeout of ours that comes as an error: that is no proof that nothing was done.
         match by_end(end) {
-            Verdict::Again(_) if known.is_some_and(transport::never_arrived) => Verdict::Again(None),
+            Verdict::Again(_) if known.is_some_and(transport::never_arrived) => Verdict::Unsent,
             Verdict::Again(_) if !safe => Verdict::Never,
             Verdict::Again(_) if is_grpc && !known.is_none_or(transport::is_unavailable) => Verdict::Never,
             verdict => verdict,

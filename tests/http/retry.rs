@@ -24,7 +24,7 @@ use bytes::{Buf, BufMut, Bytes};
 use futures_util::{StreamExt, stream};
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -165,10 +165,13 @@ async fn nobody_listens() {
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(layer.handle().snapshot().attempts, 3);
 
-    // A POST that was never sent.
-    let request = Request::post(format!("http://{}/", nobody().await)).body(body(vec![])).unwrap();
-    soon(layer.layer(hyper(Version::H1)).oneshot(request)).await.unwrap_err();
-    assert_eq!(layer.handle().snapshot().attempts, 6);
+    // A POST that was never sent; nothing of its body was read, so its length does not matter.
+    let long = UnsyncBoxBody::new(Full::new(Bytes::from(vec![7; 100_000])).map_err(|e| match e {}));
+    for (body, attempts) in [(body(vec![]), 6), (body(vec![Bytes::from(vec![7; 100_000])]), 9), (long, 12)] {
+        let request = Request::post(format!("http://{}/", nobody().await)).body(body).unwrap();
+        soon(layer.layer(hyper(Version::H1)).oneshot(request)).await.unwrap_err();
+        assert_eq!(layer.handle().snapshot().attempts, attempts);
+    }
 }
 
 // === gRPC streams ===

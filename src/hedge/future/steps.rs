@@ -173,7 +173,7 @@ where
             // Nobody reads the request's body until the next attempt does: what was given up must not read it away.
             let this = self.as_mut().project();
             let original = this.spare.as_ref().and_then(|spare| spare.original.as_ref());
-            if !original.is_some_and(|original| this.kept.protocol.give_up(original)) {
+            if !original.is_some_and(|original| this.kept.protocol.give_up(original, false)) {
                 self.as_mut().no_more();
             }
         }

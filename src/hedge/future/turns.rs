@@ -130,7 +130,7 @@ where
 
     fn can_again(&self) -> bool {
         let original = self.spare.as_ref().and_then(|spare| spare.original.as_ref());
-        original.is_some_and(|original| self.kept.protocol.can_again(original))
+        original.is_some_and(|original| self.kept.protocol.can_again(original, false))
     }
 
     /// The instance is ready.

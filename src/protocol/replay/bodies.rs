@@ -36,6 +36,10 @@ macro_rules! recorded {
                 source.can_replay()
             }
 
+            fn is_whole(source: &Self::Source) -> bool {
+                source.is_whole()
+            }
+
             fn only(source: &Self::Source, attempt: u32) {
                 source.only(attempt);
             }
@@ -142,5 +146,9 @@ impl<D: Buf + Clone> Replay for Full<D> {
 
     fn can_replay(source: &FullSource<D>) -> bool {
         source.fits
+    }
+
+    fn is_whole(_source: &FullSource<D>) -> bool {
+        true
     }
 }

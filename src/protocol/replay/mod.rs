@@ -62,6 +62,12 @@ pub trait Replay: Body + Sized {
     /// Can a further attempt have the whole body? Not once it went past the cap or failed.
     fn can_replay(source: &Self::Source) -> bool;
 
+    /// Is all of the body still there, whatever the cap, because nothing of it was read, or because it is in memory?
+    /// Then a call that never reached the backend can be made again.
+    fn is_whole(source: &Self::Source) -> bool {
+        Self::can_replay(source)
+    }
+
     /// From now on only this attempt reads: the others were given up. A transport may hold on to the body of a call
     /// that was dropped, and must not read away what the next attempt needs.
     fn only(_source: &Self::Source, _attempt: u32) {}
@@ -91,6 +97,10 @@ impl<B: Body<Data = bytes::Bytes>> ReplaySource<B> {
 
     fn can_replay(&self) -> bool {
         self.0.as_ref().is_none_or(Handle::can_replay)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.0.as_ref().is_none_or(Handle::is_whole)
     }
 
     fn only(&self, attempt: u32) {

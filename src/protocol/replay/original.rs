@@ -14,26 +14,21 @@ pub struct Original<B: Replay> {
 }
 
 impl<B: Replay> Original<B> {
-    /// The original, and the request of its first attempt. Where the body is too long from the start there will be no
-    /// second one, and `None` comes in its place: the head need not be copied.
-    pub(crate) fn split(request: Request<B>, cap: usize) -> (Option<Self>, Request<B>) {
+    /// The original, and the request of its first attempt.
+    pub(crate) fn split(request: Request<B>, cap: usize) -> (Self, Request<B>) {
         let (head, body) = request.into_parts();
-        let source = body.split(cap);
-        if !B::can_replay(&source) {
-            return (None, Request::from_parts(head, B::attempt(&source)));
-        }
-        let mut original = Original { head, source, made: 0 };
+        let mut original = Original { head, source: body.split(cap), made: 0 };
         let first = original.attempt();
-        (Some(original), first)
+        (original, first)
     }
 
     pub(crate) fn head(&self) -> &Parts {
         &self.head
     }
 
-    /// Can a further attempt have the whole body?
-    pub(crate) fn can_replay(&self) -> bool {
-        B::can_replay(&self.source)
+    /// Can a further attempt have the whole body? `unsent`: nothing of it has reached the backend.
+    pub(crate) fn can_replay(&self, unsent: bool) -> bool {
+        B::can_replay(&self.source) || unsent && B::is_whole(&self.source)
     }
 
     /// A copy of the head and a body of its own. Those before it may still be read.

@@ -37,6 +37,8 @@ struct Tape<B> {
     size: usize,
     cap: usize,
     records: bool,
+    /// Has a frame come, or the end?
+    begun: bool,
     failed: bool,
     /// The only attempt that may read.
     only: Option<u32>,
@@ -108,6 +110,7 @@ impl<B> Shared<B> {
     /// A frame came; `body` is there if more may come. `None` is the end.
     pub(super) fn put(&self, attempt: u32, frame: Option<&Frame<Bytes>>, body: Option<B>) {
         let mut tape = self.lock();
+        tape.begun = true;
         tape.body = body.map_or(Place::Over, Place::Here);
         let dropped = frame.and_then(|frame| tape.record(attempt, frame));
         let waiting = mem::take(&mut tape.waiting);
@@ -189,6 +192,11 @@ impl<B> Tape<B> {
             return Place::Over;
         }
         mem::replace(&mut self.body, Place::Over)
+    }
+
+    /// Whoever is given it now has all of it. (Who polls it right now may be about to read.)
+    fn is_unread(&self) -> bool {
+        !self.begun && matches!(self.body, Place::Here(_))
     }
 
     fn is_cut(&self, attempt: u32) -> bool {

@@ -67,8 +67,8 @@ where
             budget,
             ended,
             this.last_delay,
-            || spare.is_some_and(|s| protocol.can_again(&s.original)),
-            || spare.is_some_and(|s| protocol.give_up(&s.original)),
+            |unsent| spare.is_some_and(|s| protocol.can_again(&s.original, unsent)),
+            |unsent| spare.is_some_and(|s| protocol.give_up(&s.original, unsent)),
         );
         let Further { delay, taken } = match next {
             Ok(further) => further,

@@ -29,6 +29,7 @@ impl<B> Handle<B> {
             size: 0,
             cap,
             records,
+            begun: false,
             failed: false,
             only: (!records).then_some(0),
             attempts: 0,
@@ -53,6 +54,12 @@ impl<B> Handle<B> {
         self.0.lock().records
     }
 
+    /// Is it recorded, or was nothing of it read?
+    pub(in super::super) fn is_whole(&self) -> bool {
+        let tape = self.0.lock();
+        tape.records || tape.is_unread()
+    }
+
     pub(in super::super) fn is_cut(&self, attempt: u32) -> bool {
         self.0.lock().is_cut(attempt)
     }
@@ -60,7 +67,7 @@ impl<B> Handle<B> {
     pub(in super::super) fn only(&self, attempt: u32) {
         let mut tape = self.0.lock();
         // One that already has what nobody else can have stays the only one.
-        if tape.records {
+        if tape.records || tape.is_unread() {
             tape.only = Some(attempt);
         }
         // Those that were given up are told so.
