@@ -75,6 +75,12 @@
 //! They are dropped before the answer is given, with their response bodies and all they hold: a bulkhead inside has its
 //! permits back, and policies inside see a caller that left, whatever timeout there is around.
 //!
+//! Over HTTP/2 each is a stream that is reset, and peers (and the client's own side) count those: where one connection
+//! carries hundreds of hedges a second, the limit against floods of resets may end it, and all that runs on it. Spread
+//! calls over several channels, raise the limits (`http2_max_pending_accept_reset_streams` and
+//! `http2_max_local_error_reset_streams` of the servers and clients of hyper and tonic), or hedge later. A retry
+//! outside takes up what ends that way.
+//!
 //! # Within a retry
 //!
 //! Put it inside: then one attempt of the retry is one group of attempts here, and what fails as a whole is made again

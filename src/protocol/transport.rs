@@ -45,23 +45,33 @@ fn chain(error: &AnyError) -> impl Iterator<Item = &AnyError> {
 }
 
 /// Did the call certainly not reach the backend?
+///
+/// The kind of an I/O error does not say so: a connection that has been used for long may end as unreachable or even
+/// refused, by an ICMP message that comes later. So whoever connects has to say that it did that. Only a refusal as it
+/// is, which no client has put its own words around, is taken for one.
 pub(crate) fn never_arrived(error: &AnyError) -> bool {
-    chain(error).any(|e| {
+    let connecting = chain(error).any(|e| {
         #[cfg(feature = "hyper")]
         if e.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect()) {
+            return true;
+        }
+        #[cfg(feature = "tonic")]
+        if e.is::<tonic::ConnectError>() {
             return true;
         }
         #[cfg(feature = "h2")]
         if e.downcast_ref::<h2::Error>().is_some_and(reset::never_began) {
             return true;
         }
-        e.downcast_ref::<io::Error>().is_some_and(|e| never_connected(e.kind()))
-    })
+        let _ = e;
+        false
+    });
+    connecting || is_refused(error)
 }
 
-fn never_connected(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::*;
-    matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
+fn is_refused(error: &AnyError) -> bool {
+    let mut io = chain(error).map_while(|e| e.downcast_ref::<io::Error>());
+    io.any(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// How a call ended that could not be made, or whose response was broken off. A policy of ours may speak in the error.
@@ -98,7 +108,7 @@ fn is_of_the_caller(error: &AnyError) -> bool {
 pub(crate) fn is_unavailable(error: &AnyError) -> bool {
     #[cfg(feature = "h2")]
     if let Some(e) = chain(error).find_map(|e| e.downcast_ref::<h2::Error>()) {
-        return e.reason().is_none() || reset::never_began(e);
+        return e.reason().is_none() || e.is_go_away() || reset::never_began(e);
     }
     let _ = error;
     true
@@ -125,6 +135,21 @@ mod reset {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Told(io::Error);
+
+    impl std::fmt::Display for Told {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the connection ended")
+        }
+    }
+
+    impl StdError for Told {
+        fn source(&self) -> Option<&AnyError> {
+            Some(&self.0)
+        }
+    }
+
     fn boxed(e: impl Into<BoxError>) -> BoxError {
         Box::new(io::Error::other(e))
     }
@@ -135,7 +160,13 @@ mod tests {
         assert!(never_arrived(&refused()));
         assert!(as_error(&boxed(refused())).is_some_and(never_arrived));
         // It may have been read before the connection broke.
-        assert!(!never_arrived(&io::Error::from(io::ErrorKind::ConnectionReset)));
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::HostUnreachable, io::ErrorKind::NetworkUnreachable]
+        {
+            assert!(!never_arrived(&io::Error::from(kind)), "{kind}");
+        }
+        // So may that of a client which says in other words that its connection ended.
+        let told = Told(refused());
+        assert!(!never_arrived(&told));
         assert!(!as_error(&boxed(io::Error::from(io::ErrorKind::BrokenPipe))).is_some_and(never_arrived));
         assert!(as_error(&"whatever").is_none());
         assert!(is_unavailable(&*boxed(refused())) && is_unavailable(&*boxed("whatever")));

@@ -39,9 +39,10 @@
 //! | plain | [`Failure`](crate::Outcome) | `Throttled` and the rest |
 //! | everywhere | a timeout made further in | a refusal made further in: an open breaker says that it is of no use |
 //!
-//! - What certainly never reached the backend is sent again whatever its method: a refused connection, an HTTP/2 stream
-//!   that was refused or came after a GOAWAY. The errors of the transport are known for `io::Error`, boxed errors and,
-//!   with the features `hyper` and `tonic`, hyper's pooling client and a tonic channel.
+//! - What certainly never reached the backend is sent again whatever its method: a connection that could not be made,
+//!   an HTTP/2 stream that was refused or came after a GOAWAY. That is known, with the features `hyper` and `tonic`, of
+//!   hyper's pooling client and of a tonic channel, and of an `io::Error` (boxed or not) that is `ConnectionRefused`
+//!   itself. Other kinds say nothing: a connection in use may end as unreachable, too.
 //! - A gRPC stream that was reset has the code that the specification (and tonic) gives to the one of HTTP/2: a refused
 //!   one is UNAVAILABLE, others are CANCELLED (a handler that panics), INTERNAL or RESOURCE_EXHAUSTED. For that the
 //!   feature `tonic` or `hyper` is needed; other errors of the transport, and all without them, are UNAVAILABLE.
@@ -51,8 +52,8 @@
 //! - An error in early gRPC trailers is seen: after the head the body is looked into once, without waiting (unless
 //!   [`peek`](RetryBuilder::peek) says how long).
 //! - The request's body is recorded as it is sent, up to [`replay_cap`](RetryBuilder::replay_cap)
-//!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one, unless it certainly
-//!   never reached the backend and nothing of the body was read.
+//!   ([`Replay`](crate::Replay)). Past it the attempt that runs goes on, and there is no further one, unless it
+//!   certainly never reached the backend and nothing of the body was read.
 //! - A failed HTTP/1.1 response of at most 16 KiB (or of unknown length, and then so much of it) is read while the
 //!   retry waits, for 50 ms at most: then its connection can be used again.
 //!

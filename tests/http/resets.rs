@@ -11,6 +11,7 @@ use h2::Reason;
 use http::{Request, Response, header};
 use http_body_util::Full;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tower::{Layer, ServiceExt};
@@ -109,6 +110,31 @@ async fn a_stream_that_is_reset_behind_its_head_is_too() {
         let mut client = HealthClient::new(layer.layer(channel(&server)));
         assert_eq!((soon(client.check(ask("x"))).await.is_ok(), hits.load(SeqCst)), (calls == 2, calls), "{ends:?}");
     }
+}
+
+/// As when a peer resets more streams than the client's HTTP/2 puts up with: it says GOAWAY itself, and all streams
+/// end.
+#[tokio::test]
+async fn a_connection_that_the_client_gives_up_is_one_that_breaks() {
+    let hits = Arc::new(AtomicUsize::new(0));
+    let hit = Arc::clone(&hits);
+    let server = Server::start(|listener, _stop| async move {
+        let (mut io, _) = listener.accept().await.unwrap();
+        // Settings; and once there is a call, data of a stream that is none.
+        io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let (mut so_far, mut buffer) = (0, [0; 4096]);
+        while so_far < 150 {
+            so_far += io.read(&mut buffer).await.unwrap();
+        }
+        io.write_all(&[0, 0, 1, 0, 0, 0, 0, 0, 0, 7]).await.unwrap();
+        hit.fetch_add(1, SeqCst);
+        connection(listener.accept().await.unwrap().0, &[], hit).await;
+    })
+    .await;
+    let layer = retry();
+    let mut client = HealthClient::new(layer.layer(channel(&server)));
+    soon(client.check(ask("x"))).await.unwrap();
+    assert_eq!((hits.load(SeqCst), layer.handle().snapshot().attempts), (2, 2));
 }
 
 #[tokio::test]

@@ -1,10 +1,14 @@
 //! Retries around real clients: a generated tonic client, streams of it in both directions, hyper's pooling client.
 
 use std::{
+    future::ready,
+    io,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -25,7 +29,17 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use tokio::sync::mpsc;
+use hyper_util::{
+    client::legacy::{
+        Client as Pooling,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status, Streaming,
@@ -37,7 +51,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
     health_server::{Health, HealthServer},
 };
-use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
     health::{ask, channel},
@@ -171,6 +185,69 @@ async fn nobody_listens() {
         let request = Request::post(format!("http://{}/", nobody().await)).body(body).unwrap();
         soon(layer.layer(hyper(Version::H1)).oneshot(request)).await.unwrap_err();
         assert_eq!(layer.handle().snapshot().attempts, attempts);
+    }
+}
+
+/// A connection that ends with such an error, once it is known.
+struct Breaks(tokio::io::DuplexStream, Arc<Mutex<Option<io::ErrorKind>>>);
+
+impl AsyncRead for Breaks {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let ends = *self.1.lock().unwrap();
+        match ends {
+            Some(kind) => Poll::Ready(Err(kind.into())),
+            None => Pin::new(&mut self.0).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Breaks {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl Connection for Breaks {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+/// A connection that is in use may end with an error that one of connecting could have, too.
+#[tokio::test]
+async fn a_post_that_was_read_is_not_sent_again() {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    for kind in [ConnectionRefused, HostUnreachable, NetworkUnreachable] {
+        let arrivals = Arc::new(AtomicUsize::new(0));
+        let arrived = Arc::clone(&arrivals);
+        let connect = service_fn(move |_: http::Uri| {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+            let (ends, arrived) = (Arc::new(Mutex::new(None)), Arc::clone(&arrived));
+            let connection = TokioIo::new(Breaks(ours, Arc::clone(&ends)));
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while !read.ends_with(b"order") {
+                    theirs.read_buf(&mut read).await.unwrap();
+                }
+                arrived.fetch_add(1, SeqCst);
+                *ends.lock().unwrap() = Some(kind);
+                // Wakes the reader.
+                theirs.write_all(b"x").await.unwrap();
+            });
+            ready(Ok::<_, io::Error>(connection))
+        });
+        let client = Pooling::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(connect);
+        let request = Request::post("http://shop/").body(Full::new(Bytes::from("order"))).unwrap();
+        soon(retry().build().unwrap().layer(client).oneshot(request)).await.unwrap_err();
+        assert_eq!(arrivals.load(SeqCst), 1, "{kind}");
     }
 }
 
