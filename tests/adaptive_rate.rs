@@ -512,6 +512,92 @@ async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
     }
 }
 
+/// Takes as long as the request says.
+fn slow()
+-> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+    let echo = echo();
+    service_fn(move |request: Request<()>| {
+        let takes = request.headers().get("x-takes").map(|ms| ms.to_str().unwrap().parse().unwrap());
+        let echo = echo.clone();
+        async move {
+            sleep(ms(takes.unwrap_or(0))).await;
+            echo.oneshot(request).await
+        }
+    })
+}
+
+/// What is sent counts when it is sent: of many calls under way the first answer may be the one that is throttled, at
+/// the start and after a quiet time, and those after it change nothing.
+#[tokio::test(start_paused = true)]
+async fn a_throttled_burst_lowers_the_rate_by_what_was_sent() {
+    for quiet in [0, 100_000] {
+        let layer = layer();
+        let service = layer.layer(slow());
+        sleep(ms(quiet)).await;
+        let first = asks(&[("x-status", "429"), ("x-takes", "20")]);
+        let requests = std::iter::once(first).chain((1..100).map(|_| asks(&[("x-takes", "30")])));
+        let calls: Vec<_> = requests.map(|request| tokio::spawn(service.clone().oneshot(request))).collect();
+        sleep(ms(25)).await;
+        let rate = layer.handle().snapshot().rate.unwrap();
+        assert!((138.0..=140.1).contains(&rate), "100 in this half second are 200 a second: {rate}");
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+        sleep(ms(15)).await;
+        assert!(layer.handle().snapshot().rate.unwrap() >= rate, "successes lower nothing");
+    }
+}
+
+/// How many of 100 a second go in the last of so many seconds, after one throttled answer. The answers are what the
+/// function says, and nobody reads them.
+async fn last_second<B, F>(seconds: u32, answer: impl Fn() -> F + Clone + Send + 'static) -> u32
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Default + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+{
+    let layer = layer();
+    let throttles = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&throttles);
+    let service = layer.layer(service_fn(move |_: Request<()>| {
+        let (throttled, answer) = (now.swap(false, SeqCst), answer.clone());
+        async move {
+            let throttled = throttled.then(|| Response::builder().status(429).body(B::default()).unwrap());
+            Ok::<_, Infallible>(match throttled {
+                Some(response) => response,
+                None => answer().await,
+            })
+        }
+    }));
+    let (mut went, mut kept) = (0, Vec::new());
+    for n in 0..seconds * 100 {
+        throttles.store(n == 300, SeqCst);
+        let response = service.clone().oneshot(asks(&[])).await.unwrap();
+        went += u32::from(n >= (seconds - 1) * 100 && Rejection::in_response(&response).is_none());
+        kept.push(response);
+        sleep(ms(10)).await;
+    }
+    went
+}
+
+/// Whether anybody reads what a backend answers, or whether it ends, is no matter of the backend; and one that fails
+/// was sent to all the same.
+#[tokio::test(start_paused = true)]
+async fn comes_back_whatever_becomes_of_the_bodies() {
+    let unread = || ready(Response::new(http_body_util::Full::new(Bytes::from("hello"))));
+    assert_eq!(last_second(20, unread).await, 100);
+    type Endless = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+    let endless = || {
+        ready(Response::new(Endless::new(StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, _>>()))))
+    };
+    assert_eq!(last_second(20, endless).await, 100);
+    let fails = || {
+        let status = if fastrand::u8(0..100) < 60 { 500 } else { 200 };
+        ready(Response::builder().status(status).body(Empty::new()).unwrap())
+    };
+    assert!(last_second(20, fails).await >= 95);
+}
+
 #[tokio::test(start_paused = true)]
 async fn plain_services_with_an_own_word_for_throttled() {
     let layer = layer().plain_with(|r: Result<&(), &std::io::Error>| match r {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError, TryLockError,
+        Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -27,11 +27,13 @@ use crate::{
 pub(crate) struct Controller {
     pub(crate) pacer: Pacer,
     cubic: Mutex<Cubic>,
-    /// Answers of which the rule does not know yet.
-    answers: Count,
+    /// Calls that were made, and of how many of them the rule knows.
+    sent: Count,
     told: AtomicU64,
-    /// When the rule is told next, in nanoseconds: often enough for its curve, seldom enough for a lock.
+    /// When the rule is told next of what is sent, in nanoseconds: often enough for it, seldom enough for a lock.
     tell_at: AtomicU64,
+    /// When next of an answer.
+    raise_at: AtomicU64,
     /// Nanoseconds count from here.
     epoch: Epoch,
     pub(crate) wait: Option<Duration>,
@@ -65,9 +67,10 @@ impl Controller {
         Controller {
             pacer: Pacer::default(),
             cubic: Mutex::new(Cubic::new(0.0)),
-            answers: Count::default(),
+            sent: Count::default(),
             told: AtomicU64::new(0),
             tell_at: AtomicU64::new(EVERY),
+            raise_at: AtomicU64::new(EVERY),
             epoch: Epoch::new(),
             wait,
             reporter,
@@ -185,19 +188,36 @@ impl Controller {
 
     // === after the call ===
 
+    /// A call is made.
+    #[inline]
+    fn sends(&self) {
+        self.sent.add();
+        let now = self.now();
+        if now >= self.tell_at.load(Relaxed) {
+            self.tell(now, |_, _| None);
+        }
+    }
+
     /// The server asks its callers to come back after so long.
     #[cold]
     pub(crate) fn hold(&self, after: Duration) {
         self.pacer.hold(self.now().saturating_add(nanos(after.min(LONGEST_HOLD))));
     }
 
-    /// An answer has come.
+    /// An answer has come, and does not ask for less. Without a rate there is nothing to be raised.
     #[inline]
     fn answered(&self) {
-        self.answers.add();
+        if self.pacer.has_rate() {
+            self.answered_at_a_rate();
+        }
+    }
+
+    #[cold]
+    fn answered_at_a_rate(&self) {
         let now = self.now();
-        if now >= self.tell_at.load(Relaxed) {
-            self.tell(now, None);
+        if now >= self.raise_at.load(Relaxed) {
+            self.raise_at.store(now.saturating_add(EVERY), Relaxed);
+            self.tell(now, Cubic::succeeded);
         }
     }
 
@@ -205,35 +225,36 @@ impl Controller {
     #[cold]
     fn throttled(&self, cuts: u32) {
         self.throttled.fetch_add(1, Relaxed);
-        self.answers.add();
-        self.tell(self.now(), Some(cuts));
-    }
-
-    #[cold]
-    fn tell(&self, now: u64, throttled: Option<u32>) {
-        let mut cubic = match self.cubic.try_lock() {
-            Ok(cubic) => cubic,
-            Err(TryLockError::Poisoned(cubic)) => cubic.into_inner(),
-            // Somebody else tells it of an answer just now, and one is as good as another.
-            Err(TryLockError::WouldBlock) if throttled.is_none() => return,
-            Err(TryLockError::WouldBlock) => self.cubic.lock().unwrap_or_else(PoisonError::into_inner),
-        };
-        self.tell_at.store(now.saturating_add(EVERY), Relaxed);
-        let answers = self.answers.sum();
-        let new = answers.saturating_sub(self.told.swap(answers, Relaxed));
-        let seconds = now as f64 / 1e9;
-        cubic.measure(seconds, new);
-        let rate = match throttled {
+        let lock = self.cubic.lock().unwrap_or_else(PoisonError::into_inner);
+        self.learn(lock, self.now(), |cubic, now| {
             // All that was under way then was sent at the rate that was too much, and says no more than the first of
             // it.
-            Some(cuts) if cuts != self.cuts.load(Relaxed) => None,
-            Some(_) => {
+            let is_first = cuts == self.cuts.load(Relaxed);
+            is_first.then(|| {
                 self.cuts.fetch_add(1, Relaxed);
-                Some(cubic.throttled(seconds))
-            }
-            None => cubic.succeeded(seconds),
-        };
-        if let Some(rate) = rate {
+                cubic.throttled(now)
+            })
+        });
+    }
+
+    /// Tells the rule how much was sent and what came of it; unless somebody else does just now: the next one does
+    /// then.
+    #[cold]
+    fn tell(&self, now: u64, what: impl FnOnce(&mut Cubic, f64) -> Option<f64>) {
+        match self.cubic.try_lock() {
+            Ok(lock) => self.learn(lock, now, what),
+            Err(TryLockError::Poisoned(lock)) => self.learn(lock.into_inner(), now, what),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    fn learn(&self, mut cubic: MutexGuard<'_, Cubic>, now: u64, what: impl FnOnce(&mut Cubic, f64) -> Option<f64>) {
+        self.tell_at.store(now.saturating_add(EVERY), Relaxed);
+        let sent = self.sent.sum();
+        let new = sent.saturating_sub(self.told.swap(sent, Relaxed));
+        let seconds = now as f64 / 1e9;
+        cubic.measure(seconds, new);
+        if let Some(rate) = what(&mut cubic, seconds) {
             self.pacer.set_rate(rate, now);
             // A waker is somebody else's code.
             drop(cubic);
@@ -249,12 +270,15 @@ pub struct Call {
     hint: Option<Duration>,
     /// How often the rate had been lowered when it was made.
     cuts: u32,
+    /// Is it known that it was not asked for less?
+    answered: bool,
 }
 
 impl Call {
     pub(crate) fn new(controller: Shared<Controller>) -> Self {
         let cuts = controller.cuts.load(Relaxed);
-        Call { controller, hint: None, cuts }
+        controller.sends();
+        Call { controller, hint: None, cuts, answered: false }
     }
 
     #[cfg(feature = "http")]
@@ -267,6 +291,7 @@ impl Keeper for Call {
     #[inline]
     fn settle(&mut self, end: End) {
         match end {
+            End::Outcome(Outcome::Success) if self.answered => {}
             End::Outcome(Outcome::Success) => self.controller.answered(),
             End::Outcome(Outcome::Throttled) => {
                 self.controller.throttled(self.cuts);
@@ -287,6 +312,13 @@ impl Keeper for Call {
 
     fn wants_hint(&self) -> bool {
         true
+    }
+
+    /// The backend has taken it on. Its body may have no end, or no reader.
+    fn good_head(&mut self) -> bool {
+        self.answered = true;
+        self.controller.answered();
+        false
     }
 
     fn hint(&mut self, after: Duration) {

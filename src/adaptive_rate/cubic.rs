@@ -5,10 +5,12 @@
 //! rate that is really sent, so that a quiet time earns nothing, and never below one in two seconds. (AWS SDK
 //! reference, retry behaviour, "adaptive"; the curve is that of CUBIC for TCP, RFC 9438.)
 //!
-//! Two differences. The first throttled answer may come before any rate was measured: the SDKs take that for zero; here
-//! it is what was sent since the start. And of the calls that are under way when the rate is lowered no other one
-//! lowers it again (the controller sees to that): the SDKs go by each answer, so that eight at once leave a twentieth
-//! of the rate. CUBIC itself has one reduction for each window of data (RFC 9438, section 4.6).
+//! Three differences. A throttled answer may come before any rate was measured, or after a quiet time: the SDKs take
+//! that for next to nothing; here it is at least what this half second has seen. What is sent is counted when it is
+//! sent, and not by answers: a stream that has no end, and a backend that fails, was sent to all the same. And of the
+//! calls that are under way when the rate is lowered no other one lowers it again (the controller sees to that): the
+//! SDKs go by each answer, so that eight at once leave a twentieth of the rate. CUBIC itself has one reduction for each
+//! window of data (RFC 9438, section 4.6).
 
 /// What is kept when a backend throttles.
 const BETA: f64 = 0.7;
@@ -56,9 +58,9 @@ impl Cubic {
         Cubic { measured: 0.0, bucket: bucket_of(now), count: 0.0, curve: None, rate: f64::INFINITY }
     }
 
-    /// So many answers have come since the last time.
-    pub(crate) fn measure(&mut self, now: f64, answers: u64) {
-        self.count += answers as f64;
+    /// So many calls were sent since the last time.
+    pub(crate) fn measure(&mut self, now: f64, sent: u64) {
+        self.count += sent as f64;
         let bucket = bucket_of(now);
         if bucket > self.bucket {
             let last = self.count / (bucket - self.bucket);
@@ -70,20 +72,24 @@ impl Cubic {
 
     /// The backend asked for less. The new rate.
     pub(crate) fn throttled(&mut self, now: f64) -> f64 {
-        let sent = if self.measured == 0.0 { self.count / BUCKET } else { self.measured };
-        let top = sent.min(self.rate);
+        let top = self.sent().min(self.rate);
         self.curve = Some(Curve::new(now, top));
-        self.set(top * BETA, sent)
+        self.set(top * BETA)
     }
 
     /// It answered. The new rate.
     pub(crate) fn succeeded(&mut self, now: f64) -> Option<f64> {
         let curve = self.curve?;
-        Some(self.set(curve.at(now), self.measured))
+        Some(self.set(curve.at(now)))
     }
 
-    fn set(&mut self, rate: f64, sent: f64) -> f64 {
-        self.rate = rate.min(2.0 * sent).max(LEAST);
+    /// How much is sent. What this half second has seen already is not less in all of it.
+    fn sent(&self) -> f64 {
+        self.measured.max(self.count / BUCKET)
+    }
+
+    fn set(&mut self, rate: f64) -> f64 {
+        self.rate = rate.min(2.0 * self.sent()).max(LEAST);
         self.rate
     }
 }

@@ -40,15 +40,15 @@
 //!
 //! # Cost
 //!
-//! Until the first throttled answer two loads and a clock read a call; after it one compare-and-swap more. The rule
-//! itself stands behind a lock that is tried at most a hundred times a second, and waited for only by throttled
-//! answers. A call that waits allocates once, and takes the lock of the line a few times. (One that is not polled when
+//! Until the first throttled answer a count, some loads and a clock read a call; after it one compare-and-swap and one
+//! clock read more. The rule itself stands behind a lock that is tried at most two hundred times a second, and waited
+//! for only by throttled answers. A call that waits allocates once, and takes the lock of the line a few times. (One that is not polled when
 //! its turn has come keeps those behind it, as with tokio's semaphore; each of them is refused at its own end.)
 //!
 //! # Cancel safety
 //!
 //! Dropping a call that waits gives its place up, or, once its turn has come, its unit back. What a call that was left
-//! would have said is not heard.
+//! would have said is not heard; that it was sent counts.
 
 mod config;
 mod controller;

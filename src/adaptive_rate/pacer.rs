@@ -57,6 +57,11 @@ impl Pacer {
         self.interval.load(Relaxed) == 0 && self.hold_until.load(Relaxed) == 0
     }
 
+    #[inline]
+    pub(crate) fn has_rate(&self) -> bool {
+        self.interval.load(Relaxed) != 0
+    }
+
     /// Calls per second; `None`: there is no rate yet.
     pub(crate) fn rate(&self) -> Option<f64> {
         let interval = self.interval.load(Relaxed);
