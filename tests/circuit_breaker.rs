@@ -5,13 +5,17 @@
 use std::{
     convert::Infallible,
     future::ready,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response};
+use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -491,6 +495,50 @@ async fn throttled_calls_count_in_the_rate_and_not_in_a_row() {
         service.clone().oneshot(()).await.unwrap();
     }
     assert_eq!(layer.handle().snapshot().state, State::Open);
+}
+
+/// Callers that look at the status and drop the rest.
+#[tokio::test(start_paused = true)]
+async fn an_unread_answer_counts_by_its_head() {
+    type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+    let hello = || Body::new(Full::new(Bytes::from("hello")));
+    let endless = || Body::new(StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, _>>()));
+    // Seen by the layer: whether it is read, with which status, how it ends.
+    for (body, reads, status, outcome) in [
+        (hello as fn() -> Body, false, 200, Outcome::Success),
+        (hello, true, 200, Outcome::Success),
+        (hello, false, 500, Outcome::Failure),
+        // May be a stream of which somebody has had enough.
+        (endless, false, 200, Outcome::Cancelled),
+    ] {
+        let outcomes = OutcomesLayer::new();
+        let service = outcomes.layer(service_fn(move |_: Request<()>| {
+            ready(Ok::<_, Infallible>(Response::builder().status(status).body(body()).unwrap()))
+        }));
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        if reads {
+            response.into_body().collect().await.unwrap();
+        } else {
+            drop(response);
+        }
+        assert_eq!(outcomes.handle().take(), [outcome], "{reads} {status}");
+    }
+    // One in twenty fails, of which half would have to; and after an outage it closes again.
+    let (layer, calls) = (CircuitBreakerLayer::builder().build().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let fails = Arc::new(AtomicUsize::new(20));
+    let (n, every) = (Arc::clone(&calls), Arc::clone(&fails));
+    let service = layer.layer(service_fn(move |_: Request<()>| {
+        let status = if n.fetch_add(1, SeqCst).is_multiple_of(every.load(SeqCst)) { 500 } else { 200 };
+        ready(Ok::<_, Infallible>(Response::builder().status(status).body(hello()).unwrap()))
+    }));
+    for (every, state) in [(20, State::Closed), (1, State::Open), (usize::MAX, State::Closed)] {
+        fails.store(every, SeqCst);
+        for _ in 0..1_000 {
+            drop(service.clone().oneshot(Request::new(())).await.unwrap());
+            advance(Duration::from_millis(20)).await;
+        }
+        assert_eq!(layer.handle().snapshot().state, state, "one in {every}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

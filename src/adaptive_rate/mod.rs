@@ -42,8 +42,9 @@
 //!
 //! Until the first throttled answer a count, some loads and a clock read a call; after it one compare-and-swap and one
 //! clock read more. The rule itself stands behind a lock that is tried at most two hundred times a second, and waited
-//! for only by throttled answers. A call that waits allocates once, and takes the lock of the line a few times. (One that is not polled when
-//! its turn has come keeps those behind it, as with tokio's semaphore; each of them is refused at its own end.)
+//! for only by throttled answers. A call that waits allocates once, and takes the lock of the line a few times. (One
+//! that is not polled when its turn has come keeps those behind it, as with tokio's semaphore; each of them is refused
+//! at its own end.)
 //!
 //! # Cancel safety
 //!

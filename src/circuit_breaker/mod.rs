@@ -38,7 +38,8 @@
 //! gRPC codes of a broken server are failures; 429 and RESOURCE_EXHAUSTED (throttled) count in the failure rate, but
 //! not as failures in a row. See [`HttpClassify`](crate::HttpClassify) for the tables and how to change them.
 //!
-//! Not counted: a call whose caller left, in the middle of an upload too (see [`HttpClassify`](crate::HttpClassify)),
+//! Not counted: a call whose caller left, in the middle of an upload too, or dropped the answer before its end (see
+//! [`HttpClassify`](crate::HttpClassify): looking at the status only is no leaving where the length is announced),
 //! one that a policy further in refused, and one that ended because the caller's own deadline was short
 //! ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller could open a breaker
 //! for all. A timeout of ours, inside or outside, is a failure. Somebody else's timeout outside looks like a caller

@@ -30,8 +30,9 @@ pin_project! {
     /// with an error in which [`Rejection::of`] finds the reason, on gRPC with trailers. It adds no allocation. Its
     /// error is a [`BoxError`] with the inner error inside, unchanged.
     ///
-    /// Dropping it early means that the caller left. Under a timeout or a deadline it is not `Unpin`, because its timer
-    /// is part of it: pin it (`std::pin::pin!`) to read it frame by frame.
+    /// Dropping it early means that the caller left, unless nobody has read anything of a plain HTTP body with an
+    /// announced length: then the status was all that was wanted. Under a timeout or a deadline it is not `Unpin`,
+    /// because its timer is part of it: pin it (`std::pin::pin!`) to read it frame by frame.
     pub struct ResponseBody<B, W: Watch> {
         #[pin]
         kind: Kind<B, W>,

@@ -15,7 +15,10 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 /// HTTP: it comes from a proxy, or from a handler to which somebody sent a content type that does not belong there.
 ///
 /// Without being asked about, a transport error, and a body that breaks off, is a `Failure`, but `Cancelled` where it
-/// is the request's own body that failed: whoever sent it has gone (seen with the features `hyper` and `tonic`).
+/// is the request's own body that failed: whoever sent it has gone (seen with the features `hyper` and `tonic`). A body
+/// that is dropped before its end is `Cancelled`; but one of HTTP with an announced length of which nothing was read is
+/// a `Success` where the head was good, for then the caller wanted the status only (not with an own classification,
+/// which may want to see the end).
 ///
 /// An own classification costs a call one allocation, for the method that is kept for [`head`](HttpClassify::head).
 ///

@@ -13,7 +13,8 @@ use http_body::{Body, Frame};
 
 use crate::{
     deadline::Entered,
-    outcome::End,
+    outcome::{End, Outcome},
+    permit::Cause,
     protocol::{BoxError, HttpClassify, Watch, classify, cut, hint, transport},
     rejection::Rejection,
 };
@@ -22,13 +23,15 @@ use crate::{
 pub(super) type Step = Option<Result<Frame<Bytes>, BoxError>>;
 
 /// Follows one response to its verdict and to its end. The watch is gone once the response is over.
-pub(crate) struct Judge<W> {
+pub(crate) struct Judge<W: Watch> {
     pub(super) watch: Option<W>,
     settled: bool,
     pub(super) grpc: bool,
     classify: Option<Arc<dyn HttpClassify>>,
     /// Announced bytes that have not come yet.
     left: Option<u64>,
+    /// Nobody has asked for the body yet.
+    unread: bool,
     frames: Frames,
 }
 
@@ -95,7 +98,7 @@ fn is_of_events(content_type: &[u8]) -> bool {
 
 impl<W: Watch> Judge<W> {
     pub(crate) fn new(watch: W, grpc: bool, classify: Option<Arc<dyn HttpClassify>>) -> Self {
-        Judge { watch: Some(watch), settled: false, grpc, classify, left: None, frames: Frames::NotAsked }
+        Judge { watch: Some(watch), settled: false, grpc, classify, left: None, unread: true, frames: Frames::NotAsked }
     }
 
     pub(crate) fn expect(&mut self, bytes: Option<u64>) {
@@ -194,6 +197,7 @@ impl<W: Watch> Judge<W> {
         B::Error: Into<BoxError>,
     {
         let Some(watch) = &mut self.watch else { return body.poll_frame(cx).map_err(Into::into).map(Ok) };
+        self.unread = false;
         cut::note(None);
         let frame = {
             let _entered = Entered::new(watch.deadline());
@@ -251,6 +255,27 @@ impl<W: Watch> Judge<W> {
             self.hint(trailers);
         }
         self.end(trailers);
+    }
+}
+
+/// A caller that looks at the status and at nothing else has not left: it has what it wanted, and the head was good.
+/// That is seen where nobody has asked for a body whose length was announced. Else only failures, which are known by
+/// their heads, would count of such callers, and a few of them would open any breaker for good. One that drops a body
+/// of which nobody knows how long it is may as well have enough of a stream.
+impl<W: Watch> Drop for Judge<W> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        #[cold]
+        #[inline(never)]
+        fn unread<W: Watch>(judge: &mut Judge<W>) {
+            let by_default = !judge.grpc && judge.classify.is_none();
+            if judge.unread && judge.left.is_some() && by_default && Cause::current() == Cause::Caller {
+                judge.settle(End::Outcome(Outcome::Success));
+            }
+        }
+        if self.watch.is_some() && !self.settled {
+            unread(self);
+        }
     }
 }
 
