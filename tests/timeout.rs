@@ -668,6 +668,34 @@ async fn a_transports_own_timer_does_not_win_because_nobody_polled() {
     }
 }
 
+/// The peer has the bound from `grpc-timeout`, and its timer ends the call with CANCELLED (tonic's server) or
+/// DEADLINE_EXCEEDED.
+#[tokio::test(start_paused = true)]
+async fn a_peers_own_timer_does_not_win_because_nobody_polled() {
+    let layer = after(ms(100)).build().unwrap();
+    for (code, answers_at, polled_at, ours) in [
+        ("1", 101, 500, true),
+        ("4", 101, 500, true),
+        ("1", 50, 60, false),
+        ("14", 101, 500, false),
+        ("0", 101, 500, false),
+    ] {
+        let peer = service_fn(move |_: Request<Empty<Bytes>>| async move {
+            sleep(ms(answers_at)).await;
+            let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", code);
+            Ok::<_, Infallible>(head.body(Empty::<Bytes>::new()).unwrap())
+        });
+        let outside = OutcomesLayer::new();
+        let mut call = pin!(outside.layer(layer.layer(peer)).oneshot(grpc(None)));
+        assert!((&mut call).now_or_never().is_none());
+        advance(ms(polled_at)).await;
+        let answer = call.await.unwrap();
+        let reason = Rejection::in_response(&answer).map(Rejection::reason);
+        assert_eq!(reason, ours.then_some(Reason::Timeout), "{code} at {answers_at}");
+        assert!(!ours || outside.handle().take() == [Outcome::Failure]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn shadow_reports_a_request_that_came_too_late_once() {
     let layer = after(ms(10)).until(Until::End).shadow(true).build().unwrap();

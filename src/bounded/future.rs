@@ -75,28 +75,30 @@ where
         let mut this = self.project();
         let (reason, had) = match this.state.as_mut().project() {
             StateProj::Running { inner, timer, plan } => {
-                match plan.inside(P::has_a_timer_below(this.context), || inner.poll(cx)) {
+                let has_a_timer_below = P::has_a_timer_below(this.context);
+                let polled = plan.inside(has_a_timer_below, || inner.poll(cx));
+                if has_a_timer_below
+                    && let Poll::Ready(result) = &polled
+                    && result.as_ref().map_or(true, P::is_of_a_timer)
+                    && let Some((reason, had)) = overdue(plan, this.ledger)
+                {
+                    return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
+                }
+                match polled {
                     // Each way out by itself: a watched body is large, and where they met again, all would move one.
                     Poll::Ready(Ok(response)) if plan.body.is_none() => {
                         return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
                     }
                     Poll::Ready(Ok(response)) => {
-                        let early = P::has_a_timer_below(this.context);
-                        let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
+                        let mut watch =
+                            plan.body.map(|body| BodyClock::new(plan, body, has_a_timer_below, this.ledger));
                         return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
                     }
+                    // It has no body to watch.
                     Poll::Ready(Err(error)) => {
-                        if P::has_a_timer_below(this.context)
-                            && let Some((reason, had)) = overdue(plan, this.ledger)
-                        {
-                            return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
-                        }
-                        // It has no body to watch.
                         return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
                     }
-                    Poll::Pending => {
-                        ready!(poll_overdue(plan, P::has_a_timer_below(this.context), timer, this.ledger, cx))
-                    }
+                    Poll::Pending => ready!(poll_overdue(plan, has_a_timer_below, timer, this.ledger, cx)),
                 }
             }
             StateProj::Refused { reason } => (*reason, Duration::ZERO),
@@ -127,8 +129,9 @@ fn poll_overdue(
     if ledger.run_out(reason) { Poll::Ready((reason, plan.had(bound, early))) } else { Poll::Pending }
 }
 
-/// An error of a gRPC transport that comes once the bound has been reached is that transport's own timer: both ran out
-/// while nobody polled, and its CANCELLED says less than we know. (Before the bound it is an error like any other.)
+/// An error of a gRPC transport, or CANCELLED, that comes once the bound has been reached is a timer's on the same
+/// header, there or at the peer: both ran out while nobody polled, and it says less than we know. (Before the bound it
+/// is an answer like any other.)
 #[cold]
 fn overdue(plan: &Plan, ledger: &Shared<Ledger>) -> Option<(Reason, Duration)> {
     let bound = plan.bound().filter(|b| b.at <= time::now())?;

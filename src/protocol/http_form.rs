@@ -89,6 +89,14 @@ where
         context.grpc
     }
 
+    /// CANCELLED or DEADLINE_EXCEEDED in the head, and not by a policy of ours, which says itself whose clock it was.
+    #[cold]
+    #[inline(never)]
+    fn is_of_a_timer(answer: &Response<RB>) -> bool {
+        let code = classify::grpc_status(answer.headers()).flatten();
+        matches!(code, Some(1 | 4)) && answer.extensions().get::<Rejection>().is_none()
+    }
+
     fn with_parts<T>(request: &mut Request<B>, look: impl FnOnce(&request::Parts) -> T) -> Option<T> {
         // `Parts` can only be had of a whole request: one without a body lends its own for the look. The request stays
         // where it is, for it is large, and calls without such a function shall not pay for its being moved.

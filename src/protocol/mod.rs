@@ -158,6 +158,12 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
         false
     }
 
+    /// May this answer be what such a timer said, there or at the other end of the wire?
+    #[doc(hidden)]
+    fn is_of_a_timer(_answer: &Res) -> bool {
+        false
+    }
+
     /// The key of a request, in a form that [knows](Self::KNOWS_KEYS).
     #[cfg(feature = "http")]
     #[doc(hidden)]
