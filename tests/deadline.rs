@@ -349,3 +349,87 @@ fn the_builder_checks() {
     assert_eq!(fields(DeadlineLayer::builder().server(Duration::MAX)), ["server"]);
     assert!(DeadlineLayer::builder().client().header(MILLIS).build().is_ok());
 }
+
+// === after a wait ===
+
+/// Answers after so long with this code, and notes for how long each call was to last by its header.
+fn peer(
+    takes: u64,
+    code: &'static str,
+    told: &Told,
+) -> impl Service<Request<Empty<Bytes>>, Response = Response<Empty<Bytes>>, Error = Infallible, Future: Send> + Clone + use<>
+{
+    let tells = Arc::clone(told);
+    service_fn(move |request: Request<Empty<Bytes>>| {
+        let timeout = request.headers().get("grpc-timeout").map_or("none", |v| v.to_str().unwrap());
+        tells.lock().unwrap().push(timeout.to_owned());
+        async move {
+            sleep(ms(takes)).await;
+            let head = Response::builder().header(GRPC.0, GRPC.1).header("grpc-status", code);
+            Ok(head.body(Empty::new()).unwrap())
+        }
+    })
+}
+
+type Told = Arc<Mutex<Vec<String>>>;
+
+/// Two calls at once, of which the second has to wait.
+async fn two<S, B>(service: S, headers: &[(&str, &str)])
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    let call = || service.clone().oneshot(request(headers));
+    let (first, second) = tokio::join!(call(), call());
+    drop((first.unwrap(), second.unwrap()));
+}
+
+/// Whoever has waited has less time left, and says so: the header is not what it was when the wait began.
+#[tokio::test(start_paused = true)]
+async fn the_header_of_a_call_that_waited_says_what_is_left() {
+    use buttress::{AdaptiveRateLayer, BulkheadLayer, FallbackLayer, Quota, RateLimitLayer};
+    let second = |told: &Mutex<Vec<String>>| told.lock().unwrap()[1].clone();
+
+    let told = Told::default();
+    let inner = peer(600, "0", &told);
+    let bulkhead = BulkheadLayer::builder().limit(1).queue(1).wait(ms(5_000)).build().unwrap();
+    let service = DeadlineLayer::client().layer(bulkhead.layer(inner.clone()));
+    Deadline::after(ms(1_000)).scope(two(service, &[GRPC])).await;
+    assert_eq!(second(&told), "400000u");
+
+    let told = Told::default();
+    let inner = peer(10, "0", &told);
+    let rate = RateLimitLayer::builder().quota(Quota::per(1, ms(600))).wait(ms(5_000)).build().unwrap();
+    Deadline::after(ms(1_000)).scope(two(DeadlineLayer::client().layer(rate.layer(inner)), &[GRPC])).await;
+    assert_eq!(second(&told), "400000u");
+    // A timeout around it has a bound of its own in there.
+    let told = Told::default();
+    let inner = peer(10, "0", &told);
+    let timeout = TimeoutLayer::builder().after(ms(800)).build().unwrap();
+    let rate = RateLimitLayer::builder().quota(Quota::per(1, ms(600))).wait(ms(5_000)).build().unwrap();
+    two(timeout.layer(rate.layer(inner)), &[GRPC]).await;
+    assert_eq!(*told.lock().unwrap(), ["805000u", "202000u"]);
+
+    let told = Told::default();
+    let inner = peer(10, "0", &told);
+    let adaptive = AdaptiveRateLayer::builder().wait(ms(5_000)).build().unwrap();
+    let hint = service_fn(|_: Request<Empty<Bytes>>| {
+        let head = Response::builder().status(429).header("retry-after", "1");
+        ready(Ok::<_, Infallible>(head.body(Empty::<Bytes>::new()).unwrap()))
+    });
+    adaptive.layer(hint).oneshot(request(&[])).await.unwrap();
+    let call = DeadlineLayer::client().layer(adaptive.layer(inner)).oneshot(request(&[GRPC]));
+    Deadline::after(ms(3_000)).scope(call).await.unwrap();
+    assert_eq!(*told.lock().unwrap(), ["2000000u"]);
+
+    let told = Told::default();
+    let (inner, backup) = (peer(600, "14", &Told::default()), peer(10, "0", &told));
+    let service = DeadlineLayer::client().layer(FallbackLayer::to_service(backup).layer(inner));
+    Deadline::after(ms(1_000)).scope(service.oneshot(request(&[GRPC]))).await.unwrap();
+    assert_eq!(*told.lock().unwrap(), ["400000u"]);
+    // Who said nothing of a time has not begun to.
+    let told = Told::default();
+    let (inner, backup) = (peer(600, "14", &Told::default()), peer(10, "0", &told));
+    let call = FallbackLayer::to_service(backup).layer(inner).oneshot(request(&[GRPC]));
+    Deadline::after(ms(1_000)).scope(call).await.unwrap();
+    assert_eq!(*told.lock().unwrap(), ["none"]);
+}

@@ -164,9 +164,10 @@ enum Went<F, E> {
 
 impl<S, Req> Waiting<S, Req> {
     #[inline(never)]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Went<S::Future, S::Error>>
+    fn poll<P>(self: Pin<&mut Self>, protocol: &P, cx: &mut Context<'_>) -> Poll<Went<S::Future, S::Error>>
     where
         S: Service<Req>,
+        P: Protocol<Req, S::Response, S::Error>,
     {
         let mut this = self.project();
         if let Has::Place(..) = this.wait.has {
@@ -200,7 +201,9 @@ impl<S, Req> Waiting<S, Req> {
         }
         let mut permit = Permit::new(Call::new(controller.clone()));
         this.wait.has = Has::Nothing;
-        let inner = permit.guard(|| outline::call(this.service, take(this.request)));
+        let mut request = take(this.request);
+        deadline::shorten(protocol, &mut request);
+        let inner = permit.guard(|| outline::call(this.service, request));
         Poll::Ready(Went::Made(inner, permit))
     }
 }
@@ -238,7 +241,7 @@ where
                     let rejection = controller.rejection(*retry_after);
                     return Poll::Ready(this.protocol.reject(this.context, rejection));
                 }
-                StateProj::Waiting { call } => match ready!(call.as_mut().poll(cx)) {
+                StateProj::Waiting { call } => match ready!(call.as_mut().poll(this.protocol, cx)) {
                     Went::Made(inner, permit) => {
                         *this.permit = Some(permit);
                         this.state.set(State::Running { inner });

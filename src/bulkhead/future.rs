@@ -133,7 +133,9 @@ where
                     }
                     this.timer.set(None);
                     held.is_called();
-                    let inner = outline::call(service, take(request));
+                    let mut request = take(request);
+                    deadline::shorten(this.protocol, &mut request);
+                    let inner = outline::call(service, request);
                     this.state.set(State::Running { inner });
                 }
                 StateProj::Refused { reason } => {

@@ -53,7 +53,10 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use crate::time::{self, Instant, Sleep, poll_at};
+use crate::{
+    protocol::Protocol,
+    time::{self, Instant, Sleep, poll_at},
+};
 
 pub(crate) mod caller;
 #[cfg(feature = "http")]
@@ -145,6 +148,26 @@ pub(crate) fn poll_passed(
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     deadline.map_or(Poll::Pending, |deadline| poll_at(timer, deadline.instant(), cx))
+}
+
+/// A call that had to wait is made now: by its `grpc-timeout` it has what is left, and not what there was. Only where
+/// it says for how long the peer has to work; what that is by us is known of the deadline and of timeouts further out.
+#[cfg_attr(not(feature = "http"), allow(unused_variables, clippy::extra_unused_type_parameters, reason = "no headers"))]
+#[cold]
+pub(crate) fn shorten<P, Req, Res, Err>(protocol: &P, request: &mut Req)
+where
+    P: Protocol<Req, Res, Err>,
+{
+    #[cfg(feature = "http")]
+    {
+        let deadline = earliest(P::deadline(request), Deadline::current());
+        let context = protocol.context(request);
+        let Some(headers) = P::grpc_headers(&context, request).filter(|h| h.contains_key(wire::GRPC_TIMEOUT)) else {
+            return;
+        };
+        let left = deadline.map(Deadline::remaining).into_iter().chain(outer::left(time::now())).min();
+        wire::lower_grpc_timeout(headers, left);
+    }
 }
 
 /// The ambient deadline for as long as this stands; then the outer one again.

@@ -6,7 +6,7 @@
 //! timer, or by the margin that it writes after it, is its own; the caller's deadline is what the timeout knows of it.
 //! (On this thread: through a buffer or a spawned task nobody is told.)
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use crate::{
     deadline::{Deadline, wire},
@@ -50,6 +50,12 @@ pub(crate) fn leave() {
 fn current() -> Option<Outer> {
     let last = DEPTH.get().min(MOST).checked_sub(1)?;
     TIMEOUTS.with(|all| all[last].get())
+}
+
+/// What a header may say now that is to end with the innermost of them that ends first.
+pub(crate) fn left(now: Instant) -> Option<Duration> {
+    let left = current()?.end.saturating_duration_since(now);
+    Some(left + wire::margin(left))
 }
 
 /// The caller's deadline by this header.

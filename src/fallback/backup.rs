@@ -138,7 +138,11 @@ where
             let next = match self.as_mut().project() {
                 StageProj::Readying { backup, request, deadline, timer } => match backup.poll_ready(cx) {
                     Poll::Ready(Ok(())) => match request.take() {
-                        Some(request) => Stage::Calling { call: backup.call(request) },
+                        Some(mut request) => {
+                            // The backend has had its part of the time.
+                            deadline::shorten::<_, _, Response<RB>, ()>(http, &mut request);
+                            Stage::Calling { call: backup.call(request) }
+                        }
                         None => return Poll::Ready(None),
                     },
                     Poll::Ready(Err(_)) => return Poll::Ready(None),

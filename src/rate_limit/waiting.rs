@@ -130,7 +130,8 @@ where
             let call = this.call.as_mut().expect(POLLED);
             match ready!(wait.poll(protocol, cx, this.limiter, call, this.after)) {
                 Go::Call => {
-                    let (mut service, request) = take(this.call);
+                    let (mut service, mut request) = take(this.call);
+                    deadline::shorten(protocol, &mut request);
                     let inner = outline::call(&mut service, request);
                     this.state.set(State::Running { inner });
                 }
