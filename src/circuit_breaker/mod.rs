@@ -52,7 +52,8 @@
 //!
 //! # While it is open
 //!
-//! Calls are refused at once, with the time that is left, and the inner service is neither called nor polled. Every
+//! Calls are refused at once, with the time that is left, and the inner service is neither called nor polled. (Who
+//! waits for the inner service to become ready already learns of it when the inner service wakes it.) Every
 //! re-opening lasts longer, with jitter, up to a maximum. The first call after the open time makes it half-open: no
 //! task and no timer is needed.
 //!

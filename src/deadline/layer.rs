@@ -52,6 +52,8 @@ impl DeadlineLayer {
     /// It becomes an extension of the request and the ambient deadline of the handler and of its response body; when
     /// it passes, whatever is running below is dropped, and the answer is 504 or DEADLINE_EXCEEDED (in a body that had
     /// begun: an error on HTTP, trailers on gRPC). A request that comes too late is refused, the handler untouched.
+    /// A body ends when somebody asks it for more: a transport that is stuck, because the client at its other end does
+    /// not read, asks for nothing, and only its own timeout ends that.
     ///
     /// Without a header (or with a malformed one, which is counted) the deadline is `max`. This can't fail: a `max`
     /// beyond the clock's range is no bound, and zero refuses every request.

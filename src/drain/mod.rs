@@ -51,8 +51,9 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping a call or its body ends it. New calls are refused from the moment `drain` is called, whether or not
-//! somebody polls what it gave; dropping that changes nothing.
+//! A call that was not made yet, because its caller waits for the inner service to become ready, is not counted; that
+//! caller learns of the drain when it asks again. Dropping a call or its body ends it. New calls are refused from the
+//! moment `drain` is called, whether or not somebody polls what it gave; dropping that changes nothing.
 
 mod future;
 mod gate;

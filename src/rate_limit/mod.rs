@@ -31,6 +31,7 @@
 //!   order, with nothing of the inner service in its hands; one that leaves lets those behind it move up at once. After
 //!   its turn it waits for the inner service until its deadline at most, and then gives its unit back; so does one that
 //!   is not polled before that.
+//!   A unit is used when the turn comes: calls whose tasks are too busy to take their turns go late, and together.
 //! - **Deadlines.** A call whose deadline has passed is refused with 504 or DEADLINE_EXCEEDED and takes no unit: nobody
 //!   waits for what it would be spent on.
 //! - **Answers.** 429 with `Retry-After`, or RESOURCE_EXHAUSTED with `RetryInfo`; [`LimitHeaders`] on request, on

@@ -24,7 +24,8 @@ impl Quota {
         Quota::per(n, Duration::from_secs(1))
     }
 
-    /// `n` units per `t`, all of them at once if nothing was used. `n` from 1; `t` from 1 ns to 365 days.
+    /// `n` units per `t`, all of them at once if nothing was used. `n` from 1; `t` from 1 ns to 365 days; at most five
+    /// units a nanosecond.
     pub fn per(n: u32, t: Duration) -> Self {
         Quota { units: n, per: t, burst: n }
     }

@@ -58,7 +58,8 @@ impl TimeoutBuilder {
         self
     }
 
-    /// Where `after` ends: at the head of the response (default) or at the end of its body.
+    /// Where `after` ends: at the head of the response (default) or at the end of its body, which ends when its reader
+    /// asks for more: one that has stopped reading holds it until its connection goes.
     pub fn until(mut self, until: Until) -> Self {
         self.config.until = until;
         self
