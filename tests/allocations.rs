@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     error::Error as StdError,
     fmt,
@@ -15,7 +16,7 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
-use http_body_util::Empty;
+use http_body_util::{Empty, Full};
 use tower::{Layer, Service, service_fn};
 
 use buttress::{
@@ -228,7 +229,7 @@ fn a_plain_retry_is_free_with_and_without_failures() {
         assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
         let mut pending = layer.layer(service_fn(|_: u32| pending::<Result<u32, Oops>>()));
         assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
-        let fails = std::cell::Cell::new(false);
+        let fails = Cell::new(false);
         let shaky = service_fn(|n: u32| ready(if fails.replace(!fails.get()) { Ok(n) } else { Err(Oops) }));
         let mut service = layer.layer(shaky);
         assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);
@@ -324,6 +325,61 @@ fn a_fallback_copies_the_head_and_looks_into_grpc() {
     let mut service = FallbackLayer::last_good(LastGood::new(1 << 20, Duration::from_secs(1))).layer(http());
     let post = || Request::builder().method("POST").body(()).unwrap();
     assert_eq!(allocations(|| assert!(call_and_read(&mut service, post()).is_some())), 0);
+}
+
+const MAX_BYTES: usize = 4 << 20;
+
+/// A `LastGood` full of answers with so many headers and so long a body, and how many bytes it really takes.
+fn full_last_good(headers: usize, length: usize, vary: bool) -> (LastGood, i64) {
+    let broken = Cell::new(false);
+    let backend = service_fn(|_: Request<()>| {
+        let mut response = Response::builder().status(if broken.get() { 500 } else { 200 });
+        for n in 0..headers {
+            response = response.header(format!("x-header-{n}"), "some value");
+        }
+        if vary {
+            response = response.header("vary", "x-key");
+        }
+        ready(Ok::<_, Infallible>(response.body(Full::new(Bytes::from(vec![b'x'; length]))).unwrap()))
+    });
+    let mut made = None;
+    let used = measure(|| {
+        let last_good = LastGood::new(MAX_BYTES, Duration::from_secs(1));
+        let mut service = FallbackLayer::last_good(last_good.clone()).layer(backend);
+        // Twice, for what was given out is shared, and that takes a little more.
+        for is_broken in [false, true] {
+            broken.set(is_broken);
+            for n in 0..15_000 {
+                let request = Request::builder().uri(format!("/{n}")).body(()).unwrap();
+                assert!(call_and_read(&mut service, request).is_some());
+            }
+        }
+        made = Some(last_good);
+    });
+    (made.unwrap(), used.bytes_current)
+}
+
+/// Law 12, by what the allocator gave, also where answers are so small that what is around them is most of it. And what
+/// may be used is used.
+#[test]
+fn last_good_takes_no_more_than_it_may() {
+    in_runtime(|| {
+        for (headers, length, vary) in [
+            (0, 1, false),
+            (1, 1, false),
+            (3, 1, false),
+            (10, 10, false),
+            (7, 100, false),
+            (0, 1, true),
+            (3, 9_999, false),
+        ] {
+            let (last_good, takes) = full_last_good(headers, length, vary);
+            let share = takes as f64 / MAX_BYTES as f64;
+            let case = format!("{headers} headers, {length} bytes, vary {vary}: {last_good:?} takes {share:.2}");
+            assert!(last_good.kept().1 > MAX_BYTES as u64 / 10 * 9, "{case}");
+            assert!((0.5..1.0).contains(&share), "{case}");
+        }
+    });
 }
 
 #[test]
@@ -626,7 +682,7 @@ fn a_plain_hedge_is_free_up_to_its_second_attempt() {
             assert_eq!(allocations(|| assert!(call(&mut pending, 1).is_none())), 0);
         }
         // One that failed, and the next.
-        let fails = std::cell::Cell::new(false);
+        let fails = Cell::new(false);
         let shaky = service_fn(|n: u32| ready(if fails.replace(!fails.get()) { Ok(n) } else { Err(Oops) }));
         let mut service = hedge().build().unwrap().plain().layer(shaky);
         assert_eq!(allocations(|| assert_eq!(call(&mut service, 1).unwrap().unwrap(), 1)), 0);

@@ -9,8 +9,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
 
 use super::super::substitute::DEGRADED;
-use super::{Ask, store::PER_ENTRY};
-use crate::time::Instant;
+use super::{
+    Ask,
+    packed::{Head, packed_size},
+    store::{PER_ENTRY, size_of_names},
+};
+use crate::{protocol::number, time::Instant};
+
+/// What a chunk takes beside its bytes: a million of small ones is not free.
+const PER_CHUNK: usize = 64;
 
 /// A response that is still being read.
 ///
@@ -24,7 +31,9 @@ pub(super) struct Draft {
     pub(super) variant: Option<(Vec<HeaderName>, String)>,
     pub(super) at: Instant,
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    /// How long the body is by `Content-Length`.
+    pub(super) announced: Option<usize>,
+    pub(super) head: Head,
     pub(super) chunks: Vec<Bytes>,
     room: Room,
 }
@@ -52,17 +61,21 @@ impl Draft {
         if !is_whole || forbidden || is_a_users || is_degraded {
             return None;
         }
+        // A length that is no number says that something is wrong.
+        let announced = headers.get(header::CONTENT_LENGTH).map(|value| number::read(value).ok_or(()));
+        let announced = announced.transpose().ok()?;
         let vary = vary(headers)?;
         let variant = ask.variant(&vary).map(|key| (vary, key));
-        let keys = ask.key.len() + variant.as_ref().map_or(0, |(_, key)| key.len());
-        room.take(PER_ENTRY + keys + size_of(headers)).then(|| Draft {
+        let keys = ask.key.len() + variant.as_ref().map_or(0, |(vary, key)| size_of_names(vary) + key.len());
+        room.take(PER_ENTRY + keys + packed_size(headers)).then(|| Draft {
             number,
             key: ask.key.clone(),
             is_head: ask.is_head(),
             variant,
             at: now,
             status: parts.status,
-            headers: end_to_end(headers),
+            announced,
+            head: Head::pack(end_to_end(headers)),
             chunks: Vec::new(),
             room,
         })
@@ -70,8 +83,7 @@ impl Draft {
 
     /// `false`: it has become too large, or all drafts together have.
     pub(super) fn add(&mut self, data: &Bytes) -> bool {
-        // A million of small ones is not free.
-        let has_room = self.room.take(data.len() + std::mem::size_of::<Bytes>());
+        let has_room = self.room.take(data.len() + PER_CHUNK);
         if has_room {
             self.chunks.push(Bytes::copy_from_slice(data));
         }
@@ -121,8 +133,8 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Copies of what is not of one connection (RFC 9110, 7.6.1).
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+/// What is not of one connection (RFC 9110, 7.6.1).
+fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     const HOP: [HeaderName; 6] = [
         header::CONNECTION,
         header::TRANSFER_ENCODING,
@@ -132,17 +144,6 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         header::PROXY_AUTHENTICATE,
     ];
     let named: Vec<_> = tokens(headers, header::CONNECTION).filter_map(|t| HeaderName::try_from(t).ok()).collect();
-    let kept = |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
-    headers.iter().filter(|(name, _)| kept(name)).map(|(name, value)| (name.clone(), copy(value))).collect()
-}
-
-fn copy(value: &HeaderValue) -> HeaderValue {
-    let Ok(mut own) = HeaderValue::from_bytes(value.as_bytes()) else { return value.clone() };
-    own.set_sensitive(value.is_sensitive());
-    own
-}
-
-/// Of names and values.
-pub(super) fn size_of(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+    let kept = move |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
+    headers.iter().filter(move |(name, _)| kept(name))
 }

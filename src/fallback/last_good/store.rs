@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Response, StatusCode, header, response::Parts};
+use http::{HeaderName, Response, StatusCode, header, response::Parts};
 use quick_cache::{
     OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
@@ -19,12 +19,18 @@ use quick_cache::{
 
 use super::{
     Ask,
-    draft::{Draft, Room, size_of},
+    draft::{Draft, Room},
+    packed::Packed,
 };
 use crate::{protocol::number, time::Instant};
 
-/// What an entry takes beside what is in it.
-pub(super) const PER_ENTRY: usize = 128;
+/// What an entry takes beside what is in it: two slots of the cache's slab, for that grows by doubling (96 bytes), two of
+/// its table (12), the [`Kept`] with its counts (104) and the count of shared bytes (24), and what an allocator adds to
+/// five pieces of memory.
+pub(super) const PER_ENTRY: usize = 320;
+
+/// What the name of a header takes beside its text.
+const PER_NAME: usize = 64;
 
 pub(super) struct Store {
     /// `None`: nothing is kept.
@@ -39,32 +45,37 @@ pub(super) struct Store {
     keeping: Mutex<()>,
 }
 
-type Answers = Cache<String, Entry, Weigh, RandomState>;
+type Answers = Cache<Box<str>, Entry, Weigh, RandomState>;
 
-/// What is behind a key.
+/// What is behind a key. Small, for the cache has room for more of them than there are.
 #[derive(Clone)]
 enum Entry {
     Answer(Arc<Kept>),
-    /// There are several answers to this URI: these headers choose among them, as was said by the draft of this number.
-    Vary(u64, Arc<[HeaderName]>),
+    /// There are several answers to this URI.
+    Vary(Arc<Vary>),
+}
+
+/// These headers choose among the answers, as was said by the draft of this number.
+struct Vary {
+    number: u64,
+    names: Box<[HeaderName]>,
 }
 
 struct Kept {
     number: u64,
     at: Instant,
     status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
+    answer: Packed,
 }
 
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<String, Entry> for Weigh {
-    fn weight(&self, key: &String, entry: &Entry) -> u64 {
+impl Weighter<Box<str>, Entry> for Weigh {
+    fn weight(&self, key: &Box<str>, entry: &Entry) -> u64 {
         let inside = match entry {
-            Entry::Answer(kept) => size_of(&kept.headers) + kept.body.len(),
-            Entry::Vary(_, names) => names.iter().map(|n| n.as_str().len()).sum(),
+            Entry::Answer(kept) => kept.answer.size(),
+            Entry::Vary(vary) => size_of_names(&vary.names),
         };
         (PER_ENTRY + key.len() + inside) as u64
     }
@@ -106,20 +117,18 @@ impl Store {
 
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
-        let Draft { number, key, is_head, variant, at, status, headers, chunks, .. } = draft;
+        let Draft { number, key, is_head, variant, at, status, announced, head, chunks, .. } = draft;
         // A body that ended before its announced length was cut off, even if nobody said so.
-        let announced = headers.get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok()));
         let length: usize = chunks.iter().map(Bytes::len).sum();
-        if !is_head && announced.is_some_and(|announced| announced != Some(length)) {
+        if !is_head && announced.is_some_and(|announced| announced != length) {
             return;
         }
-        let body = chunks.concat().into();
-        let kept = Entry::Answer(Arc::new(Kept { number, at, status, headers, body }));
+        let kept = Entry::Answer(Arc::new(Kept { number, at, status, answer: head.with_body(&chunks) }));
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         match variant {
             None => _ = put(cache, key, kept),
             Some((vary, variant)) => {
-                if put(cache, key, Entry::Vary(number, vary.into())) {
+                if put(cache, key, Entry::Vary(Arc::new(Vary { number, names: vary.into() }))) {
                     put(cache, variant, kept);
                 }
             }
@@ -128,11 +137,11 @@ impl Store {
 
     pub(super) fn find(&self, ask: &Ask, now: Instant) -> Option<Response<Bytes>> {
         let cache = self.cache.as_ref()?;
-        let (key, kept) = match cache.get(&ask.key)? {
+        let (key, kept) = match cache.get(&*ask.key)? {
             Entry::Answer(kept) => (None, kept),
-            Entry::Vary(_, names) => {
-                let variant = ask.variant(&names)?;
-                match cache.get(&variant)? {
+            Entry::Vary(vary) => {
+                let variant = ask.variant(&vary.names)?;
+                match cache.get(&*variant)? {
                     Entry::Answer(kept) => (Some(variant), kept),
                     Entry::Vary(..) => return None,
                 }
@@ -142,16 +151,17 @@ impl Store {
         if age > self.max_age {
             // Only if it is still the one that was read.
             let is_this = |entry: &Entry| matches!(entry, Entry::Answer(other) if Arc::ptr_eq(other, &kept));
-            cache.remove_if(key.as_ref().unwrap_or(&ask.key), is_this);
+            cache.remove_if(key.as_deref().unwrap_or(&ask.key), is_this);
             return None;
         }
-        let mut response = Response::new(kept.body.clone());
-        *response.status_mut() = kept.status;
-        *response.headers_mut() = kept.headers.clone();
+        let (mut headers, body) = kept.answer.unpack();
         // What it had spent in caches before it came here is part of its age.
-        let before = kept.headers.get(header::AGE).and_then(number::read::<u32>).unwrap_or_default();
+        let before = headers.get(header::AGE).and_then(number::read::<u32>).unwrap_or_default();
         let seconds = age.as_secs().saturating_add(u64::from(before));
-        response.headers_mut().insert(header::AGE, number::header_value(seconds, None));
+        headers.insert(header::AGE, number::header_value(seconds, None));
+        let mut response = Response::new(body);
+        *response.status_mut() = kept.status;
+        *response.headers_mut() = headers;
         Some(response)
     }
 }
@@ -159,10 +169,11 @@ impl Store {
 /// Puts it there, unless there is a younger one: a slow reader comes late with what is older. True if what is there now
 /// has the same headers choose.
 fn put(cache: &Answers, key: String, entry: Entry) -> bool {
-    match cache.peek(&key) {
+    match cache.peek(&*key) {
         Some(there) if there.number() > entry.number() => there.chooses_as(&entry),
         _ => {
-            cache.insert(key, entry);
+            // In a box: a string may have more room than it needs.
+            cache.insert(key.into(), entry);
             true
         }
     }
@@ -172,14 +183,19 @@ impl Entry {
     fn number(&self) -> u64 {
         match self {
             Entry::Answer(kept) => kept.number,
-            Entry::Vary(number, _) => *number,
+            Entry::Vary(vary) => vary.number,
         }
     }
 
     /// Do the same headers choose?
     fn chooses_as(&self, other: &Entry) -> bool {
-        matches!((self, other), (Entry::Vary(_, a), Entry::Vary(_, b)) if a == b)
+        matches!((self, other), (Entry::Vary(a), Entry::Vary(b)) if a.names == b.names)
     }
+}
+
+/// What these names take, in bytes.
+pub(super) fn size_of_names(names: &[HeaderName]) -> usize {
+    names.iter().map(|name| PER_NAME + name.as_str().len()).sum()
 }
 
 impl fmt::Debug for Store {
