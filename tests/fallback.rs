@@ -886,6 +886,76 @@ async fn an_answer_to_head_is_kept_at_its_head() {
     assert_eq!((response.status().as_u16(), &response.headers()["content-length"]), (200, &"1000".parse().unwrap()));
 }
 
+/// RFC 9110, 8.6: what is said of the length is that of the GET. A server reads it off the body where the head is silent.
+#[tokio::test]
+async fn a_kept_answer_to_head_says_of_its_length_what_it_said_then() {
+    let head = || request("HEAD", "/", &[]);
+    let said = |response: &Response<_>| {
+        let written = response.headers().get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
+        written.or(Body::size_hint(response.body()).exact())
+    };
+    for (headers, body, length) in [
+        (&[][..], Some("hello"), Some(5)),
+        (&[("content-length", "9")], Some(""), Some(9)),
+        (&[], Some(""), Some(0)),
+        (&[], None, None),
+    ] {
+        let moody = Moody::default();
+        let service = mebibyte().layer(moody.over(move |_| match body {
+            Some(text) => respond(headers, text),
+            None => Response::new(frames(vec![data("a stream")], true)),
+        }));
+        let response = service.clone().oneshot(head()).await.unwrap();
+        assert_eq!(said(&response), length);
+        drop(response);
+        moody.breaks();
+        let response = service.oneshot(head()).await.unwrap();
+        assert_eq!((degraded(&response).is_some(), said(&response)), (true, length));
+        assert!(response.body().is_end_stream());
+        assert_eq!(text(response).await, "");
+    }
+}
+
+#[tokio::test]
+async fn what_was_of_one_connection_or_one_moment_is_not_kept() {
+    let moody = Moody::default();
+    let names = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "x-hop",
+        "retry-after",
+        "ratelimit",
+        "ratelimit-policy",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ];
+    let service = mebibyte().layer(moody.over(move |_| {
+        let mut response = respond(&[("etag", "\"1\""), ("x-rated", "5")], "good");
+        for name in names {
+            response.headers_mut().insert(name, "x-hop".parse().unwrap());
+        }
+        response
+    }));
+    text(service.clone().oneshot(get("/")).await.unwrap()).await;
+    moody.breaks();
+    let response = service.oneshot(get("/")).await.unwrap();
+    let mut kept: Vec<_> = response.headers().keys().map(http::HeaderName::as_str).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, ["age", "etag", "x-rated"]);
+}
+
+#[tokio::test]
+async fn what_a_request_forbids_to_store_is_not_kept() {
+    for (value, expected) in [("no-store", "broken"), ("max-age=0, No-Store", "broken"), ("no-cache", "good")] {
+        let asks = || request("GET", "/", &[("cache-control", value)]);
+        assert_eq!(after(mebibyte(), asks(), &[], get("/")).await, expected, "{value}");
+        // It may be answered with what another one brought.
+        assert_eq!(after(mebibyte(), get("/"), &[], asks()).await, "good", "{value}");
+    }
+}
+
 #[tokio::test]
 async fn memory_is_bounded() {
     let (moody, last_good) = (Moody::default(), LastGood::new(10_000, 60 * S));

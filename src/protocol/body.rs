@@ -47,6 +47,7 @@ pin_project! {
         Peeked { body: Peeked<B> },
         // The trailers in a box, for they are large and rare.
         Text { bytes: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
+        Untold,
     }
 }
 
@@ -74,6 +75,12 @@ impl<B, W: Watch> ResponseBody<B, W> {
     #[cold]
     pub(crate) fn text(bytes: Bytes) -> Self {
         ResponseBody { kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()), trailers: None } }
+    }
+
+    /// Of the answer to a HEAD request that does not say how long it would be: empty, but not of length zero, for that a
+    /// server would write down.
+    pub(crate) fn untold() -> Self {
+        ResponseBody { kind: Kind::Untold }
     }
 
     /// One chunk, and trailers behind it.
@@ -112,6 +119,7 @@ where
                 let rest = || trailers.take().map(|t| Ok(Frame::trailers(*t)));
                 return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b))).or_else(rest));
             }
+            KindProj::Untold => return Poll::Ready(None),
         };
         // The inner body goes now, not when somebody drops this one; and what is in it learns whose clock it was.
         Cause::of(rejection.reason(), rejection.had()).during(|| kind.set(Kind::Text { bytes: None, trailers: None }));
@@ -124,6 +132,7 @@ where
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.is_end_stream(),
             Kind::Peeked { body } => body.is_end_stream(),
             Kind::Text { bytes, trailers } => bytes.is_none() && trailers.is_none(),
+            Kind::Untold => true,
         }
     }
 
@@ -133,6 +142,7 @@ where
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.size_hint(),
             Kind::Peeked { body } => body.size_hint(),
             Kind::Text { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Kind::Untold => SizeHint::new(),
         }
     }
 }
@@ -144,6 +154,7 @@ impl<B, W: Watch> fmt::Debug for ResponseBody<B, W> {
             Kind::Watched { .. } => "watched",
             Kind::Peeked { .. } => "peeked",
             Kind::Text { .. } => "text",
+            Kind::Untold => "untold",
         };
         f.debug_struct("ResponseBody").field("kind", &kind).finish_non_exhaustive()
     }

@@ -232,6 +232,17 @@ mod http_form {
             }
         }
 
+        /// How long its body is, if that is known before it is read.
+        pub(crate) fn length(&self) -> Option<u64>
+        where
+            B: Body<Data = Bytes>,
+        {
+            match &self.body {
+                HeldBody::Whole(body) => body.size_hint().exact(),
+                HeldBody::Peeked(_) | HeldBody::Gone => None,
+            }
+        }
+
         /// The body of a response that is given up, unless it was looked into.
         pub(crate) fn into_whole_body(self) -> Option<B> {
             match self.body {

@@ -20,7 +20,7 @@ use tower::Layer;
 
 use crate::{
     health::{Manners, ask, bare, channel},
-    rig::{BOTH, Hyper, Server, hyper, nobody, nothing, soon},
+    rig::{BOTH, Hyper, Server, chunk, hyper, nobody, nothing, soon},
 };
 
 /// NOT_SERVING, said by nobody.
@@ -118,5 +118,35 @@ async fn a_router_answers_with_its_last_good_answer() {
         assert_eq!(get_text(&client, &server, "/other").await.0, 500);
     }
     assert_eq!(hits.load(SeqCst), 6);
+    server.stop().await;
+}
+
+/// axum and hyper write the length of a body into the answer to a HEAD, and one that was kept has none.
+#[tokio::test]
+async fn a_kept_answer_to_head_has_the_length_of_the_live_one() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let answer = |body: fn() -> Body| {
+        let broken = Arc::clone(&broken);
+        get(move || async move { if broken.load(SeqCst) { Err(StatusCode::BAD_GATEWAY) } else { Ok(body()) } })
+    };
+    let app = Router::new()
+        .route("/sized", answer(|| Body::from("hello")))
+        .route("/empty", answer(Body::empty))
+        .route("/streamed", answer(|| Body::from_stream(futures_util::stream::iter([chunk("hello")]))))
+        .layer(FallbackLayer::last_good(LastGood::new(1 << 20, Duration::from_secs(60))).header(true));
+    let server = Server::axum(app).await;
+    for version in BOTH {
+        let client = hyper(version);
+        for (path, length) in [("/sized", Some("5")), ("/empty", Some("0")), ("/streamed", None)] {
+            for is_broken in [false, true] {
+                broken.store(is_broken, SeqCst);
+                let request = Request::head(server.uri(path)).body(nothing()).unwrap();
+                let answer = soon(client.request(request)).await.unwrap();
+                let said = answer.headers().get("content-length").map(|length| length.to_str().unwrap());
+                assert_eq!(answer.headers().contains_key("x-degraded"), is_broken);
+                assert_eq!(said, length, "{version:?} {path} {is_broken}");
+            }
+        }
+    }
     server.stop().await;
 }

@@ -26,16 +26,25 @@ const PER_CHUNK: usize = 64;
 pub(super) struct Draft {
     pub(super) number: u64,
     pub(super) key: String,
-    pub(super) is_head: bool,
+    pub(super) ends: Ends,
     /// Where other request headers have other answers: which ones, and the key of this one.
     pub(super) variant: Option<(Vec<HeaderName>, String)>,
     pub(super) at: Instant,
     pub(super) status: StatusCode,
-    /// How long the body is by `Content-Length`.
-    pub(super) announced: Option<usize>,
     pub(super) head: Head,
     pub(super) chunks: Vec<Bytes>,
     room: Room,
+}
+
+/// Where an answer ends.
+#[derive(Clone, Copy)]
+pub(super) enum Ends {
+    /// Where its body does.
+    WithBody,
+    /// After so many bytes, which is what `Content-Length` says.
+    After(u64),
+    /// At its head, since it answers a HEAD request. Its body would be so long, if anybody knows.
+    AtHead(Option<u64>),
 }
 
 /// What one draft takes of the room that all of them have together: there may be a stream without an end for each
@@ -48,34 +57,32 @@ pub(super) struct Room {
 
 impl Draft {
     /// `None`: it is not to be kept, or there is no room.
-    pub(super) fn new(ask: &Ask, parts: &Parts, mut room: Room, now: Instant, number: u64) -> Option<Draft> {
+    pub(super) fn new(
+        ask: &Ask,
+        parts: &Parts,
+        length: Option<u64>,
+        mut room: Room,
+        now: Instant,
+        number: u64,
+    ) -> Option<Draft> {
         let headers = &parts.headers;
-        let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
-        // What can't be read may forbid it.
-        let unreadable = headers.get_all(header::CACHE_CONTROL).iter().any(|line| line.to_str().is_err());
-        let forbidden = unreadable || ["no-store", "no-cache", "private"].iter().any(|d| has_directive(headers, d));
-        let is_a_users =
-            headers.contains_key(header::SET_COOKIE) || ask.has_cookie && !has_directive(headers, "public");
-        // The answer of a fallback in another process is not the backend's.
-        let is_degraded = headers.contains_key(DEGRADED);
-        if !is_whole || forbidden || is_a_users || is_degraded {
+        if !may_be_kept(ask, parts) {
             return None;
         }
-        // A length that is no number says that something is wrong.
-        let announced = headers.get(header::CONTENT_LENGTH).map(|value| number::read(value).ok_or(()));
-        let announced = announced.transpose().ok()?;
+        let ends = Ends::of(ask, headers, length)?;
         let vary = vary(headers)?;
         let variant = ask.variant(&vary).map(|key| (vary, key));
         let keys = ask.key.len() + variant.as_ref().map_or(0, |(vary, key)| size_of_names(vary) + key.len());
+        let unsaid = ends.unsaid(headers);
+        let unsaid = unsaid.iter().map(|(name, value)| (name, value));
         room.take(PER_ENTRY + keys + packed_size(headers)).then(|| Draft {
             number,
             key: ask.key.clone(),
-            is_head: ask.is_head(),
+            ends,
             variant,
             at: now,
             status: parts.status,
-            announced,
-            head: Head::pack(end_to_end(headers)),
+            head: Head::pack(lasting(headers).chain(unsaid)),
             chunks: Vec::new(),
             room,
         })
@@ -88,6 +95,28 @@ impl Draft {
             self.chunks.push(Bytes::copy_from_slice(data));
         }
         has_room
+    }
+}
+
+impl Ends {
+    /// `length` is that of the body. `None`: what is announced is no number, so something is wrong.
+    fn of(ask: &Ask, headers: &HeaderMap, length: Option<u64>) -> Option<Ends> {
+        Some(match (headers.get(header::CONTENT_LENGTH), ask.is_head()) {
+            (Some(announced), true) => Ends::AtHead(Some(number::read(announced)?)),
+            (Some(announced), false) => Ends::After(number::read(announced)?),
+            (None, true) => Ends::AtHead(length),
+            (None, false) => Ends::WithBody,
+        })
+    }
+
+    /// What a server reads off the body and writes into the head, and could not of an answer that was kept without one.
+    fn unsaid(self, headers: &HeaderMap) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Ends::AtHead(Some(length)) if length > 0 && !headers.contains_key(header::CONTENT_LENGTH) => {
+                Some((header::CONTENT_LENGTH, number::header_value(length, None)))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -107,6 +136,24 @@ impl Drop for Room {
     fn drop(&mut self) {
         self.drafted.fetch_sub(self.taken, Relaxed);
     }
+}
+
+/// By what the two say, and not one user's own.
+fn may_be_kept(ask: &Ask, parts: &Parts) -> bool {
+    let headers = &parts.headers;
+    let is_whole = parts.status.is_success() && parts.status != StatusCode::PARTIAL_CONTENT;
+    let forbidden =
+        is_forbidden(&ask.headers, &["no-store"]) || is_forbidden(headers, &["no-store", "no-cache", "private"]);
+    let is_a_users = headers.contains_key(header::SET_COOKIE) || ask.has_cookie && !has_directive(headers, "public");
+    // The answer of a fallback in another process is not the backend's.
+    let is_degraded = headers.contains_key(DEGRADED);
+    is_whole && !forbidden && !is_a_users && !is_degraded
+}
+
+/// Is one of these directives in a `Cache-Control` line? What can't be read may be one.
+fn is_forbidden(headers: &HeaderMap, directives: &[&str]) -> bool {
+    let unreadable = headers.get_all(header::CACHE_CONTROL).iter().any(|line| line.to_str().is_err());
+    unreadable || directives.iter().any(|directive| has_directive(headers, directive))
 }
 
 /// Is this directive, whatever its argument, in a `Cache-Control` line?
@@ -133,8 +180,8 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// What is not of one connection (RFC 9110, 7.6.1).
-fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+/// What is neither of one connection (RFC 9110, 7.6.1; RFC 9111, 3.1) nor of one moment.
+fn lasting(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     const HOP: [HeaderName; 6] = [
         header::CONNECTION,
         header::TRANSFER_ENCODING,
@@ -143,7 +190,13 @@ fn end_to_end(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &Header
         header::UPGRADE,
         header::PROXY_AUTHENTICATE,
     ];
+    // The last three say how many calls are left, and when: of callers that are long gone.
+    const OTHER: [&str; 6] =
+        ["keep-alive", "proxy-connection", "proxy-authentication-info", "retry-after", "ratelimit", "ratelimit-policy"];
     let named: Vec<_> = tokens(headers, header::CONNECTION).filter_map(|t| HeaderName::try_from(t).ok()).collect();
-    let kept = move |name: &HeaderName| !HOP.contains(name) && !named.contains(name) && name != "keep-alive";
-    headers.iter().filter(move |(name, _)| kept(name))
+    let passes = move |name: &HeaderName| {
+        let text = name.as_str();
+        HOP.contains(name) || OTHER.contains(&text) || text.starts_with("x-ratelimit-") || named.contains(name)
+    };
+    headers.iter().filter(move |(name, _)| !passes(name))
 }

@@ -33,8 +33,12 @@ use self::{draft::Draft, store::Store};
 ///
 /// - Kept are responses to GET and HEAD with a 2xx status, read to their end, by method, URI, host and the request
 ///   headers that the response's `Vary` names. Not kept: `Cache-Control: no-store`, `no-cache` or `private`, `Vary: *`,
-///   `Set-Cookie`, parts (206). A request with `Range`, with two `Host`s, or with one that is no text, is neither kept
-///   nor answered. Of two responses the younger one is kept, whichever is read to its end first.
+///   `Set-Cookie`, parts (206), and what answers a request with `Cache-Control: no-store`. A request with `Range`, with
+///   two `Host`s, or with one that is no text, is neither kept nor answered. Of two responses the younger one is kept,
+///   whichever is read to its end first.
+/// - Headers are kept but for those of one connection (`Connection` and what it names, `Transfer-Encoding` and the like)
+///   and those of one moment: `Retry-After`, `RateLimit`, `RateLimit-Policy` and `X-RateLimit-*`. The answer to a HEAD
+///   request says of its length what it said then.
 /// - One user's answer is not given to another. Requests with `Authorization` are neither kept nor answered, unless
 ///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests
 ///   with `Cookie` are kept only where they say `Cache-Control: public`.
@@ -101,7 +105,7 @@ where
     }
 
     fn good(&self, ask: &mut Option<Box<Ask>>, held: &HeldResponse<RB>) -> Option<Recorder> {
-        let draft = self.store.draft(&*ask.take()?, &held.parts, time::now())?;
+        let draft = self.store.draft(&*ask.take()?, &held.parts, held.length(), time::now())?;
         Some(Recorder { store: Arc::clone(&self.store), draft: Some(Box::new(draft)) })
     }
 
@@ -117,7 +121,8 @@ where
             return Given::Nothing(bad.result);
         };
         let rejection = bad.result.as_ref().ok().and_then(HeldResponse::rejection);
-        let (response, outcome) = bad.mark(rejection).put(kept.map(ResponseBody::text));
+        let (response, outcome) =
+            bad.mark(rejection).put(kept.map(|body| body.map_or_else(ResponseBody::untold, ResponseBody::text)));
         Given::Now(response, outcome)
     }
 

@@ -19,7 +19,7 @@ use quick_cache::{
 
 use super::{
     Ask,
-    draft::{Draft, Room},
+    draft::{Draft, Ends, Room},
     packed::Packed,
 };
 use crate::{protocol::number, time::Instant};
@@ -65,6 +65,8 @@ struct Kept {
     number: u64,
     at: Instant,
     status: StatusCode,
+    /// It answered a HEAD request and did not say how long it would be.
+    is_untold: bool,
     answer: Packed,
 }
 
@@ -104,11 +106,11 @@ impl Store {
         }
     }
 
-    /// A draft of this response; `None` if it is not to be kept, or nothing can be now.
-    pub(super) fn draft(&self, ask: &Ask, parts: &Parts, now: Instant) -> Option<Draft> {
+    /// A draft of this response, whose body is so long; `None` if it is not to be kept, or nothing can be now.
+    pub(super) fn draft(&self, ask: &Ask, parts: &Parts, length: Option<u64>, now: Instant) -> Option<Draft> {
         self.cache.as_ref()?;
         let room = Room::new(Arc::clone(&self.drafted), self.most);
-        Draft::new(ask, parts, room, now, self.drafts.fetch_add(1, Relaxed))
+        Draft::new(ask, parts, length, room, now, self.drafts.fetch_add(1, Relaxed))
     }
 
     pub(super) fn kept(&self) -> (usize, u64) {
@@ -117,13 +119,14 @@ impl Store {
 
     pub(super) fn keep(&self, draft: Draft) {
         let Some(cache) = &self.cache else { return };
-        let Draft { number, key, is_head, variant, at, status, announced, head, chunks, .. } = draft;
+        let Draft { number, key, ends, variant, at, status, head, chunks, .. } = draft;
         // A body that ended before its announced length was cut off, even if nobody said so.
         let length: usize = chunks.iter().map(Bytes::len).sum();
-        if !is_head && announced.is_some_and(|announced| announced != length) {
+        if matches!(ends, Ends::After(announced) if announced != length as u64) {
             return;
         }
-        let kept = Entry::Answer(Arc::new(Kept { number, at, status, answer: head.with_body(&chunks) }));
+        let (is_untold, answer) = (matches!(ends, Ends::AtHead(None)), head.with_body(&chunks));
+        let kept = Entry::Answer(Arc::new(Kept { number, at, status, is_untold, answer }));
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         match variant {
             None => _ = put(cache, key, kept),
@@ -135,7 +138,8 @@ impl Store {
         }
     }
 
-    pub(super) fn find(&self, ask: &Ask, now: Instant) -> Option<Response<Bytes>> {
+    /// The answer, if there is one. Without a body where nobody has said how long it would be.
+    pub(super) fn find(&self, ask: &Ask, now: Instant) -> Option<Response<Option<Bytes>>> {
         let cache = self.cache.as_ref()?;
         let (key, kept) = match cache.get(&*ask.key)? {
             Entry::Answer(kept) => (None, kept),
@@ -159,7 +163,7 @@ impl Store {
         let before = headers.get(header::AGE).and_then(number::read::<u32>).unwrap_or_default();
         let seconds = age.as_secs().saturating_add(u64::from(before));
         headers.insert(header::AGE, number::header_value(seconds, None));
-        let mut response = Response::new(body);
+        let mut response = Response::new((!kept.is_untold).then_some(body));
         *response.status_mut() = kept.status;
         *response.headers_mut() = headers;
         Some(response)
