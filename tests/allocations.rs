@@ -67,6 +67,12 @@ where
     }
 }
 
+fn head() -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = http::Method::HEAD;
+    request
+}
+
 /// Allocations of `run`, after it ran once: the first use of a thread's own memory is not the call's.
 fn allocations(mut run: impl FnMut()) -> u64 {
     run();
@@ -555,6 +561,8 @@ fn http_refused_costs_its_header_map_and_its_extensions() {
         assert_eq!(allocations(|| assert!(call(&mut service, 1).unwrap().is_err())), 0);
         let mut service = open.layer(http());
         assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 5);
+        // No document, but its length.
+        assert_eq!(allocations(|| assert!(call(&mut service, head()).is_some())), 6);
         let bare = allocations(|| drop(grpc(None)));
         assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 5);
 
@@ -580,6 +588,7 @@ fn a_delay_costs_two_more() {
         let mut service = layer.layer(fails);
         call(&mut service, Request::new(()));
         assert_eq!(allocations(|| assert!(call(&mut service, Request::new(())).is_some())), 7);
+        assert_eq!(allocations(|| assert!(call(&mut service, head()).is_some())), 7);
         let bare = allocations(|| drop(grpc(None)));
         assert_eq!(allocations(|| assert!(call(&mut service, grpc(None)).is_some())) - bare, 7);
     });

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    mem,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -24,7 +25,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// What a fallback says in the place of the backend.
 #[derive(Debug)]
 pub enum Answer {
-    /// This response.
+    /// This response. To a HEAD request without its body, of which only the length is said.
     Http(Response<Bytes>),
     /// One gRPC message, encoded but without its prefix, and OK in the trailers.
     GrpcMessage(Bytes),
@@ -73,6 +74,7 @@ where
         let rejection = bad.result.as_ref().ok().and_then(HeldResponse::rejection);
         let (grpc, outcome) = (context.is_grpc(), bad.outcome());
         let response = match self(&FallbackContext { parts, grpc, outcome, rejection }) {
+            Answer::Http(response) if context.is_head() => without_body(response).map(ResponseBody::text),
             Answer::Http(response) => response.map(ResponseBody::text),
             Answer::GrpcMessage(message) => grpc_message(&message),
             Answer::GrpcStatus(code, message) => grpc_status(code, &message),
@@ -99,6 +101,14 @@ fn copy_of_head<B>(request: &Request<B>) -> Parts {
     *head.headers_mut() = request.headers().clone();
     *head.extensions_mut() = request.extensions().clone();
     head.into_parts().0
+}
+
+fn without_body(mut response: Response<Bytes>) -> Response<Bytes> {
+    let length = mem::take(response.body_mut()).len() as u64;
+    if length > 0 && !response.headers().contains_key(header::CONTENT_LENGTH) {
+        response.headers_mut().insert(header::CONTENT_LENGTH, number::header_value(length, None));
+    }
+    response
 }
 
 fn grpc_message<RB>(message: &Bytes) -> Response<ResponseBody<RB, ()>> {

@@ -11,8 +11,11 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, judge::Judge, number,
-        refusal, transport,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify,
+        judge::Judge,
+        number,
+        refusal::{self, Form},
+        transport,
     },
     rejection::Rejection,
 };
@@ -133,7 +136,7 @@ where
 
     #[inline(always)]
     fn reject<W: Watch>(&self, context: &HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
-        Ok(refusal::response(context.grpc, rejection).map(ResponseBody::text))
+        Ok(refusal::response(context.form(), rejection).map(ResponseBody::text))
     }
 
     #[inline(always)]
@@ -245,6 +248,14 @@ impl Http {
 impl HttpContext {
     pub(crate) fn is_grpc(&self) -> bool {
         self.grpc
+    }
+
+    pub(crate) fn is_head(&self) -> bool {
+        self.bodiless == Bodiless::Always
+    }
+
+    fn form(&self) -> Form {
+        if self.grpc { Form::Grpc } else { Form::Http { is_head: self.is_head() } }
     }
 
     /// Does the answer to a gRPC request speak gRPC? Whatever else answers, a proxy or a handler that has never heard

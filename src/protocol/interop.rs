@@ -1,12 +1,15 @@
 //! A rejection in the words of axum and tonic, for code that meets one by itself.
 
-use crate::rejection::Rejection;
+use crate::{
+    protocol::refusal::{self, Form},
+    rejection::Rejection,
+};
 
-/// The HTTP answer a layer would give, for handlers that pass a rejection on.
+/// The HTTP answer a layer would give, for handlers that pass a rejection on. axum drops the body where it answers HEAD.
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Rejection {
     fn into_response(self) -> axum_core::response::Response {
-        super::refusal::response(false, self).map(axum_core::body::Body::from)
+        refusal::response(Form::Http { is_head: false }, self).map(axum_core::body::Body::from)
     }
 }
 
@@ -16,7 +19,7 @@ impl axum_core::response::IntoResponse for Rejection {
 #[cfg(feature = "tonic")]
 impl From<Rejection> for tonic::Status {
     fn from(rejection: Rejection) -> Self {
-        let answer = super::refusal::response(true, rejection.clone());
+        let answer = refusal::response(Form::Grpc, rejection.clone());
         let mut status = tonic::Status::from_header_map(answer.headers())
             .unwrap_or_else(|| tonic::Status::unavailable(rejection.to_string()));
         status.set_source(std::sync::Arc::new(rejection));

@@ -1,7 +1,8 @@
 //! A rejection as a response: `application/problem+json` (RFC 9457) for HTTP, trailers-only with `RetryInfo` for gRPC.
 //!
 //! This is the path that runs hottest under overload. Names are constants and texts are encoded once, so that an HTTP
-//! or gRPC refusal allocates 5 times (the header map, the extensions), with a delay 7 times.
+//! or gRPC refusal allocates 5 times (the header map, the extensions), with a delay 7 times. To HEAD it has no document
+//! but its length, which is 6 and 7 times.
 
 use std::{io::Write, time::Duration};
 
@@ -17,39 +18,60 @@ use crate::{
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// The whole response, the rejection in its extensions. The bytes are the body; empty for gRPC.
+/// In which words a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Grpc,
+    Http {
+        /// It was a HEAD request: whoever sends a body then breaks HTTP/2, and over HTTP/1.1 relies on the server to
+        /// drop it (RFC 9110, 9.3.2).
+        is_head: bool,
+    },
+}
+
+/// The whole response, the rejection in its extensions. The bytes are the body; empty for gRPC and to HEAD.
 #[cold]
-pub(crate) fn response(grpc: bool, rejection: Rejection) -> Response<Bytes> {
+pub(crate) fn response(form: Form, rejection: Rejection) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
-    with_text(&rejection, |text| {
-        if grpc {
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            grpc_status(headers, &rejection, text);
-            if let Some(after) = rejection.retry_after() {
-                headers.insert(GRPC_PUSHBACK, number::header_value(millis_up(after), None));
-                headers.insert(GRPC_DETAILS, details(text, after));
-            }
-        } else {
-            *response.status_mut() = rejection.reason().http_status();
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-            if rejection.reason() == Reason::Draining {
-                // The next call shall go to somebody else. hyper takes it away again where HTTP/2 has no such header.
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            match rejection.retry_after() {
-                None => *response.body_mut() = text.problem.clone(),
-                Some(after) => {
-                    let seconds = millis_up(after).div_ceil(1000).max(1);
-                    headers.insert(header::RETRY_AFTER, number::header_value(seconds, None));
-                    *response.body_mut() = problem(text, after);
-                }
-            }
-        }
+    with_text(&rejection, |text| match form {
+        Form::Grpc => in_grpc(&mut response, &rejection, text),
+        Form::Http { is_head } => in_http(&mut response, &rejection, text, is_head),
     });
     response.extensions_mut().insert(rejection);
     response
+}
+
+fn in_grpc(response: &mut Response<Bytes>, rejection: &Rejection, text: &Text) {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    grpc_status(headers, rejection, text);
+    if let Some(after) = rejection.retry_after() {
+        headers.insert(GRPC_PUSHBACK, number::header_value(millis_up(after), None));
+        headers.insert(GRPC_DETAILS, details(text, after));
+    }
+}
+
+fn in_http(response: &mut Response<Bytes>, rejection: &Rejection, text: &Text, is_head: bool) {
+    *response.status_mut() = rejection.reason().http_status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if rejection.reason() == Reason::Draining {
+        // The next call shall go to somebody else. hyper takes it away again where HTTP/2 has no such header.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut buffer = [0; 64];
+    let delay = rejection.retry_after().map(|after| {
+        let seconds = millis_up(after).div_ceil(1000).max(1);
+        headers.insert(header::RETRY_AFTER, number::header_value(seconds, None));
+        delay(&mut buffer, after)
+    });
+    if is_head {
+        // As long as the document would be.
+        let length = text.problem.len() + delay.map_or(0, |delay| delay.len() - 1);
+        headers.insert(header::CONTENT_LENGTH, number::header_value(length as u64, None));
+    } else {
+        *response.body_mut() = delay.map_or_else(|| text.problem.clone(), |delay| problem(text, delay));
+    }
 }
 
 /// The trailers that end a gRPC stream which was cut short.
@@ -88,10 +110,8 @@ fn grpc_status(headers: &mut HeaderMap, rejection: &Rejection, text: &Text) {
     headers.insert(GRPC_MESSAGE, text.message.clone());
 }
 
-/// The problem document with its delay in seconds.
-fn problem(text: &Text, after: Duration) -> Bytes {
-    // The tail first, so that the document gets a buffer of exactly its size; else `Bytes` would make another for it.
-    let mut buffer = [0; 64];
+/// The delay in seconds, and the end of the problem document.
+fn delay(buffer: &mut [u8; 64], after: Duration) -> &[u8] {
     let room = buffer.len();
     let mut rest = &mut buffer[..];
     let millis = millis_up(after);
@@ -106,11 +126,16 @@ fn problem(text: &Text, after: Duration) -> Bytes {
     };
     put(&mut rest, b"}");
     let used = room - rest.len();
+    &buffer[..used]
+}
 
+/// The problem document with this for its end. It gets a buffer of exactly its size; else `Bytes` would make another
+/// for it.
+fn problem(text: &Text, delay: &[u8]) -> Bytes {
     let head = &text.problem[..text.problem.len() - 1];
-    let mut json = Vec::with_capacity(head.len() + used);
+    let mut json = Vec::with_capacity(head.len() + delay.len());
     json.extend_from_slice(head);
-    json.extend_from_slice(&buffer[..used]);
+    json.extend_from_slice(delay);
     Bytes::from(json)
 }
 
@@ -170,8 +195,11 @@ mod tests {
         Rejection::new(&Striped::new(origin), reason).with_retry_after(after)
     }
 
+    const GET: Form = Form::Http { is_head: false };
+    const HEAD: Form = Form::Http { is_head: true };
+
     fn http(after: Option<Duration>) -> (Response<Bytes>, String) {
-        let r = response(false, rejection("db", false, Reason::CircuitOpen, after));
+        let r = response(GET, rejection("db", false, Reason::CircuitOpen, after));
         let body = String::from_utf8(r.body().to_vec()).unwrap();
         (r, body)
     }
@@ -208,8 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn head_is_refused_as_get_but_for_the_body() {
+        for delay in [None, Some(Duration::from_millis(1_230)), Some(Duration::from_secs(7))] {
+            let refuse = |form| response(form, rejection("db", true, Reason::CircuitOpen, delay));
+            let (get, mut head) = (refuse(GET), refuse(HEAD));
+            assert!(head.body().is_empty());
+            assert_eq!(head.headers_mut().remove("content-length").unwrap(), get.body().len().to_string());
+            assert_eq!((head.status(), head.headers()), (get.status(), get.headers()));
+            assert!(Rejection::in_response(&head).is_some());
+        }
+    }
+
+    #[test]
     fn grpc_is_trailers_only() {
-        let r = response(true, rejection("db", false, Reason::CircuitOpen, None));
+        let r = response(Form::Grpc, rejection("db", false, Reason::CircuitOpen, None));
         assert_eq!(r.status(), 200);
         assert!(r.body().is_empty());
         let mut headers: Vec<_> = r.headers().iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap())).collect();
@@ -227,11 +267,11 @@ mod tests {
     #[test]
     fn a_name_is_escaped_in_both_forms() {
         let name = r#"a"b\c%d"#;
-        let r = response(false, rejection(name, true, Reason::RateLimited, None));
+        let r = response(GET, rejection(name, true, Reason::RateLimited, None));
         let json: serde_json::Value = serde_json::from_slice(r.body()).unwrap();
         assert_eq!(json["detail"], format!("the rate limit is reached ({name})"));
         assert_eq!(json["status"], 429);
-        let r = response(true, rejection(name, true, Reason::RateLimited, None));
+        let r = response(Form::Grpc, rejection(name, true, Reason::RateLimited, None));
         assert_eq!(r.headers()["grpc-message"], r#"the rate limit is reached (a"b\c%25d)"#);
     }
 

@@ -16,12 +16,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use buttress::{DeadlineLayer, Outcome, TimeoutLayer, testing::OutcomesLayer};
+use buttress::{
+    Answer, BoxError, CircuitBreakerLayer, DeadlineLayer, FallbackContext, FallbackLayer, Outcome, TimeoutLayer,
+    testing::OutcomesLayer,
+};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, header};
 use http_body_util::{BodyExt, Full};
-use hyper::upgrade::Upgraded;
+use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
@@ -32,7 +35,7 @@ use tokio::{
 };
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::health_client::HealthClient;
-use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
     health::ask,
@@ -158,7 +161,7 @@ async fn a_tunnel_over_http2() {
 #[tokio::test]
 async fn a_head_request_whose_answer_has_a_body() {
     let outcomes = OutcomesLayer::new();
-    let inner = service_fn(|_: Request<hyper::body::Incoming>| async {
+    let inner = service_fn(|_: Request<Incoming>| async {
         let body = stream::iter([chunk("hello")]).chain(stream::pending());
         Ok::<_, Infallible>(Response::builder().header("content-length", 11).body(Body::from_stream(body)).unwrap())
     });
@@ -175,6 +178,61 @@ async fn a_head_request_whose_answer_has_a_body() {
     assert_eq!(seen(&outcomes.handle(), 1).await, [Outcome::Success]);
     server.stop().await;
     assert_eq!(outcomes.handle().take(), []);
+}
+
+/// An answer of ours to this, from a service on a bare hyper server, which passes bodies on as they are: its status, its
+/// `Content-Length`, its body.
+async fn answer_of<S, B>(version: Version, method: Method, service: S) -> (StatusCode, Option<u64>, Bytes)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let service = TowerToHyperService::new(service);
+    let server = Server::start(|listener, _| async move {
+        let (io, _) = listener.accept().await.unwrap();
+        let io = TokioIo::new(io);
+        match version {
+            Version::H1 => hyper::server::conn::http1::Builder::new().serve_connection(io, service).await.unwrap(),
+            Version::H2 => {
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                server.serve_connection(io, service).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let request = Request::builder().method(method).uri(server.uri("/")).body(nothing()).unwrap();
+    let (head, body) = hyper(version).oneshot(request).await.unwrap().into_parts();
+    let length = head.headers.get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
+    let body = body.collect().await.unwrap().to_bytes();
+    server.stop().await;
+    (head.status, length, body)
+}
+
+/// RFC 9110, 9.3.2. hyper's client takes a body behind the answer to a HEAD for a broken HTTP/2.
+#[tokio::test]
+async fn a_refusal_of_head_has_no_body() {
+    let never = service_fn(|_: Request<Incoming>| std::future::pending::<Result<Response<Body>, Infallible>>());
+    let breaker = CircuitBreakerLayer::builder().build().unwrap();
+    breaker.handle().force_open().unwrap();
+    let late = TimeoutLayer::builder().after(Duration::from_millis(10)).build().unwrap();
+    let sorry = |_: &FallbackContext<'_>| {
+        Answer::Http(http::Response::builder().status(503).body(Bytes::from_static(b"sorry")).unwrap())
+    };
+    for version in BOTH {
+        for method in [Method::GET, Method::HEAD] {
+            let answers = [
+                answer_of(version, method.clone(), breaker.layer(never)).await,
+                answer_of(version, method.clone(), late.layer(never)).await,
+                answer_of(version, method.clone(), FallbackLayer::from_fn(sorry).layer(breaker.layer(never))).await,
+            ];
+            for ((status, length, body), (expected, least)) in answers.into_iter().zip([(503, 99), (504, 99), (503, 5)])
+            {
+                assert_eq!(status, expected, "{version:?} {method}");
+                assert!(length >= Some(least), "{version:?} {method} {expected}: {length:?}");
+                assert_eq!(body.len() as u64, if method == Method::GET { length.unwrap() } else { 0 });
+            }
+        }
+    }
 }
 
 /// Counts the response bodies that are alive.
