@@ -22,7 +22,7 @@ use buttress::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -306,6 +306,27 @@ async fn a_response_is_in_flight_to_the_end_of_its_body() {
     assert_eq!(refused.status(), StatusCode::OK);
     assert_eq!((header("grpc-status"), header("grpc-retry-pushback-ms")), (Some("14"), Some("1000")));
     assert_eq!(header("connection"), None);
+}
+
+/// RFC 9113, 8.2.2, and RFC 9114, 4.2: elsewhere there is no such header, and a message that has it is malformed.
+#[tokio::test(start_paused = true)]
+async fn only_http1_is_told_to_close_its_connection() {
+    let registry = Registry::new();
+    let service = registry
+        .drain_layer()
+        .layer(tower::service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }));
+    registry.drain().await;
+    for (version, connection) in [
+        (Version::HTTP_10, Some("close")),
+        (Version::HTTP_11, Some("close")),
+        (Version::HTTP_2, None),
+        (Version::HTTP_3, None),
+    ] {
+        let request = Request::builder().version(version).body(()).unwrap();
+        let refused = service.clone().oneshot(request).await.unwrap();
+        let said = refused.headers().get("connection").map(|v| v.to_str().unwrap());
+        assert_eq!((refused.status(), said), (StatusCode::SERVICE_UNAVAILABLE, connection), "{version:?}");
+    }
 }
 
 /// A panic in the inner service, in `call` or in its future, leaves nobody inside.

@@ -37,7 +37,7 @@ pin_project! {
     enum State<F> {
         Running { #[pin] inner: F },
         // Not the rejection: it is made when it is asked for, so that a call that goes on never has room for it.
-        Refused { gate: Shared<Gate> },
+        Refused { gate: Shared<Gate>, is_http1: bool },
     }
 }
 
@@ -48,8 +48,8 @@ impl<F, P, C, Req> ResponseFuture<F, P, C, Req> {
     }
 
     #[inline(always)]
-    pub(crate) fn refused(gate: Shared<Gate>, protocol: P, context: C) -> Self {
-        Self::new(State::Refused { gate }, protocol, context, None)
+    pub(crate) fn refused(gate: Shared<Gate>, is_http1: bool, protocol: P, context: C) -> Self {
+        Self::new(State::Refused { gate, is_http1 }, protocol, context, None)
     }
 
     #[inline(always)]
@@ -73,9 +73,14 @@ where
                 let result = ready!(inner.poll(cx));
                 Poll::Ready(this.protocol.finish(this.context, result, this.inside))
             }
-            StateProj::Refused { gate } => {
-                let rejection = gate.rejection();
-                Poll::Ready(this.protocol.reject(this.context, rejection))
+            StateProj::Refused { gate, is_http1 } => {
+                let mut answer = this.protocol.reject(this.context, gate.rejection())?;
+                // The next call shall go to somebody else. Elsewhere there is no such header, and a message that has it
+                // is malformed (RFC 9113, 8.2.2; RFC 9114, 4.2).
+                if *is_http1 {
+                    P::close_connection(&mut answer);
+                }
+                Poll::Ready(Ok(answer))
             }
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! The layer is made by [`Registry::drain_layer`](crate::Registry::drain_layer), stands outermost, and does nothing but
 //! count until [`Registry::drain`](crate::Registry::drain). From then on a new call is answered with
-//! [`Draining`](crate::Reason::Draining): 503 with `Retry-After` and, on HTTP/1.1, `connection: close`, so that the
+//! [`Draining`](crate::Reason::Draining): 503 with `Retry-After` and, on HTTP/1, `connection: close`, so that the
 //! caller's next call opens a connection to somebody else; UNAVAILABLE with a pushback on gRPC; an error elsewhere. The
 //! future that `drain` gave is ready when nothing is in flight any more: calls to the end of their bodies, streams
 //! included. Where streams may last, put a bound around it, and around what the server waits for after it: axum's

@@ -62,11 +62,11 @@ where
         let context = self.protocol.context(&request);
         let gate = self.shared.share();
         if self.readiness.is_refused() {
-            return self.refused(context, gate);
+            return self.refused(P::is_http1(&context, &request), context, gate);
         }
         if !gate.enter(gate.stripe()) {
             give_back(&mut self.inner);
-            return self.refused(context, gate);
+            return self.refused(P::is_http1(&context, &request), context, gate);
         }
         let inside = Inside::new(gate);
         let inner = self.inner.call(request);
@@ -77,8 +77,8 @@ where
 impl<S, P: Clone> Drain<S, P> {
     // Inlined, because a future that has to be written through a pointer here is moved whole on every other path too.
     #[inline(always)]
-    fn refused<F, C, Req>(&self, context: C, gate: Shared<Gate>) -> ResponseFuture<F, P, C, Req> {
+    fn refused<F, C, Req>(&self, is_http1: bool, context: C, gate: Shared<Gate>) -> ResponseFuture<F, P, C, Req> {
         gate.refuse();
-        ResponseFuture::refused(gate, self.protocol.clone(), context)
+        ResponseFuture::refused(gate, is_http1, self.protocol.clone(), context)
     }
 }

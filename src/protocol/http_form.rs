@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
 use http_body::Body;
 
 use crate::{
@@ -137,6 +137,15 @@ where
     #[inline(always)]
     fn reject<W: Watch>(&self, context: &HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
         Ok(refusal::response(context.form(), rejection).map(ResponseBody::text))
+    }
+
+    fn is_http1(context: &HttpContext, request: &Request<B>) -> bool {
+        !context.grpc && request.version() <= Version::HTTP_11
+    }
+
+    #[cold]
+    fn close_connection<W: Watch>(answer: &mut Self::Response<W>) {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 
     #[inline(always)]
@@ -338,8 +347,6 @@ fn has_grpc_type(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(name: &'static str, value: &'static [u8]) -> HeaderMap {

@@ -206,6 +206,17 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     fn reject<W: Watch>(&self, context: &Self::Context, rejection: Rejection)
     -> Result<Self::Response<W>, Self::Error>;
 
+    /// Does the answer go over HTTP/1, as HTTP? Asked of the request, and only where it is refused: the context of every
+    /// call would be larger by it.
+    #[doc(hidden)]
+    fn is_http1(_context: &Self::Context, _request: &Req) -> bool {
+        false
+    }
+
+    /// Asks the caller of such an answer for another connection next time.
+    #[doc(hidden)]
+    fn close_connection<W: Watch>(_answer: &mut Self::Response<W>) {}
+
     /// The inner service has answered. `watch` is told of the end, now or when the body is over; it is gone afterwards.
     /// By reference, because where there is no body it need not be moved for that.
     #[doc(hidden)]

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::{
     protocol::{classify::GRPC_STATUS, hint::PUSHBACK as GRPC_PUSHBACK, number, text::Text},
-    rejection::{Reason, Rejection},
+    rejection::Rejection,
 };
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -55,10 +55,6 @@ fn in_http(response: &mut Response<Bytes>, rejection: &Rejection, text: &Text, i
     *response.status_mut() = rejection.reason().http_status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if rejection.reason() == Reason::Draining {
-        // The next call shall go to somebody else. hyper takes it away again where HTTP/2 has no such header.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     let mut buffer = [0; 64];
     let delay = rejection.retry_after().map(|after| {
         let seconds = millis_up(after).div_ceil(1000).max(1);
