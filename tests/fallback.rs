@@ -886,7 +886,8 @@ async fn an_answer_to_head_is_kept_at_its_head() {
     assert_eq!((response.status().as_u16(), &response.headers()["content-length"]), (200, &"1000".parse().unwrap()));
 }
 
-/// RFC 9110, 8.6: what is said of the length is that of the GET. A server reads it off the body where the head is silent.
+/// RFC 9110, 8.6: what is said of the length is that of the GET. A server reads it off the body where the head is
+/// silent.
 #[tokio::test]
 async fn a_kept_answer_to_head_says_of_its_length_what_it_said_then() {
     let head = || request("HEAD", "/", &[]);

@@ -77,8 +77,8 @@ impl<B, W: Watch> ResponseBody<B, W> {
         ResponseBody { kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()), trailers: None } }
     }
 
-    /// Of the answer to a HEAD request that does not say how long it would be: empty, but not of length zero, for that a
-    /// server would write down.
+    /// Of the answer to a HEAD request that does not say how long it would be: empty, but not of length zero, for that
+    /// a server would write down.
     pub(crate) fn untold() -> Self {
         ResponseBody { kind: Kind::Untold }
     }

@@ -5,8 +5,8 @@ use crate::{
     rejection::Rejection,
 };
 
-/// The HTTP answer a layer would give, for handlers that pass a rejection on. axum drops the body where it answers HEAD;
-/// and `connection: close` is the drain layer's to say, which sees what a request came over.
+/// The HTTP answer a layer would give, for handlers that pass a rejection on. axum drops the body where it answers
+/// HEAD; and `connection: close` is the drain layer's to say, which sees what a request came over.
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for Rejection {
     fn into_response(self) -> axum_core::response::Response {

@@ -206,8 +206,8 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     fn reject<W: Watch>(&self, context: &Self::Context, rejection: Rejection)
     -> Result<Self::Response<W>, Self::Error>;
 
-    /// Does the answer go over HTTP/1, as HTTP? Asked of the request, and only where it is refused: the context of every
-    /// call would be larger by it.
+    /// Does the answer go over HTTP/1, as HTTP? Asked of the request, and only where it is refused: the context of
+    /// every call would be larger by it.
     #[doc(hidden)]
     fn is_http1(_context: &Self::Context, _request: &Req) -> bool {
         false
