@@ -109,7 +109,7 @@ where
                 let found = self.admit_by_key::<Req, S::Response, S::Error>(&mut request, deadline);
                 return self.go_on(found, request, context);
             }
-            self.stay_with_common();
+            self.stay_with_keyless();
         }
         match self.shared.admit(deadline) {
             Ok(facts) => self.run(request, context, facts, outline::call),
@@ -201,7 +201,7 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
     #[inline(never)]
     fn is_shut(&mut self, has_head: bool) -> bool {
         if !has_head {
-            self.stay_with_common();
+            self.stay_with_keyless();
         }
         let refusal = self.shared.is_shut();
         if let Some(told) = refusal {
@@ -213,7 +213,7 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
     /// A service without heads has no keys: it goes through the breaker of those, and stays there.
     #[cold]
     #[inline(never)]
-    fn stay_with_common(&mut self) {
+    fn stay_with_keyless(&mut self) {
         #[cfg(feature = "http")]
         if let Some(by_key) = self.shared.by_key() {
             self.shared = Arc::clone(&by_key.keyless);

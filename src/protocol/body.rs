@@ -46,8 +46,8 @@ pin_project! {
         Watched { #[pin] body: B, #[pin] timer: W::Timer, judge: Judge<W> },
         Peeked { body: Peeked<B> },
         // The trailers in a box, for they are large and rare.
-        Text { bytes: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
-        Untold,
+        // Not a kind of its own for an answer to HEAD: each kind costs all of them a look.
+        Text { bytes: Option<Bytes>, trailers: Option<Box<HeaderMap>>, is_untold: bool },
     }
 }
 
@@ -74,18 +74,20 @@ impl<B, W: Watch> ResponseBody<B, W> {
     /// The text of a refusal.
     #[cold]
     pub(crate) fn text(bytes: Bytes) -> Self {
-        ResponseBody { kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()), trailers: None } }
+        ResponseBody {
+            kind: Kind::Text { bytes: Some(bytes).filter(|b| !b.is_empty()), trailers: None, is_untold: false },
+        }
     }
 
-    /// Of the answer to a HEAD request that does not say how long it would be: empty, but not of length zero, for that
-    /// a server would write down.
+    /// Of the answer to a HEAD request that does not say how long it would be: empty, but not of length zero, which a
+    /// server would write down.
     pub(crate) fn untold() -> Self {
-        ResponseBody { kind: Kind::Untold }
+        ResponseBody { kind: Kind::Text { bytes: None, trailers: None, is_untold: true } }
     }
 
     /// One chunk, and trailers behind it.
     pub(crate) fn text_and_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
-        ResponseBody { kind: Kind::Text { bytes: Some(bytes), trailers: Some(Box::new(trailers)) } }
+        ResponseBody { kind: Kind::Text { bytes: Some(bytes), trailers: Some(Box::new(trailers)), is_untold: false } }
     }
 }
 
@@ -115,14 +117,15 @@ where
                 Err(rejection) => (rejection, judge.grpc),
             },
             KindProj::Peeked { body } => return body.poll_frame(cx),
-            KindProj::Text { bytes, trailers } => {
+            KindProj::Text { bytes, trailers, .. } => {
                 let rest = || trailers.take().map(|t| Ok(Frame::trailers(*t)));
                 return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b))).or_else(rest));
             }
-            KindProj::Untold => return Poll::Ready(None),
         };
         // The inner body goes now, not when somebody drops this one; and what is in it learns whose clock it was.
-        Cause::of(rejection.reason(), rejection.had()).during(|| kind.set(Kind::Text { bytes: None, trailers: None }));
+        Cause::of(rejection.reason(), rejection.had()).during(|| {
+            kind.set(Kind::Text { bytes: None, trailers: None, is_untold: false });
+        });
         Poll::Ready(Some(cut_short(rejection, grpc)))
     }
 
@@ -131,8 +134,7 @@ where
         match &self.kind {
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.is_end_stream(),
             Kind::Peeked { body } => body.is_end_stream(),
-            Kind::Text { bytes, trailers } => bytes.is_none() && trailers.is_none(),
-            Kind::Untold => true,
+            Kind::Text { bytes, trailers, .. } => bytes.is_none() && trailers.is_none(),
         }
     }
 
@@ -141,8 +143,8 @@ where
         match &self.kind {
             Kind::Unwatched { body } | Kind::Watched { body, .. } => body.size_hint(),
             Kind::Peeked { body } => body.size_hint(),
+            Kind::Text { is_untold: true, .. } => SizeHint::new(),
             Kind::Text { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Kind::Untold => SizeHint::new(),
         }
     }
 }
@@ -154,7 +156,6 @@ impl<B, W: Watch> fmt::Debug for ResponseBody<B, W> {
             Kind::Watched { .. } => "watched",
             Kind::Peeked { .. } => "peeked",
             Kind::Text { .. } => "text",
-            Kind::Untold => "untold",
         };
         f.debug_struct("ResponseBody").field("kind", &kind).finish_non_exhaustive()
     }

@@ -136,7 +136,7 @@ where
 
     #[inline(always)]
     fn reject<W: Watch>(&self, context: &HttpContext, rejection: Rejection) -> Result<Self::Response<W>, E> {
-        Ok(refusal::response(context.form(), rejection).map(ResponseBody::text))
+        Ok(context.refuse(rejection).map(ResponseBody::text))
     }
 
     fn is_http1(context: &HttpContext, request: &Request<B>) -> bool {
@@ -263,8 +263,12 @@ impl HttpContext {
         self.bodiless == Bodiless::Always
     }
 
-    fn form(&self) -> Form {
-        if self.grpc { Form::Grpc } else { Form::Http { is_head: self.is_head() } }
+    /// Out of the way of calls that go on.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, rejection: Rejection) -> Response<Bytes> {
+        let form = if self.grpc { Form::Grpc } else { Form::Http { is_head: self.is_head() } };
+        refusal::response(form, rejection)
     }
 
     /// Does the answer to a gRPC request speak gRPC? Whatever else answers, a proxy or a handler that has never heard

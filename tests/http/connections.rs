@@ -180,8 +180,8 @@ async fn a_head_request_whose_answer_has_a_body() {
     assert_eq!(outcomes.handle().take(), []);
 }
 
-/// An answer of ours to this, from a service on a bare hyper server, which passes bodies on as they are: its status,
-/// its `Content-Length`, its body.
+/// What a service answers on a bare hyper server, which passes bodies on as they are: its status, its `Content-Length`,
+/// its body.
 async fn answer_of<S, B>(version: Version, method: Method, service: S) -> (StatusCode, Option<u64>, Bytes)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,

@@ -36,9 +36,9 @@ use self::{draft::Draft, store::Store};
 ///   `Set-Cookie`, parts (206), and what answers a request with `Cache-Control: no-store`. A request with `Range`, with
 ///   two `Host`s, or with one that is no text, is neither kept nor answered. Of two responses the younger one is kept,
 ///   whichever is read to its end first.
-/// - Headers are kept but for those of one connection (`Connection` and what it names, `Transfer-Encoding` and the
-///   like) and those of one moment: `Retry-After`, `RateLimit`, `RateLimit-Policy` and `X-RateLimit-*`. The answer to a
-///   HEAD request says of its length what it said then.
+/// - Headers are kept but for those of one connection (`Connection` and what it names, `Transfer-Encoding` and so on)
+///   and those of one moment: `Retry-After`, `RateLimit`, `RateLimit-Policy` and `X-RateLimit-*`. The answer to a HEAD
+///   request says of its length what it said then.
 /// - One user's answer is not given to another. Requests with `Authorization` are neither kept nor answered, unless
 ///   [`across_authorization`](LastGood::across_authorization) says that all users see the same. Responses to requests
 ///   with `Cookie` are kept only where they say `Cache-Control: public`.

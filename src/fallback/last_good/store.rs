@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{protocol::number, time::Instant};
 
-/// What an entry takes beside what is in it: two slots of the cache's slab, for that grows by doubling (96 bytes), two
-/// of its table (12), the [`Kept`] with its counts (104) and the count of shared bytes (24), and what an allocator adds
-/// to five pieces of memory.
+/// What an entry takes beside what is in it: two slots of the cache's slab, which grows by doubling (96 bytes), two of
+/// its table (12), the [`Kept`] with its counts (104) and the count of shared bytes (24), and what an allocator adds to
+/// five pieces of memory.
 pub(super) const PER_ENTRY: usize = 320;
 
 /// What the name of a header takes beside its text.
