@@ -414,6 +414,41 @@ async fn a_layer_that_calls_another_instance_is_seen() {
     laws::readiness(CallsAnother, || ()).await;
 }
 
+/// Is ready whatever is inside, and wakes whoever is not.
+#[derive(Clone)]
+struct Hasty<const BUSY: bool>(Probe);
+
+impl<const BUSY: bool> Service<()> for Hasty<BUSY> {
+    type Response = ();
+    type Error = ProbeError;
+    type Future = <Probe as Service<()>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), ProbeError>> {
+        let ready = Service::<()>::poll_ready(&mut self.0, cx);
+        if !BUSY {
+            return std::task::Poll::Ready(Ok(()));
+        }
+        cx.waker().wake_by_ref();
+        ready
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        Service::<()>::call(&mut self.0, ())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "ready before the inner service is")]
+async fn a_layer_that_is_ready_too_early_is_seen() {
+    laws::readiness(Hasty::<false>, || ()).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "woken with nothing new")]
+async fn a_layer_that_waits_busily_is_seen() {
+    laws::no_busy_waiting(Hasty::<true>, || (), Duration::from_secs(1)).await;
+}
+
 /// A test of a layer that hangs must not hang.
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the layer hangs")]

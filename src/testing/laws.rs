@@ -23,14 +23,18 @@ use crate::{
     testing::{Probe, ProbeError},
 };
 
-/// The instance that was polled ready is the one that is called, and a clone has to be polled ready by itself. (For a
-/// while two are ready: a layer that has room for one, like tower's `ConcurrencyLimit`, wants a limit of 2 here.)
+/// It is not ready before the inner service is. The instance that was polled ready is the one that is called, and a
+/// clone has to be polled ready by itself. (For a while two are ready: a layer that has room for one, like tower's
+/// `ConcurrencyLimit`, wants a limit of 2 here.)
 pub async fn readiness<S, Req>(wrap: impl Fn(Probe) -> S, request: impl Fn() -> Req)
 where
     S: Service<Req, Error: Debug> + Clone,
 {
     let probe = Probe::new();
     let mut service = wrap(probe.clone());
+    probe.is_never_ready();
+    assert!(poll_once(pin!(ready(&mut service))).is_pending(), "ready before the inner service is");
+    probe.answers();
     for _ in 0..3 {
         within(ready(&mut service)).await.expect("the probe is ready");
         let mut clone = service.clone();
@@ -108,7 +112,7 @@ where
     within(service.call(request())).await.map(drop).expect("the probe answers");
 }
 
-/// A pending call is not woken while nothing happens, and is woken when something does.
+/// Who waits for readiness, or for an answer, is not woken while nothing happens, and is woken when something does.
 pub async fn no_busy_waiting<S, Req>(wrap: impl Fn(Probe) -> S, request: impl Fn() -> Req, quiet: Duration)
 where
     S: Service<Req, Error: Debug>,
@@ -118,6 +122,13 @@ where
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
     let mut cx = Context::from_waker(&waker);
+
+    probe.is_never_ready();
+    assert!(service.poll_ready(&mut cx).is_pending(), "ready before the inner service is");
+    tokio::time::sleep(quiet).await;
+    assert_eq!(wakes.0.load(Relaxed), 0, "woken with nothing new");
+    probe.answers();
+    assert!(wakes.0.swap(0, Relaxed) > 0, "readiness wakes nobody");
 
     within(ready(&mut service)).await.expect("the probe is ready");
     probe.hangs();
