@@ -524,7 +524,8 @@ async fn an_unread_answer_counts_by_its_head() {
         assert_eq!(outcomes.handle().take(), [outcome], "{reads} {status}");
     }
     // One in twenty fails, of which half would have to; and after an outage it closes again.
-    let (layer, calls) = (CircuitBreakerLayer::builder().build().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let layer = builder().open(OpenTime::Fixed(s(1))).build().unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
     let fails = Arc::new(AtomicUsize::new(20));
     let (n, every) = (Arc::clone(&calls), Arc::clone(&fails));
     let service = layer.layer(service_fn(move |_: Request<()>| {
@@ -1333,6 +1334,52 @@ async fn a_short_deadline_is_short_however_late_it_is_noticed() {
         }
         let snapshot = layer.handle().snapshot();
         assert_eq!((snapshot.state, snapshot.failures, snapshot.cancelled), (State::Closed, 0, 1), "{inside}");
+    }
+}
+
+/// The peer knows the deadline too, and ends the call a moment before it: then its answer comes before our timer does.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_knows_the_deadline_opens_no_breaker_by_it() {
+    // In the head or in the trailers; the deadline, when the peer answers that it has passed, and what that is.
+    for (in_head, deadline, answers, state) in [
+        (true, 50, 49, State::Closed),
+        (false, 50, 49, State::Closed),
+        (true, 50, 30, State::Open),
+        (false, 50, 30, State::Open),
+        // Long enough for the backend to be blamed.
+        (true, 2_000, 1_996, State::Open),
+        (false, 2_000, 1_996, State::Open),
+    ] {
+        let peer = service_fn(move |_: Request<()>| async move {
+            let head = Response::builder().header("content-type", "application/grpc");
+            let status =
+                http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), "4".parse().unwrap())]);
+            let trailers = async move {
+                sleep(ms(answers)).await;
+                Ok::<_, Infallible>(Frame::trailers(status))
+            };
+            let body = StreamBody::new(futures_util::stream::once(Box::pin(trailers)));
+            if in_head {
+                sleep(ms(answers)).await;
+                return Ok::<_, Infallible>(head.header("grpc-status", "4").body(body).unwrap());
+            }
+            Ok(head.body(body).unwrap())
+        });
+        for outside in [false, true] {
+            let breaker = touchy().build().unwrap();
+            let call = async {
+                let request = Request::builder().header("content-type", "application/grpc").body(()).unwrap();
+                if outside {
+                    let service = breaker.layer(DeadlineLayer::client().layer(peer));
+                    drop(service.oneshot(request).await.unwrap().into_body().collect().await);
+                } else {
+                    let service = DeadlineLayer::client().layer(breaker.layer(peer));
+                    drop(service.oneshot(request).await.unwrap().into_body().collect().await);
+                }
+            };
+            Deadline::after(ms(deadline)).scope(call).await;
+            assert_eq!(breaker.handle().snapshot().state, state, "{in_head} {answers} of {deadline}, {outside}");
+        }
     }
 }
 

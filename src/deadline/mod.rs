@@ -135,6 +135,13 @@ pub(crate) fn has_passed(deadline: Option<Deadline>) -> bool {
     deadline.is_some_and(|deadline| deadline.0 <= time::now())
 }
 
+/// Has the ambient one passed, or is it so near that a peer with a timer of ours may answer that it has?
+#[cfg(feature = "http")]
+#[cold]
+pub(crate) fn is_about_over() -> bool {
+    Deadline::current().is_some_and(|deadline| deadline.remaining() <= wire::MOST_MARGIN)
+}
+
 /// Is it later than that? At the instant itself a turn may still come that was worth waiting for.
 #[inline]
 pub(crate) fn is_behind(deadline: Option<Deadline>) -> bool {

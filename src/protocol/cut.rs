@@ -6,7 +6,10 @@
 
 use std::cell::Cell;
 
-use crate::outcome::End;
+use http::HeaderMap;
+
+use super::classify;
+use crate::{deadline, outcome::End};
 
 thread_local! {
     /// Whose clock ended the gRPC stream that is being polled on this thread right now.
@@ -15,6 +18,13 @@ thread_local! {
 
 pub(super) fn by() -> Option<End> {
     CUT_BY.get()
+}
+
+/// Did the peer end it because its caller's deadline passed? A peer that knows the deadline says so a moment before it,
+/// and its answer may come before our own timer does. Ambient here and now is the deadline of the call.
+#[cold]
+pub(super) fn by_the_caller(status: &HeaderMap) -> bool {
+    classify::grpc_status(status) == Some(Some(4)) && deadline::is_about_over()
 }
 
 pub(super) fn note(end: Option<End>) {

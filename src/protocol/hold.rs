@@ -113,7 +113,7 @@ mod http_form {
     use http_body::Body;
 
     use super::*;
-    use crate::protocol::{Degraded, Http, ResponseBody, classify, peek::Peeked, transport};
+    use crate::protocol::{Degraded, Http, ResponseBody, classify, cut, peek::Peeked, transport};
 
     /// An HTTP or gRPC response that is held back.
     #[derive(Debug)]
@@ -158,12 +158,16 @@ mod http_form {
 
         fn poll_peek(&self, _: &Self::Context, held: &mut HeldResponse<RB>, cx: &mut Context<'_>) -> Poll<Option<End>> {
             let Some(peeked) = held.body.peek() else { return Poll::Ready(None) };
-            peeked.poll_first(cx).map(|(first, cut)| match first {
+            peeked.poll_first(cx).map(|(first, cut_by)| match first {
                 None => Some(self.judge_end(None)),
                 Some(Err(error)) => Some(transport::end_of(Some(&**error))),
                 Some(Ok(frame)) => frame.trailers_ref().map(|trailers| {
                     let code = classify::grpc_status(trailers).flatten();
-                    cut.filter(|_| code == Some(4)).unwrap_or_else(|| self.judge_end(Some(trailers)))
+                    match cut_by {
+                        Some(end) if code == Some(4) => end,
+                        _ if cut::by_the_caller(trailers) => End::DeadlinePassed { had: None },
+                        _ => self.judge_end(Some(trailers)),
+                    }
                 }),
             })
         }

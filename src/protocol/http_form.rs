@@ -11,7 +11,7 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, cut,
         judge::Judge,
         number,
         refusal::{self, Form},
@@ -250,6 +250,9 @@ impl Http {
             (Some(own), Some(method)) => own.head(method, grpc, parts),
             _ => classify::judge_head(grpc, parts.status, &parts.headers),
         };
+        if grpc && outcome == Some(Outcome::Failure) && cut::by_the_caller(&parts.headers) {
+            return Some(End::DeadlinePassed { had: None });
+        }
         outcome.map(End::Outcome)
     }
 }

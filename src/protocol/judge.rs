@@ -247,6 +247,8 @@ impl<W: Watch> Judge<W> {
         let code = trailers.and_then(classify::grpc_status).flatten();
         if let Some(end) = cut::by().filter(|_| self.grpc && code == Some(4)) {
             self.settle(end);
+        } else if self.grpc && trailers.is_some_and(cut::by_the_caller) {
+            self.settle(End::DeadlinePassed { had: None });
         }
         if let Some(trailers) = trailers.filter(|_| self.grpc) {
             if classify::grpc_status(trailers) == Some(None) {
