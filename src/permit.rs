@@ -55,6 +55,11 @@ pub trait Keeper {
     /// See [`Watch`].
     fn hint(&mut self, _after: Duration) {}
 
+    /// See [`Watch`].
+    fn unread(&mut self) {
+        self.settle(End::Outcome(Outcome::Success));
+    }
+
     /// See [`Watch`]. True if that was the verdict.
     fn good_head(&mut self) -> bool {
         false
@@ -156,6 +161,10 @@ impl<K: Keeper> Watch for Permit<K> {
 
     fn panicked(&mut self) {
         self.settle_with(K::panicked);
+    }
+
+    fn unread(&mut self) {
+        self.settle_with(K::unread);
     }
 
     fn wants_hint(&self) -> bool {

@@ -580,6 +580,22 @@ where
     went
 }
 
+/// What a policy further in refused was not sent.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_further_in_was_not_sent() {
+    let layer = layer();
+    let inner = RateLimitLayer::builder().quota(Quota::per_second(10).burst(1)).build().unwrap();
+    let service = layer.layer(inner.layer(echo()));
+    for _ in 0..500 {
+        send(&service, asks(&[])).await;
+        advance(ms(10)).await;
+    }
+    advance(ms(100)).await;
+    send(&service, asks(&[("x-status", "429")])).await;
+    let rate = layer.handle().snapshot().rate.unwrap();
+    assert!((6.0..9.0).contains(&rate), "ten a second were sent: {rate}");
+}
+
 /// Whether anybody reads what a backend answers, or whether it ends, is no matter of the backend; and one that fails
 /// was sent to all the same.
 #[tokio::test(start_paused = true)]

@@ -523,6 +523,29 @@ async fn an_unread_answer_counts_by_its_head() {
         }
         assert_eq!(outcomes.handle().take(), [outcome], "{reads} {status}");
     }
+    // An own classification may want to see the end; and a timeout further out that gives it up is a failure.
+    struct Own;
+    impl buttress::HttpClassify for Own {}
+    let (own, inside) = (builder().minimum_calls(1).build().unwrap().classify(Own), OutcomesLayer::new());
+    let answers = service_fn(move |_: Request<()>| ready(Ok::<_, Infallible>(Response::new(hello()))));
+    drop(own.layer(answers).oneshot(Request::new(())).await.unwrap());
+    assert_eq!((own.handle().snapshot().calls, own.handle().snapshot().cancelled), (0, 1));
+    let (inner, timeout) = (inside.layer(answers), TimeoutLayer::builder().after(ms(10)).build().unwrap());
+    let keeps = timeout.layer(service_fn(move |request: Request<()>| {
+        let call = inner.clone().oneshot(request);
+        async move {
+            let _kept = call.await?;
+            std::future::pending::<Result<Response<Body>, Infallible>>().await
+        }
+    }));
+    assert_eq!(keeps.oneshot(Request::new(())).await.unwrap().status(), 504);
+    assert_eq!(inside.handle().take(), [Outcome::Failure]);
+    // How long its caller keeps it is no time of the backend's.
+    let slow = builder().slow_calls(s(1), 0.5).until(Until::End).minimum_calls(1).build().unwrap();
+    let kept = slow.layer(answers).oneshot(Request::new(())).await.unwrap();
+    advance(s(5)).await;
+    drop(kept);
+    assert_eq!((slow.handle().snapshot().calls, slow.handle().snapshot().slow), (1, 0));
     // One in twenty fails, of which half would have to; and after an outage it closes again.
     let layer = builder().open(OpenTime::Fixed(s(1))).build().unwrap();
     let calls = Arc::new(AtomicUsize::new(0));

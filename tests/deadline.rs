@@ -408,6 +408,13 @@ async fn the_header_of_a_call_that_waited_says_what_is_left() {
     let rate = RateLimitLayer::builder().quota(Quota::per(1, ms(600))).wait(ms(5_000)).build().unwrap();
     two(timeout.layer(rate.layer(inner)), &[GRPC]).await;
     assert_eq!(*told.lock().unwrap(), ["805000u", "202000u"]);
+    // In shadow it has none, and whatever it is for it changes nothing.
+    let told = Told::default();
+    let inner = peer(10, "0", &told);
+    let timeout = TimeoutLayer::builder().after(ms(800)).shadow(true).build().unwrap();
+    let rate = RateLimitLayer::builder().quota(Quota::per(1, ms(600))).wait(ms(5_000)).build().unwrap();
+    two(timeout.layer(rate.layer(inner)), &[GRPC, ("grpc-timeout", "10S")]).await;
+    assert_eq!(*told.lock().unwrap(), ["10S", "10S"]);
 
     let told = Told::default();
     let inner = peer(10, "0", &told);

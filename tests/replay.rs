@@ -408,6 +408,16 @@ fn an_announced_length_above_the_cap() {
     assert_eq!(ended(&mut Reader::new(&source)).unwrap().len(), 100);
     let source = World::default().body(&[Does::Chunk(100)], Some(100)).split(164);
     assert!(Boxed::can_replay(&source));
+    // It is whole until somebody reads it, or is about to.
+    let world = World::default();
+    let source = world.body(&[Does::Chunk(100)], Some(100)).split(163);
+    let seen = Arc::new(Mutex::new(None));
+    let (sees, polled) = (Arc::clone(&seen), source.clone());
+    *world.during.lock().unwrap() = Some(Box::new(move || *sees.lock().unwrap() = Some(Boxed::is_whole(&polled))));
+    assert!(Boxed::is_whole(&source));
+    let mut reader = Reader::new(&source);
+    reader.poll();
+    assert_eq!((*seen.lock().unwrap(), Boxed::is_whole(&source)), (Some(false), false));
 }
 
 #[test]

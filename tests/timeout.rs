@@ -685,14 +685,14 @@ async fn a_peers_own_timer_does_not_win_because_nobody_polled() {
             let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", code);
             Ok::<_, Infallible>(head.body(Empty::<Bytes>::new()).unwrap())
         });
-        let outside = OutcomesLayer::new();
-        let mut call = pin!(outside.layer(layer.layer(peer)).oneshot(grpc(None)));
+        let (outside, inside) = (OutcomesLayer::new(), OutcomesLayer::new());
+        let mut call = pin!(outside.layer(layer.layer(inside.layer(peer))).oneshot(grpc(None)));
         assert!((&mut call).now_or_never().is_none());
         advance(ms(polled_at)).await;
         let answer = call.await.unwrap();
         let reason = Rejection::in_response(&answer).map(Rejection::reason);
         assert_eq!(reason, ours.then_some(Reason::Timeout), "{code} at {answers_at}");
-        assert!(!ours || outside.handle().take() == [Outcome::Failure]);
+        assert!(!ours || [outside, inside].iter().all(|side| side.handle().take() == [Outcome::Failure]));
     }
 }
 

@@ -27,8 +27,10 @@ use crate::{
 pub(crate) struct Controller {
     pub(crate) pacer: Pacer,
     cubic: Mutex<Cubic>,
-    /// Calls that were made, and of how many of them the rule knows.
-    sent: Count,
+    /// Calls that were made; those of them that did not get to the backend after all; and of how many sent ones the
+    /// rule knows.
+    made: Count,
+    held_back: AtomicU64,
     told: AtomicU64,
     /// When the rule is told next of what is sent, in nanoseconds: often enough for it, seldom enough for a lock.
     tell_at: AtomicU64,
@@ -67,7 +69,8 @@ impl Controller {
         Controller {
             pacer: Pacer::default(),
             cubic: Mutex::new(Cubic::new(0.0)),
-            sent: Count::default(),
+            made: Count::default(),
+            held_back: AtomicU64::new(0),
             told: AtomicU64::new(0),
             tell_at: AtomicU64::new(EVERY),
             raise_at: AtomicU64::new(EVERY),
@@ -191,7 +194,7 @@ impl Controller {
     /// A call is made.
     #[inline]
     fn sends(&self) {
-        self.sent.add();
+        self.made.add();
         let now = self.now();
         if now >= self.tell_at.load(Relaxed) {
             self.tell(now, |_, _| None);
@@ -216,8 +219,10 @@ impl Controller {
     fn answered_at_a_rate(&self) {
         let now = self.now();
         if now >= self.raise_at.load(Relaxed) {
-            self.raise_at.store(now.saturating_add(EVERY), Relaxed);
-            self.tell(now, Cubic::succeeded);
+            self.tell(now, |cubic, seconds| {
+                self.raise_at.store(now.saturating_add(EVERY), Relaxed);
+                cubic.succeeded(seconds)
+            });
         }
     }
 
@@ -237,6 +242,12 @@ impl Controller {
         });
     }
 
+    /// A policy further in refused it, or found its time over: it was not sent.
+    #[cold]
+    fn was_held_back(&self) {
+        self.held_back.fetch_add(1, Relaxed);
+    }
+
     /// Tells the rule how much was sent and what came of it; unless somebody else does just now: the next one does
     /// then.
     #[cold]
@@ -250,8 +261,9 @@ impl Controller {
 
     fn learn(&self, mut cubic: MutexGuard<'_, Cubic>, now: u64, what: impl FnOnce(&mut Cubic, f64) -> Option<f64>) {
         self.tell_at.store(now.saturating_add(EVERY), Relaxed);
-        let sent = self.sent.sum();
-        let new = sent.saturating_sub(self.told.swap(sent, Relaxed));
+        // Those that were held back were made before. More of them than were made since the last time are for the next.
+        let sent = self.made.sum().saturating_sub(self.held_back.load(Relaxed));
+        let new = sent.saturating_sub(self.told.fetch_max(sent, Relaxed));
         let seconds = now as f64 / 1e9;
         cubic.measure(seconds, new);
         if let Some(rate) = what(&mut cubic, seconds) {
@@ -270,15 +282,13 @@ pub struct Call {
     hint: Option<Duration>,
     /// How often the rate had been lowered when it was made.
     cuts: u32,
-    /// Is it known that it was not asked for less?
-    answered: bool,
 }
 
 impl Call {
     pub(crate) fn new(controller: Shared<Controller>) -> Self {
         let cuts = controller.cuts.load(Relaxed);
         controller.sends();
-        Call { controller, hint: None, cuts, answered: false }
+        Call { controller, hint: None, cuts }
     }
 
     #[cfg(feature = "http")]
@@ -291,7 +301,6 @@ impl Keeper for Call {
     #[inline]
     fn settle(&mut self, end: End) {
         match end {
-            End::Outcome(Outcome::Success) if self.answered => {}
             End::Outcome(Outcome::Success) => self.controller.answered(),
             End::Outcome(Outcome::Throttled) => {
                 self.controller.throttled(self.cuts);
@@ -305,6 +314,7 @@ impl Keeper for Call {
                     self.controller.hold(hint);
                 }
             }
+            End::Refused | End::DeadlinePassed { had: Some(Duration::ZERO) } => self.controller.was_held_back(),
             // Nothing was learnt of the backend.
             _ => {}
         }
@@ -316,7 +326,6 @@ impl Keeper for Call {
 
     /// The backend has taken it on. Its body may have no end, or no reader.
     fn good_head(&mut self) -> bool {
-        self.answered = true;
         self.controller.answered();
         false
     }

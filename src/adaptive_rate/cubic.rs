@@ -2,8 +2,9 @@
 //!
 //! A throttled answer lowers the rate to 0.7 of what was being sent. After that it follows a cubic curve: steep at
 //! first, flat near the rate at which it was throttled, then steep again, looking for more. It is never above twice the
-//! rate that is really sent, so that a quiet time earns nothing, and never below one in two seconds. (AWS SDK
-//! reference, retry behaviour, "adaptive"; the curve is that of CUBIC for TCP, RFC 9438.)
+//! rate that is really sent (by the last half seconds, or by what this one has seen), so that a quiet time earns
+//! nothing, and never below one in two seconds. (AWS SDK reference, retry behaviour, "adaptive"; the curve is that of
+//! CUBIC for TCP, RFC 9438.)
 //!
 //! Three differences. A throttled answer may come before any rate was measured, or after a quiet time: the SDKs take
 //! that for next to nothing; here it is at least what this half second has seen. What is sent is counted when it is

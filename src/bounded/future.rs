@@ -76,7 +76,9 @@ where
         let (reason, had) = match this.state.as_mut().project() {
             StateProj::Running { inner, timer, plan } => {
                 let has_a_timer_below = P::has_a_timer_below(this.context);
-                let polled = plan.inside(has_a_timer_below, || inner.poll(cx));
+                // In shadow it is not.
+                let on_the_wire = has_a_timer_below && !this.ledger.in_shadow();
+                let polled = plan.inside(on_the_wire, || inner.poll(cx));
                 if has_a_timer_below
                     && let Poll::Ready(result) = &polled
                     && result.as_ref().map_or(true, P::is_of_a_timer)

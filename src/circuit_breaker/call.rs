@@ -166,6 +166,16 @@ impl Keeper for Call {
         self.facts = Facts::Full(full);
     }
 
+    fn unread(&mut self) {
+        if self.breaker.common.extras.until == Until::End
+            && let Facts::Full(full) = &mut self.facts
+        {
+            // How long it took to its end nobody knows: how long its caller kept it says nothing.
+            full.times.started = NEVER;
+        }
+        self.settle(End::Outcome(Outcome::Success));
+    }
+
     fn good_head(&mut self) -> bool {
         let Facts::Full(full) = &mut self.facts else { return false };
         let ticket = full.ticket;

@@ -173,7 +173,8 @@ where
             return;
         };
         let left = deadline.map(Deadline::remaining).into_iter().chain(outer::left(time::now())).min();
-        wire::lower_grpc_timeout(headers, left);
+        // What goes on with nothing left goes on in shadow, and there nothing is written.
+        wire::lower_grpc_timeout(headers, left.filter(|left| !left.is_zero()));
     }
 }
 

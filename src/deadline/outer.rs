@@ -52,6 +52,11 @@ fn current() -> Option<Outer> {
     TIMEOUTS.with(|all| all[last].get())
 }
 
+/// Has one of them ended, and before the caller's deadline?
+pub(crate) fn has_ended(now: Instant) -> bool {
+    current().is_some_and(|outer| outer.end <= now && outer.caller.is_none_or(|caller| outer.end < caller.instant()))
+}
+
 /// What a header may say now that is to end with the innermost of them that ends first.
 pub(crate) fn left(now: Instant) -> Option<Duration> {
     let left = current()?.end.saturating_duration_since(now);
@@ -62,7 +67,7 @@ pub(crate) fn left(now: Instant) -> Option<Duration> {
 pub(crate) fn callers(header: wire::Read, now: Instant) -> Option<Deadline> {
     let told = wire::deadline(header, now)?;
     match current() {
-        // What ends later still is another call's: the timer may be only for a head, or in shadow.
+        // What ends later still is another call's: the timer may be only for a head.
         Some(outer) if told.instant().checked_duration_since(outer.end).is_some_and(|d| d <= wire::MOST_MARGIN) => {
             outer.caller
         }

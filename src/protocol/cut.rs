@@ -9,7 +9,7 @@ use std::cell::Cell;
 use http::HeaderMap;
 
 use super::classify;
-use crate::{deadline, outcome::End};
+use crate::{deadline, outcome::End, time};
 
 thread_local! {
     /// Whose clock ended the gRPC stream that is being polled on this thread right now.
@@ -20,11 +20,16 @@ pub(super) fn by() -> Option<End> {
     CUT_BY.get()
 }
 
-/// Did the peer end it because its caller's deadline passed? A peer that knows the deadline says so a moment before it,
-/// and its answer may come before our own timer does. Ambient here and now is the deadline of the call.
+/// Whose clock did the peer end it by, if by one of ours? It knows them from `grpc-timeout`. By that of a timeout
+/// further out, which has ended by now; or by the caller's, of which it tells a moment before, so that its answer may
+/// come before our own timer does. Ambient here and now is the deadline of the call.
 #[cold]
-pub(super) fn by_the_caller(status: &HeaderMap) -> bool {
-    classify::grpc_status(status) == Some(Some(4)) && deadline::is_about_over()
+pub(super) fn at_the_peer(status: &HeaderMap) -> Option<End> {
+    match classify::grpc_status(status).flatten()? {
+        1 | 4 if deadline::outer::has_ended(time::now()) => Some(End::TimedOut),
+        4 if deadline::is_about_over() => Some(End::DeadlinePassed { had: None }),
+        _ => None,
+    }
 }
 
 pub(super) fn note(end: Option<End>) {

@@ -163,11 +163,8 @@ mod http_form {
                 Some(Err(error)) => Some(transport::end_of(Some(&**error))),
                 Some(Ok(frame)) => frame.trailers_ref().map(|trailers| {
                     let code = classify::grpc_status(trailers).flatten();
-                    match cut_by {
-                        Some(end) if code == Some(4) => end,
-                        _ if cut::by_the_caller(trailers) => End::DeadlinePassed { had: None },
-                        _ => self.judge_end(Some(trailers)),
-                    }
+                    let cut_by = cut_by.filter(|_| code == Some(4)).or_else(|| cut::at_the_peer(trailers));
+                    cut_by.unwrap_or_else(|| self.judge_end(Some(trailers)))
                 }),
             })
         }

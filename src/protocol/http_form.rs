@@ -250,8 +250,11 @@ impl Http {
             (Some(own), Some(method)) => own.head(method, grpc, parts),
             _ => classify::judge_head(grpc, parts.status, &parts.headers),
         };
-        if grpc && outcome == Some(Outcome::Failure) && cut::by_the_caller(&parts.headers) {
-            return Some(End::DeadlinePassed { had: None });
+        if grpc
+            && matches!(outcome, Some(Outcome::Failure | Outcome::Cancelled))
+            && let Some(end) = cut::at_the_peer(&parts.headers)
+        {
+            return Some(end);
         }
         outcome.map(End::Outcome)
     }

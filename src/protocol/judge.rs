@@ -13,7 +13,7 @@ use http_body::{Body, Frame};
 
 use crate::{
     deadline::Entered,
-    outcome::{End, Outcome},
+    outcome::End,
     permit::Cause,
     protocol::{BoxError, HttpClassify, Watch, classify, cut, hint, transport},
     rejection::Rejection,
@@ -247,8 +247,8 @@ impl<W: Watch> Judge<W> {
         let code = trailers.and_then(classify::grpc_status).flatten();
         if let Some(end) = cut::by().filter(|_| self.grpc && code == Some(4)) {
             self.settle(end);
-        } else if self.grpc && trailers.is_some_and(cut::by_the_caller) {
-            self.settle(End::DeadlinePassed { had: None });
+        } else if let Some(end) = trailers.filter(|_| self.grpc).and_then(cut::at_the_peer) {
+            self.settle(end);
         }
         if let Some(trailers) = trailers.filter(|_| self.grpc) {
             if classify::grpc_status(trailers) == Some(None) {
@@ -272,7 +272,7 @@ impl<W: Watch> Drop for Judge<W> {
         fn unread<W: Watch>(judge: &mut Judge<W>) {
             let by_default = !judge.grpc && judge.classify.is_none();
             if judge.unread && judge.left.is_some() && by_default && Cause::current() == Cause::Caller {
-                judge.settle(End::Outcome(Outcome::Success));
+                judge.settle_with(W::unread);
             }
         }
         if self.watch.is_some() && !self.settled {

@@ -61,6 +61,11 @@ pub trait Watch: Sealed {
     #[doc(hidden)]
     fn hint(&mut self, _after: Duration) {}
 
+    /// The verdict on an answer of which nobody has read anything, whose head was good: a success.
+    fn unread(&mut self) {
+        self.settle(End::Outcome(Outcome::Success));
+    }
+
     /// The head has come and does not decide; the verdict waits for the end of the body.
     #[doc(hidden)]
     fn good_head(&mut self) {}

@@ -79,7 +79,8 @@ where
         let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
         // In shadow a call that came too late goes on, and was reported.
         let plan = Plan { start: now, after, caller: caller.timer().filter(|_| !too_late), body };
-        let inner = plan.inside(P::has_a_timer_below(&context), || self.inner.call(request));
+        let on_the_wire = P::has_a_timer_below(&context) && !self.shared.ledger.in_shadow();
+        let inner = plan.inside(on_the_wire, || self.inner.call(request));
         ResponseFuture::running(inner, self.protocol.clone(), context, plan, self.shared.ledger.share())
     }
 }

@@ -48,14 +48,15 @@ impl Head {
 }
 
 impl Packed {
-    /// Neither values nor body are copied.
+    /// The body is not copied. The values are: whoever keeps one of them shall not keep a body with it that has long
+    /// been given up.
     pub(super) fn unpack(&self) -> (HeaderMap, Bytes) {
         // One more, for the age.
         let mut headers = HeaderMap::try_with_capacity(self.lines.len() + 1).unwrap_or_default();
         let mut rest = self.text.clone();
         for line in &self.lines {
             let name = HeaderName::from_bytes(&rest.split_to(line.name));
-            let value = HeaderValue::from_maybe_shared(rest.split_to(line.value));
+            let value = HeaderValue::from_bytes(&rest.split_to(line.value));
             // They were headers, so they are some again.
             if let (Ok(name), Ok(mut value)) = (name, value) {
                 value.set_sensitive(line.is_sensitive);
