@@ -514,26 +514,46 @@ async fn a_call_that_is_late_already_is_refused_though_there_is_room() {
     assert_eq!((counts(&layer), snapshot(&layer).rejected), ((0, 0), 1));
 }
 
-/// It has its turn in time, and nobody polls it before its deadline: then nothing is begun any more.
+/// It has its turn in time, and nobody polls it before its deadline: then nothing is begun any more, whether that or the
+/// longest wait (of a second) would have ended its wait.
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
-    for (shadow, noticed, goes) in [(false, 20, false), (false, 9, true), (true, 20, true)] {
+    for (deadline, shadow, noticed, goes) in [
+        (10, false, 20, false),
+        (10, false, 9, true),
+        (10, true, 20, true),
+        (2_000, false, 2_000, false),
+        (2_000, false, 1_999, true),
+        (2_000, true, 2_000, true),
+    ] {
         let layer = build(1, 5);
         let (mut service, probe) = plain(&layer);
-        probe.hangs();
         let first = call(&mut service);
-        let mut second = Deadline::after(ms(10)).scope(poll_fn(|_| std::task::Poll::Ready(call(&mut service)))).await;
+        let mut second = Box::pin(Deadline::after(ms(deadline)).scope(async { call(&mut service).await }));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         layer.handle().shadow(shadow);
         advance(ms(noticed)).await;
         let answer = second.as_mut().now_or_never();
-        assert_eq!((answer.is_none(), probe.calls()), (goes, if goes { 2 } else { 1 }), "{noticed}");
+        assert_eq!((answer.is_none(), probe.calls()), (goes, if goes { 2 } else { 1 }), "{noticed} of {deadline}");
         assert!(goes || reason(answer.unwrap()) == Some(Reason::DeadlineExceeded));
         let snapshot = snapshot(&layer);
         assert_eq!((snapshot.rejected, snapshot.would_have_rejected), (u64::from(!goes), u64::from(shadow)));
         assert_eq!(counts(&layer), (usize::from(goes), 0));
     }
+}
+
+/// The same for one whose deadline is ambient only where it is called.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_of_the_call_is_known_after_it() {
+    let layer = build(1, 5);
+    let (mut service, probe) = plain(&layer);
+    let first = call(&mut service);
+    let mut second = Deadline::after(ms(10)).scope(poll_fn(|_| std::task::Poll::Ready(call(&mut service)))).await;
+    assert!(second.as_mut().now_or_never().is_none());
+    drop(first);
+    advance(ms(20)).await;
+    assert_eq!((refusal(&mut second), probe.calls()), (Some(Reason::DeadlineExceeded), 1));
 }
 
 /// It was refused in the line, and looks only after a shadow has begun: that is told once.
@@ -552,29 +572,6 @@ async fn a_shadow_tells_once_of_one_who_waits() {
     layer.handle().shadow(true);
     assert!(late.as_mut().now_or_never().is_none());
     assert_eq!((probe.calls(), snapshot(&layer).would_have_rejected), (2, 1));
-}
-
-/// As above, where not the deadline would have ended its wait but the longest one.
-#[tokio::test(start_paused = true)]
-async fn a_turn_that_is_noticed_after_a_deadline_beyond_the_longest_wait_is_too_late() {
-    for (shadow, noticed, goes) in [(false, 2_000, false), (false, 1_999, true), (true, 2_000, true)] {
-        let layer = builder(1).queue(5).wait(ms(1_000)).shadow(shadow).build().unwrap();
-        let (mut service, probe) = plain(&layer);
-        layer.handle().shadow(false);
-        let first = call(&mut service);
-        let deadline = Deadline::after(ms(2_000));
-        let mut second = Box::pin(deadline.scope(async { call(&mut service).await }));
-        assert!(second.as_mut().now_or_never().is_none());
-        drop(first);
-        layer.handle().shadow(shadow);
-        advance(ms(noticed)).await;
-        let answer = second.as_mut().now_or_never();
-        assert_eq!((answer.is_none(), probe.calls()), (goes, if goes { 2 } else { 1 }), "{noticed}");
-        assert!(goes || reason(answer.unwrap()) == Some(Reason::DeadlineExceeded));
-        let snapshot = snapshot(&layer);
-        assert_eq!((snapshot.rejected, snapshot.would_have_rejected), (u64::from(!goes), u64::from(shadow)));
-        assert_eq!(counts(&layer), (usize::from(goes), 0));
-    }
 }
 
 #[tokio::test(start_paused = true)]
