@@ -514,8 +514,8 @@ async fn a_call_that_is_late_already_is_refused_though_there_is_room() {
     assert_eq!((counts(&layer), snapshot(&layer).rejected), ((0, 0), 1));
 }
 
-/// It has its turn in time, and nobody polls it before its deadline: then nothing is begun any more, whether that or the
-/// longest wait (of a second) would have ended its wait.
+/// It has its turn in time, and nobody polls it before its deadline: then nothing is begun any more, whether that or
+/// the longest wait (of a second) would have ended its wait.
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_is_noticed_after_the_deadline_is_too_late() {
     for (deadline, shadow, noticed, goes) in [

@@ -694,6 +694,22 @@ async fn a_peers_own_timer_does_not_win_because_nobody_polled() {
         assert_eq!(reason, ours.then_some(Reason::Timeout), "{code} at {answers_at}");
         assert!(!ours || [outside, inside].iter().all(|side| side.handle().take() == [Outcome::Failure]));
     }
+    // In shadow it is told of once, whatever comes behind that head.
+    let layer = after(ms(100)).until(Until::End).shadow(true).build().unwrap();
+    let peer = service_fn(|_: Request<Empty<Bytes>>| async {
+        sleep(ms(101)).await;
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "1");
+        let frames = stream::iter([data("a")]).chain(stream::once(async {
+            sleep(ms(50)).await;
+            data("b")
+        }));
+        Ok::<_, Infallible>(head.body(StreamBody::new(Box::pin(frames))).unwrap())
+    });
+    let mut call = pin!(layer.layer(peer).oneshot(grpc(None)));
+    assert!((&mut call).now_or_never().is_none());
+    advance(ms(500)).await;
+    assert_eq!(call.await.unwrap().into_body().collect().await.unwrap().to_bytes(), "ab");
+    assert_eq!(layer.handle().snapshot().would_have_rejected, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,6 +57,7 @@ impl Pacer {
         self.interval.load(Relaxed) == 0 && self.hold_until.load(Relaxed) == 0
     }
 
+    /// Has it been asked for less?
     #[inline]
     pub(crate) fn has_rate(&self) -> bool {
         self.interval.load(Relaxed) != 0

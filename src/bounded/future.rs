@@ -76,7 +76,7 @@ where
         let (reason, had) = match this.state.as_mut().project() {
             StateProj::Running { inner, timer, plan } => {
                 let has_a_timer_below = P::has_a_timer_below(this.context);
-                // In shadow it is not.
+                // In shadow the bound was not written there.
                 let on_the_wire = has_a_timer_below && !this.ledger.in_shadow();
                 let polled = plan.inside(on_the_wire, || inner.poll(cx));
                 if has_a_timer_below
@@ -119,25 +119,30 @@ fn poll_overdue(
     ledger: &Shared<Ledger>,
     cx: &mut Context<'_>,
 ) -> Poll<(Reason, Duration)> {
-    let Some(bound @ Bound { at, reason }) = plan.bound() else { return Poll::Pending };
+    let Some(bound) = plan.bound() else { return Poll::Pending };
     if timer.is_none() {
-        timer.set(Some(sleep_until(at)));
+        timer.set(Some(sleep_until(bound.at)));
     }
     if let Some(sleep) = timer.as_mut().as_pin_mut() {
         ready!(sleep.poll(cx));
     }
     timer.set(None);
+    run_out(plan, bound, early, ledger).map_or(Poll::Pending, Poll::Ready)
+}
+
+/// The bound has been reached, and is told of once. `None`: in shadow, where it is none any more.
+fn run_out(plan: &mut Plan, bound: Bound, early: bool, ledger: &Ledger) -> Option<(Reason, Duration)> {
     (plan.after, plan.caller) = (Span::NONE, None);
-    if ledger.run_out(reason) { Poll::Ready((reason, plan.had(bound, early))) } else { Poll::Pending }
+    ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound, early)))
 }
 
 /// An error of a gRPC transport, or CANCELLED, that comes once the bound has been reached is a timer's on the same
 /// header, there or at the peer: both ran out while nobody polled, and it says less than we know. (Before the bound it
 /// is an answer like any other.)
 #[cold]
-fn overdue(plan: &Plan, ledger: &Shared<Ledger>) -> Option<(Reason, Duration)> {
+fn overdue(plan: &mut Plan, ledger: &Ledger) -> Option<(Reason, Duration)> {
     let bound = plan.bound().filter(|b| b.at <= time::now())?;
-    ledger.run_out(bound.reason).then(|| (bound.reason, plan.had(bound, true)))
+    run_out(plan, bound, true, ledger)
 }
 
 impl<F, P, C, Req> fmt::Debug for ResponseFuture<F, P, C, Req> {

@@ -20,6 +20,10 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 /// a `Success` where the head was good, for then the caller wanted the status only (not with an own classification,
 /// which may want to see the end).
 ///
+/// On gRPC a CANCELLED or DEADLINE_EXCEEDED that a call gets in its head once a timeout of ours around it has run out
+/// is that timeout's, and a `Failure`; a DEADLINE_EXCEEDED within 5 ms before the ambient deadline is the caller's, and
+/// `Cancelled` as any deadline that passes: a peer with a timer on `grpc-timeout` may be faster than ours.
+///
 /// An own classification costs a call one allocation, for the method that is kept for [`head`](HttpClassify::head).
 ///
 /// ```

@@ -62,6 +62,7 @@ pub trait Watch: Sealed {
     fn hint(&mut self, _after: Duration) {}
 
     /// The verdict on an answer of which nobody has read anything, whose head was good: a success.
+    #[doc(hidden)]
     fn unread(&mut self) {
         self.settle(End::Outcome(Outcome::Success));
     }
