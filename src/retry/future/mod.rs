@@ -154,6 +154,8 @@ type Output<S, P, Req> = Result<
     <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error,
 >;
 
+/// What comes back of an attempt.
+type Answer<S, P, Req> = Result<Held<S, P, Req>, Failure<S, P, Req>>;
 type Held<S, P, Req> = <P as Hold<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Held;
 type Failure<S, P, Req> = <P as Protocol<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Error;
 

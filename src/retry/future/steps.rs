@@ -8,12 +8,12 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Attempt, AttemptProj, Failure, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
-    wait::{Wait, poll_patience},
+    Answer, Attempt, AttemptProj, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
+    wait::{Wait, poll_patience, poll_ready_in_time},
 };
 use crate::{
     budget::Budget,
-    deadline::{self, Deadline},
+    deadline::Deadline,
     observe::StoppedBy,
     on_panic::on_panic,
     outcome::{End, Outcome},
@@ -25,7 +25,7 @@ use crate::{
         retrier::{Ended, Further, Retrier},
         verdict::Retryable,
     },
-    time::{self, Span},
+    time::Span,
 };
 
 /// After so many attempts others get their turn: those that end at once and have no wait between them would go on in
@@ -53,7 +53,7 @@ where
     pub(super) fn ended(
         mut self: Pin<&mut Self>,
         end: End,
-        held: Result<Held<S, P, Req>, Failure<S, P, Req>>,
+        held: Answer<S, P, Req>,
         at_once: Option<&mut Context<'_>>,
     ) -> Option<Output<S, P, Req>> {
         let mut this = self.as_mut().project();
@@ -172,35 +172,25 @@ where
             }
             StepProj::Readying { timer, reservation, last } => {
                 let service = &mut this.spare.as_mut().expect(POLLED).service;
-                match outline::poll_ready(service, cx) {
-                    Poll::Ready(Err(error)) => {
-                        // What was taken from the budget goes back now, not when somebody drops this.
-                        this.step.set(Some(Step::Refused { made: *this.number }));
-                        return Poll::Ready(Some(Err(P::error(error))));
-                    }
-                    Poll::Ready(Ok(())) if this.deadline.is_none_or(|d| time::now() < d.instant()) => {
-                        if let Some(reservation) = reservation.take() {
+                let in_time = ready!(poll_ready_in_time(service, timer, *this.deadline, cx));
+                let (reservation, last) = (reservation.take(), last.take());
+                Poll::Ready(match in_time {
+                    Ok(true) => {
+                        if let Some(reservation) = reservation {
                             reservation.spend();
                         }
                         this.step.set(None);
                         let own_budget = own_budget(this.protocol, this.shared, this.spare);
                         self.call_again(own_budget, outline::call);
-                        return Poll::Ready(None);
+                        None
                     }
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Pending => ready!(deadline::poll_passed(timer, *this.deadline, cx)),
-                }
-                let (last, made) = (last.take(), *this.number);
-                *this.spare = None;
-                let Some(last) = last else {
-                    // It was given up for the attempt that can't be made any more.
-                    this.shared.ledger.refuse_late();
-                    return Poll::Ready(Some(self.reject(made)));
-                };
-                this.step.set(Some(Step::Refused { made }));
-                this.shared.count_stopped(StoppedBy::Deadline);
-                let attempts = Attempts { made, stopped: Stopped::Deadline };
-                Poll::Ready(Some(last.map(|held| pass(this.protocol, this.context, held, attempts))))
+                    Ok(false) => Some(self.too_late(last)),
+                    // What was taken from the budget goes back now, not when somebody drops this.
+                    Err(error) => {
+                        this.step.set(Some(Step::Refused { made: *this.number }));
+                        Some(Err(P::error(error)))
+                    }
+                })
             }
             StepProj::Refused { made } => {
                 let made = *made;
@@ -241,6 +231,22 @@ where
             }
         }
         *this.spare = original.map(|original| Spare { service, original });
+    }
+
+    /// The deadline came before the next attempt could be made: what there is of the last answer is the call's.
+    fn too_late(mut self: Pin<&mut Self>, last: Option<Answer<S, P, Req>>) -> Output<S, P, Req> {
+        let mut this = self.as_mut().project();
+        *this.spare = None;
+        let made = *this.number;
+        let Some(last) = last else {
+            // It was given up for the attempt that can't be made any more.
+            this.shared.ledger.refuse_late();
+            return self.reject(made);
+        };
+        this.step.set(Some(Step::Refused { made }));
+        this.shared.count_stopped(StoppedBy::Deadline);
+        let attempts = Attempts { made, stopped: Stopped::Deadline };
+        last.map(|held| pass(this.protocol, this.context, held, attempts))
     }
 
     fn reject(self: Pin<&mut Self>, made: u32) -> Output<S, P, Req> {

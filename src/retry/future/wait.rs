@@ -11,7 +11,8 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    deadline::Deadline,
+    deadline::{self, Deadline},
+    outline,
     retry::verdict::Retryable,
     time::{self, Instant, Sleep, Span, poll_at, sleep_until},
 };
@@ -33,6 +34,22 @@ pub(super) fn poll_patience(
         patience.set(Some(sleep_until(deadline.map_or(own, |deadline| own.min(deadline.instant())))));
     }
     patience.as_pin_mut().map_or(Poll::Ready(()), |sleep| sleep.poll(cx))
+}
+
+/// Is the instance ready for the next attempt, and before the deadline? One that is ready after it is not used.
+pub(super) fn poll_ready_in_time<S, Req>(
+    service: &mut S,
+    timer: Pin<&mut Option<Sleep>>,
+    deadline: Option<Deadline>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<bool, S::Error>>
+where
+    S: Service<Req>,
+{
+    if outline::poll_ready(service, cx)?.is_ready() {
+        return Poll::Ready(Ok(!deadline::has_passed(deadline)));
+    }
+    deadline::poll_passed(timer, deadline, cx).map(|()| Ok(false))
 }
 
 /// The wait before an attempt; in its first part the rest of the failed response is read.
