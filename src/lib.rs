@@ -99,6 +99,7 @@ pub mod deadline;
 pub mod drain;
 pub mod fallback;
 pub mod hedge;
+mod instance;
 mod key;
 #[doc(hidden)]
 pub mod keyed;
@@ -116,7 +117,6 @@ mod priority;
 pub mod protocol;
 mod queue;
 pub mod rate_limit;
-mod readiness;
 pub mod registry;
 mod rejection;
 pub mod retry;

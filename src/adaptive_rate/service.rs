@@ -1,7 +1,6 @@
 //! The service: does the backend want another call now?
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -15,9 +14,9 @@ use crate::{
         future::Wait,
     },
     deadline::{self, Deadline},
+    instance::Instance,
     permit::Permit,
     protocol::{Http, Protocol},
-    readiness::Readiness,
     stripe::Striped,
 };
 
@@ -25,25 +24,16 @@ use crate::{
 ///
 /// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it, and
 /// one that waits takes an instance along.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AdaptiveRate<S, P = Http> {
-    inner: S,
+    inner: Instance<S>,
     shared: Arc<Striped<Controller>>,
     protocol: P,
-    /// Refused: `poll_ready` knew that a call would not go at once.
-    readiness: Readiness,
 }
 
 impl<S, P> AdaptiveRate<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Controller>>, protocol: P) -> Self {
-        AdaptiveRate { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for AdaptiveRate<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, and with nothing known.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        AdaptiveRate { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -59,10 +49,9 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         if self.shared.is_shut() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -71,7 +60,7 @@ where
         let context = self.protocol.context(&request);
         let deadline = |request: &Req| deadline::earliest(P::deadline(request), Deadline::current());
         match self.shared.admit(|| deadline(&request)) {
-            Admission::Goes(_) if !self.readiness.is_refused() => {
+            Admission::Goes(_) if !self.inner.is_refused() => {
                 let mut permit = Permit::new(Call::new(self.shared.share()));
                 let inner = permit.guard(|| self.inner.call(request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, permit)
@@ -85,7 +74,7 @@ where
                 self.wait(wait, deadline(&request), request, context)
             }
             Admission::Refused(retry_after) => {
-                drop(self.lend());
+                self.inner.give_back();
                 ResponseFuture::refused(retry_after, self.protocol.clone(), context, self.shared.share())
             }
         }
@@ -106,17 +95,7 @@ impl<S: Clone, P: Clone> AdaptiveRate<S, P> {
         S: Service<Req>,
     {
         let deadline = deadline.filter(|_| !self.shared.in_shadow());
-        let call = (self.lend(), request);
+        let call = (self.inner.unready(), request);
         ResponseFuture::waiting(wait, deadline, call, self.protocol.clone(), context)
-    }
-
-    /// An instance that holds nothing. What the readied one holds must not wait for the next call: it goes too.
-    #[cold]
-    fn lend(&mut self) -> S {
-        let unready = self.inner.clone();
-        if mem::replace(&mut self.readiness, Readiness::Unasked) == Readiness::Asked {
-            self.inner = unready.clone();
-        }
-        unready
     }
 }

@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use crate::rejection::Reason;
 
-/// What `poll_ready` finds.
+/// Why `poll_ready` leaves the inner service alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// Nobody has asked yet.
-    Unasked,
-    /// The inner service was asked.
-    Open,
-    /// The next call may have to wait; until its turn the inner service is left alone.
-    Shut,
+pub(crate) enum Shut {
+    /// The next call may have to wait for its turn.
+    Waits,
     /// The next call is refused.
     Refuses(Reason),
 }

@@ -6,7 +6,7 @@ use crate::{
     bulkhead::{
         BulkheadConfig,
         common::Common,
-        door::{Admission, Door, Waits},
+        door::{Admission, Shut, Waits},
         settings,
     },
     deadline::{self, Deadline},
@@ -71,28 +71,28 @@ impl Limiter {
 
     /// What a call would find that has a deadline or finds no room.
     #[cold]
-    pub(crate) fn look(&self) -> Door {
+    pub(crate) fn look(&self) -> Option<Shut> {
         if self.common.in_shadow() {
-            return Door::Open;
+            return None;
         }
         if deadline::has_passed(Deadline::current()) {
-            return Door::Refuses(Reason::DeadlineExceeded);
+            return Some(Shut::Refuses(Reason::DeadlineExceeded));
         }
         #[cfg(feature = "http")]
         if self.by_key.is_some() {
             // What it finds behind that of its key the call finds out for itself.
-            return Door::Open;
+            return None;
         }
         if self.room.view().lets_pass() {
-            return Door::Open;
+            return None;
         }
         if self.room.has_streams() {
             self.put_out_stalled(self.now());
         }
         match self.common.settings.queue() {
-            _ if self.room.view().lets_pass() => Door::Open,
-            0 => Door::Refuses(Reason::BulkheadFull),
-            _ => Door::Shut,
+            _ if self.room.view().lets_pass() => None,
+            0 => Some(Shut::Refuses(Reason::BulkheadFull)),
+            _ => Some(Shut::Waits),
         }
     }
 

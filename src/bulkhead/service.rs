@@ -11,15 +11,15 @@ use tower_service::Service;
 use crate::{
     bulkhead::{
         ResponseFuture,
-        door::{Admission, Door},
+        door::{Admission, Shut},
         held::Held,
         limiter::Limiter,
     },
     deadline::{self, Deadline},
+    instance::Instance,
     outline,
     priority::Priority,
     protocol::{Http, Protocol},
-    readiness::give_back,
     stripe::{Shared, Striped},
 };
 
@@ -30,25 +30,16 @@ use crate::bulkhead::by_key::{ByKey, Goes};
 ///
 /// `S` has to be `Clone`: a call that waits takes an instance along, and one that is refused after readiness gives the
 /// readied instance back by dropping it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Bulkhead<S, P = Http> {
-    inner: S,
+    inner: Instance<S, Shut>,
     shared: Arc<Striped<Limiter>>,
     protocol: P,
-    /// What `poll_ready` found last. Only behind an open one may the inner service be ready.
-    door: Door,
 }
 
 impl<S, P> Bulkhead<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Limiter>>, protocol: P) -> Self {
-        Bulkhead { inner, shared, protocol, door: Door::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for Bulkhead<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has found nothing yet.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        Bulkhead { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -66,7 +57,6 @@ where
         if !self.shared.is_open() && self.is_shut(P::HAS_BODY) {
             return Poll::Ready(Ok(()));
         }
-        self.door = Door::Open;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -75,38 +65,37 @@ where
         let context = self.protocol.context(&request);
         // By itself, from the door to the future: where paths met again, each would carry what the others need.
         let has_deadline = Deadline::current().is_some() || P::deadline(&request).is_some();
-        if self.door == Door::Open && !has_deadline && self.shared.room.pass() {
+        if self.inner.is_asked() && !has_deadline && self.shared.room.pass() {
             let inner = call_inner(&self.shared, request, |request| self.inner.call(request));
             return self.running(inner, context);
         }
-        let door = mem::replace(&mut self.door, Door::Unasked);
         // By itself too, and not even there for services without heads: with two ways to come to a limiter, calls
         // without keys would be slower.
         #[cfg(feature = "http")]
         if P::HAS_BODY
             && let Some(by_key) = &self.shared.by_key
         {
-            let (admission, limiter) = self.admit_by_key(by_key, door, &mut request);
-            return self.go_on::<_, _, S::Response, S::Error>(admission, limiter, door, request, context);
+            let (admission, limiter) = self.admit_by_key(by_key, &mut request);
+            return self.go_on::<_, _, S::Response, S::Error>(admission, limiter, request, context);
         }
-        match self.admit(door, &mut request) {
-            Admission::In if door == Door::Open => {
-                let inner = call_inner(&self.shared, request, |request| outline::call(&mut self.inner, request));
+        match self.admit(&mut request) {
+            Admission::In if self.inner.is_asked() => {
+                let inner = call_inner(&self.shared, request, |request| outline::call(self.inner.service(), request));
                 self.running(inner, context)
             }
             Admission::In => {
                 let held = self.granted::<Req, S::Response, S::Error>(self.shared.share(), &request);
-                let unready = self.take_unready(door);
+                let unready = self.inner.unready();
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Waits(waits) => {
                 let held = Held::place(self.shared.share(), waits);
-                let unready = self.take_unready(door);
+                let unready = self.inner.unready();
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Refused(reason) => {
                 self.shared.common.refuse(reason);
-                self.drop_readiness(door);
+                self.inner.give_back();
                 let held = Held::nothing(self.shared.share());
                 ResponseFuture::refused(reason, self.protocol.clone(), context, held)
             }
@@ -134,7 +123,6 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
         &mut self,
         admission: Admission,
         limiter: Shared<Limiter>,
-        door: Door,
         request: Req,
         context: C,
     ) -> ResponseFuture<S, P, C, Req>
@@ -143,23 +131,23 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
         P: Protocol<Req, Res, Err>,
     {
         match admission {
-            Admission::In if door == Door::Open => {
-                let inner = call_inner(&limiter, request, |request| outline::call(&mut self.inner, request));
+            Admission::In if self.inner.is_asked() => {
+                let inner = call_inner(&limiter, request, |request| outline::call(self.inner.service(), request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, Held::permit(limiter))
             }
             Admission::In => {
                 let held = self.granted::<Req, Res, Err>(limiter, &request);
-                let unready = self.take_unready(door);
+                let unready = self.inner.unready();
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Waits(waits) => {
                 let held = Held::place(limiter, waits);
-                let unready = self.take_unready(door);
+                let unready = self.inner.unready();
                 ResponseFuture::waiting(unready, request, self.protocol.clone(), context, held)
             }
             Admission::Refused(reason) => {
                 limiter.common.refuse(reason);
-                self.drop_readiness(door);
+                self.inner.give_back();
                 ResponseFuture::refused(reason, self.protocol.clone(), context, Held::nothing(limiter))
             }
         }
@@ -173,36 +161,19 @@ impl<S: Clone, P> Bulkhead<S, P> {
         if !has_head {
             self.stay_with_keyless();
         }
-        let found = self.shared.look();
-        if found != Door::Open {
-            let door = mem::replace(&mut self.door, found);
-            self.drop_readiness(door);
+        let shut = self.shared.look();
+        if let Some(shut) = shut {
+            self.inner.refuse(shut);
         }
-        found != Door::Open
-    }
-
-    /// What a readied instance holds must not wait for the next call, nor for the turn of this one.
-    #[cold]
-    fn drop_readiness(&mut self, door: Door) {
-        if door == Door::Open {
-            give_back(&mut self.inner);
-        }
-    }
-
-    /// An instance for a call that waits. It holds nothing of the inner service.
-    #[cold]
-    fn take_unready(&mut self, door: Door) -> S {
-        self.drop_readiness(door);
-        let next = self.inner.clone();
-        mem::replace(&mut self.inner, next)
+        shut.is_some()
     }
 
     #[cold]
-    fn admit<Req, Res, Err>(&mut self, door: Door, request: &mut Req) -> Admission
+    fn admit<Req, Res, Err>(&mut self, request: &mut Req) -> Admission
     where
         P: Protocol<Req, Res, Err>,
     {
-        if let Door::Refuses(reason) = door {
+        if let Some(&Shut::Refuses(reason)) = self.inner.refused() {
             return Admission::Refused(reason);
         }
         self.stay_with_keyless();
@@ -225,11 +196,11 @@ impl<S: Clone, P> Bulkhead<S, P> {
 
     /// As [`admit`](Self::admit), of the limiter of the request's key.
     #[cfg(feature = "http")]
-    fn admit_by_key<Req, Res, Err>(&self, by_key: &ByKey, door: Door, request: &mut Req) -> (Admission, Shared<Limiter>)
+    fn admit_by_key<Req, Res, Err>(&self, by_key: &ByKey, request: &mut Req) -> (Admission, Shared<Limiter>)
     where
         P: Protocol<Req, Res, Err>,
     {
-        if let Door::Refuses(reason) = door {
+        if let Some(&Shut::Refuses(reason)) = self.inner.refused() {
             return (Admission::Refused(reason), self.shared.share());
         }
         match by_key.find::<P, Req, Res, Err>(request, self.shared.now()) {

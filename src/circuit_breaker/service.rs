@@ -16,11 +16,11 @@ use crate::{
         machine::{Look, Ticket},
     },
     deadline::{self, Deadline},
+    instance::Instance,
     on_panic::on_panic,
     outline,
     permit::Permit,
     protocol::{Http, Protocol},
-    readiness::{Readiness, give_back},
     rejection::Told,
     stripe::Striped,
 };
@@ -34,24 +34,16 @@ use crate::{
 /// A service behind a circuit breaker. Made by [`CircuitBreakerLayer`](crate::CircuitBreakerLayer).
 ///
 /// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CircuitBreaker<S, P = Http> {
-    inner: S,
+    inner: Instance<S, Told>,
     shared: Arc<Striped<Breaker>>,
     protocol: P,
-    readiness: Readiness<Told>,
 }
 
 impl<S, P> CircuitBreaker<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Breaker>>, protocol: P) -> Self {
-        CircuitBreaker { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for CircuitBreaker<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        CircuitBreaker { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -69,7 +61,7 @@ where
         match self.shared.look() {
             Look::Passes => {}
             Look::Refuses(refusal) => {
-                self.readiness.refuse(&mut self.inner, refusal.told());
+                self.inner.refuse(refusal.told());
                 return Poll::Ready(Ok(()));
             }
             Look::Unclear => {
@@ -78,7 +70,6 @@ where
                 }
             }
         }
-        self.readiness = Readiness::Asked;
         match self.inner.poll_ready(cx) {
             Poll::Ready(Err(e)) => {
                 self.shared.failed_readiness();
@@ -94,7 +85,7 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         // It stays so until the next readiness.
-        if let Readiness::Refused(refusal) = self.readiness {
+        if let Some(&refusal) = self.inner.refused() {
             return ResponseFuture::refused(self.shared.refuse(refusal), self.protocol.clone(), context);
         }
         let deadline = deadline::earliest(P::deadline(&request), Deadline::current());
@@ -125,7 +116,7 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
     where
         S: Service<Req>,
     {
-        give_back(&mut self.inner);
+        self.inner.give_back();
         ResponseFuture::refused(self.shared.refuse(told), self.protocol.clone(), context)
     }
 }
@@ -142,7 +133,7 @@ impl<S, P: Clone> CircuitBreaker<S, P> {
     where
         S: Service<Req>,
     {
-        let inner = call_inner(&self.shared, facts.ticket(), || call(&mut self.inner, request));
+        let inner = call_inner(&self.shared, facts.ticket(), || call(self.inner.service(), request));
         // Made after the inner call, which would otherwise have to be able to drop it.
         let permit = Permit::new(Call::new(self.shared.share(), facts));
         ResponseFuture::running(inner, self.protocol.clone(), context, permit)
@@ -187,7 +178,7 @@ impl<S: Clone, P: Clone> CircuitBreaker<S, P> {
     {
         match found {
             Ok((breaker, facts)) => {
-                let inner = call_inner(&breaker, facts.ticket(), || outline::call(&mut self.inner, request));
+                let inner = call_inner(&breaker, facts.ticket(), || outline::call(self.inner.service(), request));
                 ResponseFuture::running(inner, self.protocol.clone(), context, Permit::new(Call::new(breaker, facts)))
             }
             Err(told) => self.refuse_late(told, context),
@@ -205,7 +196,7 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
         }
         let refusal = self.shared.is_shut();
         if let Some(told) = refusal {
-            self.readiness.refuse(&mut self.inner, told);
+            self.inner.refuse(told);
         }
         refusal.is_some()
     }

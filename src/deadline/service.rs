@@ -19,8 +19,8 @@ use crate::{
         outer,
         wire::{self, Read},
     },
+    instance::Instance,
     protocol::{BoxError, Http, HttpContext, Protocol, ResponseBody},
-    readiness::{Readiness, give_back},
     rejection::Reason,
     time::{self, Instant, Span},
 };
@@ -28,23 +28,15 @@ use crate::{
 /// A service under a [`DeadlineLayer`].
 ///
 /// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Deadlines<S> {
-    inner: S,
+    inner: Instance<S>,
     layer: DeadlineLayer,
-    readiness: Readiness,
 }
 
 impl<S> Deadlines<S> {
     pub(crate) fn new(inner: S, layer: DeadlineLayer) -> Self {
-        Deadlines { inner, layer, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone> Clone for Deadlines<S> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), self.layer.clone())
+        Deadlines { inner: Instance::new(inner), layer }
     }
 }
 
@@ -63,10 +55,9 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let closed = self.layer.refuses_everything() || deadline::has_passed(Deadline::current());
         if closed && !self.layer.shared.ledger.in_shadow() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx)
     }
 
@@ -74,7 +65,7 @@ where
         let ledger = self.layer.shared.ledger.share();
         let protocol = self.layer.protocol.clone();
         let context = Protocol::<_, S::Response, S::Error>::context(&protocol, &request);
-        if self.readiness.is_refused() {
+        if self.inner.is_refused() {
             ledger.refuse(Reason::DeadlineExceeded);
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
@@ -83,7 +74,7 @@ where
         let (caller, scope) = self.layer.caller(context.is_grpc(), &mut request, now, in_shadow);
         let too_late = caller.has_passed(now);
         if too_late && ledger.run_out(Reason::DeadlineExceeded) {
-            give_back(&mut self.inner);
+            self.inner.give_back();
             return Scoped::new(None, ResponseFuture::refused(Reason::DeadlineExceeded, protocol, context, ledger));
         }
         let body = caller.deadline.map(|_| BodyPlan { to_the_end: true, idle: Span::NONE, scope });

@@ -9,32 +9,24 @@ use tower_service::Service;
 
 use crate::{
     drain::{Gate, Inside, ResponseFuture},
+    instance::Instance,
     protocol::{Http, Protocol},
-    readiness::{Readiness, give_back},
     stripe::{Shared, Striped},
 };
 
 /// A service that can be drained. Made by [`DrainLayer`](crate::DrainLayer).
 ///
 /// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Drain<S, P = Http> {
-    inner: S,
+    inner: Instance<S>,
     shared: Arc<Striped<Gate>>,
     protocol: P,
-    readiness: Readiness,
 }
 
 impl<S, P> Drain<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Gate>>, protocol: P) -> Self {
-        Drain { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for Drain<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        Drain { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -50,10 +42,9 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         if self.shared.is_draining() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -61,11 +52,11 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         let gate = self.shared.share();
-        if self.readiness.is_refused() {
+        if self.inner.is_refused() {
             return self.refused(P::is_http1(&context, &request), context, gate);
         }
         if !gate.enter(gate.stripe()) {
-            give_back(&mut self.inner);
+            self.inner.give_back();
             return self.refused(P::is_http1(&context, &request), context, gate);
         }
         let inside = Inside::new(gate);

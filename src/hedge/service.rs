@@ -14,9 +14,9 @@ use crate::{
         future::{Kept, Spare},
         hedger::Hedger,
     },
+    instance::Instance,
     on_panic::on_panic,
     protocol::Http,
-    readiness::{Readiness, give_back},
     retry::Retryable,
     stripe::Striped,
 };
@@ -24,25 +24,16 @@ use crate::{
 /// A service whose slow calls are sent a second time. Made by [`HedgeLayer`](crate::HedgeLayer).
 ///
 /// `S` has to be `Clone`: a call keeps an instance of its own for further attempts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Hedge<S, P = Http> {
-    inner: S,
+    inner: Instance<S>,
     shared: Arc<Striped<Hedger>>,
     protocol: P,
-    /// Refused: `poll_ready` found the ambient deadline passed.
-    readiness: Readiness,
 }
 
 impl<S, P> Hedge<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Hedger>>, protocol: P) -> Self {
-        Hedge { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for Hedge<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        Hedge { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -58,10 +49,9 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         if self.shared.ledger.refuses_readiness() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -69,14 +59,14 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         // It stays so until the next readiness.
-        if self.readiness.is_refused() {
+        if self.inner.is_refused() {
             self.shared.ledger.refuse_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there no second attempt is made in any case.
         if deadline::has_passed(deadline) && self.shared.ledger.is_late() {
-            give_back(&mut self.inner);
+            self.inner.give_back();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let shared = self.shared.share();
@@ -86,7 +76,7 @@ where
         let (spare, request) = if self.protocol.is_safe(&context, &request, fixed.trust) {
             let (original, request) = self.protocol.split(request, fixed.replay_cap);
             // Another instance, which holds nothing until it is its turn.
-            (original.map(|original| Spare { service: Some(self.inner.clone()), original: Some(original) }), request)
+            (original.map(|original| Spare { service: Some(self.inner.another()), original: Some(original) }), request)
         } else {
             (None, request)
         };

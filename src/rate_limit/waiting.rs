@@ -14,6 +14,7 @@ use tower_service::Service;
 
 use crate::{
     deadline::{self, Deadline},
+    instance::give_back,
     outline,
     polled::{POLLED, take},
     protocol::Protocol,
@@ -25,7 +26,6 @@ use crate::{
         store::{Grant, Local},
         ticket::{Booked, Ticket},
     },
-    readiness::give_back,
     rejection::Reason,
     stripe::Shared,
     time::{Sleep, sleep_until},

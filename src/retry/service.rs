@@ -9,10 +9,10 @@ use tower_service::Service;
 
 use crate::{
     deadline,
+    instance::Instance,
     on_panic::on_panic,
     outline,
     protocol::Http,
-    readiness::{Readiness, give_back},
     retry::{
         ResponseFuture,
         future::{Attempt, Spare},
@@ -25,25 +25,16 @@ use crate::{
 /// A service whose failed calls are made again. Made by [`RetryLayer`](crate::RetryLayer).
 ///
 /// `S` has to be `Clone`: a call keeps an instance of its own for further attempts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Retry<S, P = Http> {
-    inner: S,
+    inner: Instance<S>,
     shared: Arc<Striped<Retrier>>,
     protocol: P,
-    /// Refused: `poll_ready` found the ambient deadline passed.
-    readiness: Readiness,
 }
 
 impl<S, P> Retry<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Striped<Retrier>>, protocol: P) -> Self {
-        Retry { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for Retry<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        Retry { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -59,10 +50,9 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         if self.shared.ledger.refuses_readiness() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
@@ -70,14 +60,14 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
         // It stays so until the next readiness.
-        if self.readiness.is_refused() {
+        if self.inner.is_refused() {
             self.shared.ledger.refuse_late();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there nothing is sent again in any case.
         if deadline::has_passed(deadline) && self.shared.ledger.is_late() {
-            give_back(&mut self.inner);
+            self.inner.give_back();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }
         let shared = self.shared.share();
@@ -92,7 +82,7 @@ where
         } else {
             let (original, request) = self.protocol.split(request, settings.fixed.replay_cap);
             // Another instance, which holds nothing until it is its turn.
-            (original.map(|original| Spare { service: self.inner.clone(), original }), request)
+            (original.map(|original| Spare { service: self.inner.another(), original }), request)
         };
         let attempt = match shared.payment(budget) {
             None => {
@@ -100,7 +90,7 @@ where
                 Attempt::Running { inner }
             }
             Some(payment) => {
-                let call = || payment.during(|| outline::call(&mut self.inner, request));
+                let call = || payment.during(|| outline::call(self.inner.service(), request));
                 Attempt::Paid { inner: on_panic(|| shared.reporter().panicked(1), call), payment }
             }
         };

@@ -10,8 +10,8 @@ use tower_service::Service;
 use crate::{
     bounded::{BodyClock, Plan, ResponseFuture},
     deadline::{self, Deadline, caller::Caller},
+    instance::Instance,
     protocol::{Http, Protocol},
-    readiness::{Readiness, give_back},
     rejection::Reason,
     time::{self, Instant, Span},
     timeout::layer::Shared,
@@ -20,25 +20,16 @@ use crate::{
 /// A service whose calls are bounded. Made by [`TimeoutLayer`](crate::TimeoutLayer).
 ///
 /// `S` has to be `Clone`: a call that is refused after readiness gives the readied instance back by dropping it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Timeout<S, P = Http> {
-    inner: S,
+    inner: Instance<S>,
     shared: Arc<Shared>,
     protocol: P,
-    /// Refused: `poll_ready` found the ambient deadline passed.
-    readiness: Readiness,
 }
 
 impl<S, P> Timeout<S, P> {
     pub(crate) fn new(inner: S, shared: Arc<Shared>, protocol: P) -> Self {
-        Timeout { inner, shared, protocol, readiness: Readiness::Unasked }
-    }
-}
-
-impl<S: Clone, P: Clone> Clone for Timeout<S, P> {
-    fn clone(&self) -> Self {
-        // A clone starts unready, so it has nothing to refuse either.
-        Self::new(self.inner.clone(), Arc::clone(&self.shared), self.protocol.clone())
+        Timeout { inner: Instance::new(inner), shared, protocol }
     }
 }
 
@@ -54,17 +45,16 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
         if deadline::has_passed(Deadline::current()) && !self.shared.ledger.in_shadow() {
-            self.readiness.refuse(&mut self.inner, ());
+            self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
-        self.readiness = Readiness::Asked;
         self.inner.poll_ready(cx).map_err(P::error)
     }
 
     #[inline]
     fn call(&mut self, mut request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        if self.readiness.is_refused() {
+        if self.inner.is_refused() {
             self.shared.ledger.refuse(Reason::DeadlineExceeded);
             return self.refused(context);
         }
@@ -73,7 +63,7 @@ where
         let caller = self.shared.caller::<P, Req, S::Response, S::Error>(&context, &mut request, now, after);
         let too_late = caller.has_passed(now);
         if too_late && self.shared.ledger.run_out(Reason::DeadlineExceeded) {
-            give_back(&mut self.inner);
+            self.inner.give_back();
             return self.refused(context);
         }
         let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
