@@ -183,8 +183,25 @@ async fn a_store_is_asked_for_the_key_as_text() {
     service.clone().oneshot(nobodys()).await.unwrap();
     let service = service_fn(|_: u64| ready(Ok::<_, Infallible>(())));
     let numbers = builder().build_plain_per_key(|n: &u64| Some((*n).into())).unwrap().layer(service);
-    numbers.clone().oneshot(0xff00).await.unwrap();
-    assert_eq!(*asked.lock().unwrap(), ["acme", "jobs", "\u{7f}000000000000ff00"]);
+    for n in [42, 200] {
+        numbers.clone().oneshot(n).await.unwrap();
+    }
+    // Who calls itself as the layer is called is not one of those without a key.
+    let service = builder().build_plain_per_key(tenant).unwrap().layer(works());
+    service.oneshot(job("jobs")).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["acme", "jobs", "42", "200", "\u{7f}6a6f6273"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_have_tiers() {
+    let builder = limit(1).quota_fn(|key| (["42", "200"].contains(&key)).then(|| Quota::per_second(3)));
+    let layer = builder.build_plain_per_key(|n: &u64| Some((*n).into())).unwrap();
+    let service = layer.layer(service_fn(|_: u64| ready(Ok::<_, Infallible>(()))));
+    for (n, goes) in [(42, 3), (200, 3), (7, 1), (u64::MAX, 1)] {
+        for at in 0..4 {
+            assert_eq!(service.clone().oneshot(n).await.is_ok(), at < goes, "{n}");
+        }
+    }
 }
 
 #[test]

@@ -1222,6 +1222,30 @@ async fn a_call_waits_for_a_store_and_asks_again() {
     assert_eq!((r.reason(), r.retry_after()), (Reason::CostAboveBurst, None));
 }
 
+/// Those who wait for a store to be asked again are seen, and gone when they leave; nobody waits once it is in shadow.
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_store_are_seen_and_go_in_shadow() {
+    let later = Fixed(Grant::Denied { retry_after: ms(50_000) });
+    let layer = limit(Quota::per_second(3)).wait(ms(60_000)).store(later).build().unwrap();
+    let probe = Probe::new();
+    let service = layer.clone().plain().layer(probe.clone());
+    let start = Instant::now();
+    let waits = |n: usize| (0..n).map(|_| tokio::spawn(service.clone().oneshot(()))).collect::<Vec<_>>();
+    let (stays, leaves) = (waits(3), waits(2));
+    sleep(ms(1_000)).await;
+    assert_eq!(layer.handle().snapshot().waiting, 5);
+    leaves.iter().for_each(tokio::task::JoinHandle::abort);
+    sleep(ms(1_000)).await;
+    assert_eq!(layer.handle().snapshot().waiting, 3);
+    layer.handle().shadow(true);
+    for call in stays {
+        call.await.unwrap().unwrap();
+    }
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((start.elapsed(), probe.calls(), probe.held()), (ms(2_000), 3, 0));
+    assert_eq!((snapshot.waiting, snapshot.admitted, snapshot.rejected, snapshot.would_have_rejected), (0, 3, 0, 0));
+}
+
 /// A store that does not answer holds a call until its deadline at most, whichever it has.
 #[tokio::test(start_paused = true)]
 async fn a_store_is_waited_for_until_the_deadline() {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
     },
     time::{LONGEST, nanos},
-    wake::wake_all,
+    wake::{Wakers, wake_all},
 };
 
 /// One for all drain layers of a registry.
@@ -29,7 +29,7 @@ pub(crate) struct Gate {
     inside: [Lane; LANES],
     draining: AtomicBool,
     /// Those who wait until nobody is inside.
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Wakers>,
     reporter: Reporter,
     /// In nanoseconds.
     retry_after: AtomicU64,
@@ -43,12 +43,6 @@ const LANES: usize = if cfg!(loom) { 2 } else { MOST };
 #[repr(align(128))]
 struct Lane(AtomicU64);
 
-#[derive(Default)]
-struct Waiting {
-    next: u64,
-    wakers: Vec<(u64, Waker)>,
-}
-
 /// A call that is inside, in its response body to the end of that.
 pub struct Inside(Shared<Gate>);
 
@@ -57,7 +51,7 @@ impl Gate {
         Gate {
             inside: array::from_fn(|_| Lane(AtomicU64::new(0))),
             draining: AtomicBool::new(false),
-            waiting: Mutex::new(Waiting::default()),
+            waiting: Mutex::new(Wakers::default()),
             reporter,
             retry_after: AtomicU64::new(nanos(Duration::from_secs(1))),
             rejected: AtomicU64::new(0),
@@ -103,8 +97,8 @@ impl Gate {
         if !self.is_empty() {
             return;
         }
-        let wakers = std::mem::take(&mut self.lock().wakers);
-        wake_all(wakers.into_iter().map(|(_, waker)| waker));
+        let all = self.lock().take();
+        wake_all(all);
     }
 
     /// Asked only while it drains. It adds nothing to each lane, and does not only look at it: so it is in one order
@@ -123,9 +117,8 @@ impl Gate {
 
     pub(crate) fn drain(this: &Arc<Striped<Gate>>) -> Drained {
         this.shut();
-        let mut waiting = this.lock();
-        waiting.next += 1;
-        Drained { number: waiting.next, gate: Arc::clone(this) }
+        let number = this.lock().number();
+        Drained { number, gate: Arc::clone(this) }
     }
 
     /// Is nobody inside? Else the waker is called when that is so.
@@ -133,27 +126,19 @@ impl Gate {
         if self.is_empty() {
             return Poll::Ready(());
         }
-        let mut waker = Some(cx.waker().clone());
-        let mut waiting = self.lock();
-        match waiting.wakers.iter_mut().find(|(n, _)| *n == number) {
-            Some((_, mine)) => waker = waker.take().map(|new| std::mem::replace(mine, new)),
-            None => waiting.wakers.extend(waker.take().map(|new| (number, new))),
-        }
-        drop(waiting);
-        drop(waker);
+        let waker = cx.waker().clone();
+        let old = self.lock().wait(number, waker);
+        drop(old);
         // The last one may have left before the waker was there.
         if self.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     pub(super) fn give_up(&self, number: u64) {
-        let mut waiting = self.lock();
-        let mine = waiting.wakers.iter().position(|(n, _)| *n == number);
-        let gone = mine.map(|at| waiting.wakers.swap_remove(at));
-        drop(waiting);
+        let gone = self.lock().leave(number);
         drop(gone);
     }
 
-    fn lock(&self) -> crate::sync::MutexGuard<'_, Waiting> {
+    fn lock(&self) -> crate::sync::MutexGuard<'_, Wakers> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

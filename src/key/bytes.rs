@@ -26,6 +26,15 @@ impl KeyBytes<'_> {
         KeyBytes(Repr::Owned(bytes))
     }
 
+    /// A number in digits, anything else as it is.
+    #[cold]
+    pub(crate) fn readable(self) -> Self {
+        match self.0 {
+            Repr::Number(bytes) => KeyBytes(Repr::Text(Text::of(u64::from_be_bytes(bytes)))),
+            other => KeyBytes(other),
+        }
+    }
+
     /// The key itself.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
@@ -66,8 +75,7 @@ impl From<String> for KeyBytes<'_> {
     }
 }
 
-/// Its eight bytes, the most significant first. What takes keys as text (a store, `quota_fn`) sees these, and not
-/// digits.
+/// Its eight bytes, the most significant first; in digits for what takes keys as text (a store, `quota_fn`).
 impl From<u64> for KeyBytes<'_> {
     #[inline]
     fn from(number: u64) -> Self {
@@ -99,8 +107,17 @@ struct Text {
 const MOST: usize = 48;
 
 impl Text {
+    const EMPTY: Text = Text { bytes: [0; MOST], len: 0 };
+
+    fn of(shown: impl fmt::Display) -> Text {
+        let mut text = Text::EMPTY;
+        // It has room for what there is.
+        let _ = write!(text, "{shown}");
+        text
+    }
+
     fn address(ip: IpAddr) -> Text {
-        let mut text = Text { bytes: [0; MOST], len: 0 };
+        let mut text = Text::EMPTY;
         match ip.to_canonical() {
             IpAddr::V4(ip) => {
                 // By hand: it is on the path of every call, and `Display` takes several hundred instructions.
@@ -113,8 +130,7 @@ impl Text {
             }
             IpAddr::V6(ip) => {
                 let network = Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
-                // It has room for every address.
-                let _ = write!(text, "{network}/64");
+                return Text::of(format_args!("{network}/64"));
             }
         }
         text
@@ -176,5 +192,9 @@ mod tests {
         }
         assert_eq!(KeyBytes::from(7_u32).as_bytes(), KeyBytes::from(7_u64).as_bytes());
         assert_eq!(KeyBytes::from(0x0102_0304_0506_0708_u64).as_bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        for number in [0, 42, 200, u64::MAX] {
+            assert_eq!(KeyBytes::from(number).readable().as_bytes(), number.to_string().as_bytes());
+        }
+        assert_eq!(KeyBytes::from("acme").readable().as_bytes(), b"acme");
     }
 }

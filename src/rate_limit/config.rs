@@ -41,8 +41,13 @@ impl RateLimitBuilder {
     /// Keep the quotas in this store, which a fleet may share, and not in memory. The quota given here is then only
     /// what the headers tell of. What is of the own store alone (`quota_fn`, `charge_fn`) is an error with it.
     ///
-    /// The store is asked for the key as text: as it is, or in hexadecimal where it is no text. Without a key (and on
-    /// plain services that know none) it is asked for the layer's name.
+    /// The store is asked for the key as text: as it is, a number in digits, and behind a DEL (U+007F) in hexadecimal
+    /// what is no text, begins with that sign, or is the layer's name. For that it is asked without a key (and on plain
+    /// services that know none).
+    ///
+    /// With [`wait`](Self::wait) a call that is denied asks again when the store said that it may, for as long as it
+    /// may wait. There is no line: of those that come back in the same moment the store takes whom it likes, so let it
+    /// give each its own instant if that matters. One that says zero is asked each millisecond.
     pub fn store<T: Store<Arc<str>>>(self, store: T) -> RateLimitBuilder<Remote<T>> {
         RateLimitBuilder { identity: self.identity, quota: self.quota, rules: self.rules, seed: store, has_store: true }
     }
@@ -119,6 +124,7 @@ macro_rules! build_per_key {
             F: Fn(&Req) -> Option<KeyBytes<'_>> + Clone,
         {
             self.rules.http.keys.set(Way::Form);
+            self.rules.http.keys_are_text = self.has_store || self.rules.http.quota_fn.is_some();
             Ok(self.build()?.with_protocol(KeyedBy { form: $form::default(), key }))
         }
     };

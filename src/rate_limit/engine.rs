@@ -73,7 +73,7 @@ impl<St: Store<Arc<str>>> Engine for Remote<St> {
 
     fn ask(&self, key: Option<&[u8]>, cost: NonZeroU32) -> Option<St::Acquire> {
         Some(match key {
-            Some(key) => self.store.acquire(&text(key), cost),
+            Some(key) => self.store.acquire(&text(key, &self.common), cost),
             None => self.store.acquire(&self.common, cost),
         })
     }
@@ -83,11 +83,11 @@ impl<St: Store<Arc<str>>> Engine for Remote<St> {
     }
 }
 
-/// A key as text. One that is none is spelt in hexadecimal behind a sign, and so is one that begins with that, so that
-/// no two are one.
-fn text(key: &[u8]) -> Arc<str> {
+/// A key as text. One that is none is spelt in hexadecimal behind a sign, and so is one that begins with that or is the
+/// common one, so that no two are one.
+fn text(key: &[u8], common: &str) -> Arc<str> {
     match std::str::from_utf8(key) {
-        Ok(text) if !text.starts_with('\u{7f}') => text.into(),
+        Ok(text) if !text.starts_with('\u{7f}') && text != common => text.into(),
         _ => key.iter().fold(String::from('\u{7f}'), |text, byte| format!("{text}{byte:02x}")).into(),
     }
 }
@@ -98,8 +98,10 @@ mod tests {
 
     #[test]
     fn no_two_keys_are_one() {
-        let keys: [&[u8]; 5] = [b"a", b"\xff", b"\x7fff", b"\x7f", "\u{ff}".as_bytes()];
-        let texts: std::collections::HashSet<_> = keys.into_iter().map(text).collect();
-        assert_eq!((texts.len(), &*text(b"a")), (keys.len(), "a"));
+        let keys: [&[u8]; 6] = [b"a", b"\xff", b"\x7fff", b"\x7f", "\u{ff}".as_bytes(), b"api"];
+        let common = "api";
+        let texts = keys.into_iter().map(|key| text(key, common)).chain([common.into()]);
+        let texts: std::collections::HashSet<_> = texts.collect();
+        assert_eq!((texts.len(), &*text(b"a", common)), (keys.len() + 1, "a"));
     }
 }

@@ -64,7 +64,7 @@ impl<St: Engine> Limiter<St> {
                 self.refuse_or_go(self.too_soon(at, now, key.is_none()).showing(self, tier, &left))
             }
             Joined::Waits(place, left) => {
-                self.waiting.fetch_add(1, Relaxed);
+                self.waits();
                 let held = ask.hold.then(|| Arc::clone(&bucket));
                 let after = self.after(tier, &left, held, units);
                 let patience = Patience { until, deadline };
@@ -77,6 +77,10 @@ impl<St: Engine> Limiter<St> {
     pub(super) fn until(&self, now: u64, deadline: Option<Deadline>) -> Until {
         let own = now.saturating_add(nanos(self.rules.wait.unwrap_or_default()));
         Until(deadline.map_or(own, |d| own.min(self.at(d.instant()))))
+    }
+
+    pub(crate) fn waits(&self) {
+        self.waiting.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn waits_no_more(&self) {

@@ -22,6 +22,7 @@ use crate::{
         gcra::Left,
         lane::Lane,
         local::Ask,
+        pause::Pausing,
         rules::Rules,
         store::Local,
     },
@@ -51,6 +52,8 @@ pub(crate) struct Limiter<St> {
     pub(super) rejected: Count,
     pub(super) would_have_rejected: AtomicU64,
     pub(super) waiting: AtomicUsize,
+    /// For a store.
+    pub(super) pausing: Pausing,
 }
 
 impl<St: Engine> Limiter<St> {
@@ -70,6 +73,7 @@ impl<St: Engine> Limiter<St> {
             rejected: Count::default(),
             would_have_rejected: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
+            pausing: Pausing::default(),
         }
     }
 

@@ -90,6 +90,7 @@ mod limiter;
 mod line;
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 mod local;
+mod pause;
 mod quota;
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 mod rules;

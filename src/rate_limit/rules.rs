@@ -27,6 +27,8 @@ pub(crate) struct HttpRules {
     pub(crate) charge_fn: Option<OfResponse>,
     pub(crate) quota_fn: Option<OfKey>,
     pub(crate) headers: LimitHeaders,
+    /// Keys are handed to a function or a store of the user, as text.
+    pub(crate) keys_are_text: bool,
 }
 
 #[cfg(feature = "http")]
@@ -128,7 +130,7 @@ impl HttpRules {
             });
         }
         if P::KNOWS_KEYS {
-            own = protocol.key(request);
+            own = protocol.key(request).map(|key| if self.keys_are_text { key.readable() } else { key });
         } else if matches!(self.keys.way, Way::Form) {
             // It was turned into another form, which has no keys.
             return decide(Whose::Common, units);

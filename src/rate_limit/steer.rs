@@ -58,7 +58,11 @@ impl<St: Engine> Steer for Limiter<St> {
 
     fn shadow(&self, on: bool) {
         self.shadow.store(on, Relaxed);
-        if let Some(Local(buckets)) = self.store.local().filter(|_| on) {
+        if !on {
+            return;
+        }
+        self.pausing.call_all();
+        if let Some(Local(buckets)) = self.store.local() {
             let mut wake = Vec::new();
             buckets.call_all(&mut wake);
             wake_all(wake);

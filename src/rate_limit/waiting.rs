@@ -23,12 +23,13 @@ use crate::{
         decision::{After, Decision, Patience, Refusal, Turn},
         future::{self, Refused},
         limiter::Limiter,
+        pause::{Pause, Paused},
         store::{Grant, Local},
         ticket::{Booked, Ticket},
     },
     rejection::Reason,
     stripe::Shared,
-    time::{Sleep, sleep_until},
+    time::Sleep,
 };
 
 pin_project! {
@@ -60,7 +61,7 @@ pin_project! {
         // call.
         Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
         // For another answer, later.
-        Pause { #[pin] timer: Sleep, patience: Patience },
+        Pause { #[pin] pause: Pause<St>, patience: Patience },
         // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
         Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline>, booked: Booked },
     }
@@ -211,13 +212,13 @@ impl<St: Engine> Wait<St> {
                         refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed)
                     }
                 },
-                WaitProj::Pause { timer, patience } => {
-                    ready!(timer.poll(cx));
-                    Continue(match limiter.ask_again(protocol, request) {
+                WaitProj::Pause { pause, patience } => Continue(match ready!(pause.poll(cx)) {
+                    Paused::ByShadow => Wait::readiness(None, None),
+                    Paused::ToTheEnd => match limiter.ask_again(protocol, request) {
                         Some(acquire) => Wait::Answer { acquire, timer: None, patience: *patience, fresh: false },
                         None => Wait::readiness(None, patience.deadline),
-                    })
-                }
+                    },
+                }),
                 WaitProj::Readiness { ticket, timer, deadline, booked } => match outline::poll_ready(service, cx) {
                     // It may be polled long after its turn has come: nothing is begun past its deadline.
                     Poll::Ready(Ok(())) if !deadline::is_behind(*deadline) => {
@@ -257,7 +258,7 @@ fn answered<S: Clone, St: Engine, E>(
     grant: Grant,
     patience: Patience,
     fresh: &mut bool,
-    limiter: &Limiter<St>,
+    limiter: &Shared<Limiter<St>>,
     service: &mut S,
     after: &mut After,
 ) -> Then<St, E> {
@@ -277,7 +278,7 @@ fn answered<S: Clone, St: Engine, E>(
         Err(at) => {
             hold_nothing(fresh, service);
             match limiter.instant(at) {
-                Some(at) => Continue(Wait::Pause { timer: sleep_until(at), patience }),
+                Some(at) => Continue(Wait::Pause { pause: Pause::new(at, limiter.clone()), patience }),
                 None => Break(Go::Refused(Refusal::late(at, limiter.now()))),
             }
         }
