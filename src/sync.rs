@@ -33,7 +33,11 @@ mod in_order {
                 }
 
                 pub(crate) fn store(&self, value: $value, order: Ordering) {
-                    if order == Ordering::SeqCst { drop(self.0.swap(value, order)) } else { self.0.store(value, order) }
+                    if order == Ordering::SeqCst {
+                        let _old = self.0.swap(value, order);
+                    } else {
+                        self.0.store(value, order);
+                    }
                 }
             }
 

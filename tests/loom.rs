@@ -151,7 +151,9 @@ fn no_change_is_lost_to_a_call_that_comes_late() {
         assert_eq!(breaker.changes(), 2);
         let other = Arc::clone(&breaker);
         both(
-            move || drop(other.admit(21)),
+            move || {
+                other.admit(21);
+            },
             || {
                 breaker.settle(probe, Outcome::Failure, 21, 0);
                 breaker.admit(40)
