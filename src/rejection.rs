@@ -207,10 +207,22 @@ impl Rejection {
         }
     }
 
-    /// The rejection behind a response that a policy made.
+    /// The rejection behind a response that a policy made, or (feature `tonic`) behind the status that a handler has
+    /// made of one.
     #[cfg(feature = "http")]
     pub fn in_response<B>(response: &http::Response<B>) -> Option<&Rejection> {
-        response.extensions().get()
+        Self::in_extensions(response.extensions())
+    }
+
+    /// As [`in_response`](Self::in_response), of a head.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn in_extensions(extensions: &http::Extensions) -> Option<&Rejection> {
+        let rejection = extensions.get();
+        // There tonic leaves the status that its headers were made of.
+        #[cfg(feature = "tonic")]
+        let rejection = rejection.or_else(|| Rejection::of(extensions.get::<tonic::Status>()?));
+        rejection
     }
 
     #[cfg(feature = "http")]

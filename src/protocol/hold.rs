@@ -201,7 +201,7 @@ mod http_form {
         }
 
         pub(crate) fn rejection(&self) -> Option<&Rejection> {
-            self.parts.extensions.get()
+            Rejection::in_extensions(&self.parts.extensions)
         }
 
         /// The trailers that have come already.

@@ -97,7 +97,7 @@ where
     #[inline(never)]
     fn is_of_a_timer(answer: &Response<RB>) -> bool {
         let code = classify::grpc_status(answer.headers()).flatten();
-        matches!(code, Some(1 | 4)) && answer.extensions().get::<Rejection>().is_none()
+        matches!(code, Some(1 | 4)) && Rejection::in_response(answer).is_none()
     }
 
     fn with_parts<T>(request: &mut Request<B>, look: impl FnOnce(&request::Parts) -> T) -> Option<T> {
@@ -243,7 +243,7 @@ impl Http {
         if let Some(degraded) = parts.extensions.get::<Degraded>() {
             return Some(degraded.end());
         }
-        if let Some(rejection) = parts.extensions.get::<Rejection>() {
+        if let Some(rejection) = Rejection::in_extensions(&parts.extensions) {
             return Some(End::of_rejection(rejection));
         }
         let outcome = match (&self.classify, &context.method) {

@@ -148,6 +148,20 @@ async fn a_caller_that_hangs_up_before_the_head() {
     }
 }
 
+/// A handler passes on that a policy of its own has refused: no failure of the server, whose policies see the rejection
+/// itself; the caller can't know that.
+#[tokio::test]
+async fn a_handler_that_passes_a_refusal_on() {
+    for kind in KINDS {
+        let pair = Pair::new(kind).await;
+        let mut client = pair.client();
+        assert_eq!(client.check(ask("refused")).await.unwrap_err().code(), Code::Unavailable);
+        pair.expect(kind, Outcome::Failure, Outcome::Ignored).await;
+        drop(client);
+        pair.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a_handler_that_panics() {
     for kind in KINDS {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use buttress::{CircuitBreakerLayer, Error, Rejection};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Notify;
 use tonic::{Code, Request, Response, Status, transport::Channel};
@@ -14,6 +15,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
     health_server::{Health, HealthServer},
 };
+use tower::{Layer, ServiceExt, service_fn};
 
 use crate::rig::{Hyper, Server, Version, hyper, soon};
 
@@ -47,12 +49,13 @@ impl Manners {
 
 #[tonic::async_trait]
 impl Health for Manners {
-    /// `ok`, a code as a number, `hangs` or `panics`.
+    /// `ok`, a code as a number, `refused` by a breaker of its own, `hangs` or `panics`.
     async fn check(&self, r: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         self.note(&r);
         match &*r.get_ref().service {
             "ok" => Ok(Response::new(MESSAGE)),
             "hangs" => self.hang().await,
+            "refused" => Err(refused().await.into()),
             "panics" => panic!("in the handler"),
             code => Err(Status::new(Code::from(code.parse::<i32>().unwrap()), "as you wish")),
         }
@@ -74,6 +77,16 @@ impl Health for Manners {
             }
         };
         Ok(Response::new(Box::pin(three.chain(rest))))
+    }
+}
+
+/// By an open breaker.
+async fn refused() -> Rejection {
+    let layer = CircuitBreakerLayer::builder().build().unwrap();
+    layer.handle().force_open().unwrap();
+    match layer.plain().layer(service_fn(async |()| Ok::<_, std::io::Error>(()))).oneshot(()).await {
+        Err(Error::Rejected(rejection)) => rejection,
+        other => panic!("{other:?}"),
     }
 }
 
