@@ -52,7 +52,9 @@
 //! - The instance that was polled ready is the one that is called; so every inner service has to be `Clone`, for a
 //!   refusal after readiness. `BoxCloneService` is in; `BoxService` and `&mut S` are out: put a `Buffer` between.
 //! - A layer that refuses does not touch the inner service, nor wait for it. (With keys it has been readied before: a
-//!   key is seen in `call`.)
+//!   key is seen in `call`.) So a refusal may be decided when readiness is asked for, and then it is that of the next
+//!   call, whenever that comes: ask right before you call, as `oneshot` and all servers do. tower's `Steer` asks ahead
+//!   of time; give it services that ask themselves, `service_fn(move |request| service.clone().oneshot(request))`.
 //! - A refusal made by one policy is not a failure of the backend to the policies around it.
 //! - The inner error comes back unchanged, and ours lead to their cause by `source()`.
 //!
@@ -81,12 +83,21 @@
 //! | `serde` | `Serialize` for [`RegistrySnapshot`] | serde, without its derive |
 //! | `testing` | probes and laws for tests of layers | `http` |
 //!
-//! The feature `tonic` is for tonic 0.14, `axum` for axum 0.8.
+//! The feature `tonic` is for tonic 0.14, `axum` for axum 0.8. Without `http` there are the plain forms: no
+//! [`DeadlineLayer`], no [`Key`], no [`LastGood`], and no rate limit or budget for each key.
 //!
 //! Out of scope: http 0.2 and tonic before 0.12, wasm32, runtimes without tokio's timers, judging what happens after a
 //! protocol upgrade. HTTP/3 works through tower, untested.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "http"),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        rustdoc::private_intra_doc_links,
+        reason = "the docs tell of the whole crate"
+    )
+)]
 
 pub mod adaptive_rate;
 mod bounded;

@@ -1201,6 +1201,32 @@ async fn a_stack_of_plain_policies_keeps_its_error() {
     assert!(service.oneshot(8).await.is_err());
 }
 
+/// A builder has the forms that there are, with what only a builder sets.
+#[tokio::test]
+async fn the_builder_has_every_form() {
+    let named = || FallbackLayer::builder().name("stock").shadow(true);
+    let backend = service_fn(|_: u32| async { Err::<u32, _>(io::Error::other("x")) });
+    let breaker = CircuitBreakerLayer::builder().build().unwrap().plain();
+
+    let flat = named().build_flat_from_fn(|_: &Error<io::Error>| Some(1)).unwrap();
+    assert!(flat.layer(breaker.layer(backend)).oneshot(0).await.is_err());
+    flat.handle().shadow(false);
+    assert_eq!(flat.layer(breaker.layer(backend)).oneshot(0).await.unwrap(), 1);
+
+    let boxed = named().build_boxed_from_fn(|_: &BoxError| Some(2)).unwrap();
+    assert!(boxed.layer(backend).oneshot(0).await.is_err());
+    boxed.handle().shadow(false);
+    assert_eq!(boxed.layer(backend).oneshot(0).await.unwrap(), 2);
+
+    assert_eq!((flat.name(), boxed.name()), ("stock", "stock"));
+    for bad in [
+        FallbackLayer::builder().name("").build_flat_from_fn(|_: &Error<io::Error>| Some(1)).map(drop),
+        FallbackLayer::builder().name("").build_boxed_from_fn(|_: &BoxError| Some(1)).map(drop),
+    ] {
+        assert_eq!(bad.unwrap_err().fields()[0].field, "name");
+    }
+}
+
 #[tokio::test]
 async fn closures_need_no_types_where_the_layer_says_them() {
     let layer = FallbackLayer::from_fn(|c| match c.parts.uri.path() {

@@ -64,7 +64,7 @@ impl Edge {
             .observer(refusals.observer())
             .registry(&registry)
             .build()?;
-        let retry = RetryLayer::builder().name("offers").observer(refusals.observer()).build()?;
+        let retry = RetryLayer::builder().name("offers").observer(refusals.observer()).registry(&registry).build()?;
         let attempt = TimeoutLayer::builder()
             .name("attempt")
             .after(ATTEMPT)

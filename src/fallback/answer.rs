@@ -38,7 +38,7 @@ pub enum Answer {
 /// What a fallback is told.
 #[derive(Debug)]
 pub struct FallbackContext<'a> {
-    /// The head of the request.
+    /// The head of the request, as the layer sees it: within a router that axum has nested, without the prefix.
     pub parts: &'a Parts,
     /// Is it gRPC, by its content type?
     pub grpc: bool,

@@ -120,6 +120,30 @@ impl FallbackBuilder {
     {
         self.build(f, crate::Plain::default())
     }
+
+    /// As [`FallbackLayer::flat_from_fn`].
+    ///
+    /// # Errors
+    ///
+    /// A bad name.
+    pub fn build_flat_from_fn<E, R, F>(self, f: F) -> Result<FallbackLayer<F, crate::Flat>, ConfigError>
+    where
+        F: Fn(&E) -> Option<R> + Clone,
+    {
+        self.build(f, crate::Flat::default())
+    }
+
+    /// As [`FallbackLayer::boxed_from_fn`].
+    ///
+    /// # Errors
+    ///
+    /// A bad name.
+    pub fn build_boxed_from_fn<R, F>(self, f: F) -> Result<FallbackLayer<F, crate::Boxed>, ConfigError>
+    where
+        F: Fn(&crate::BoxError) -> Option<R> + Clone,
+    {
+        self.build(f, crate::Boxed::default())
+    }
 }
 
 #[cfg(feature = "http")]

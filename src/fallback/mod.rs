@@ -32,6 +32,9 @@
 //! - [`plain_from_fn`](FallbackLayer::plain_from_fn), [`flat_from_fn`](FallbackLayer::flat_from_fn) and
 //!   [`boxed_from_fn`](FallbackLayer::boxed_from_fn) for services that are not HTTP: a function of the error.
 //!
+//! With a name, observers, a registry or shadow: [`FallbackLayer::builder`], which has them all as `build_from_fn` and
+//! so on.
+//!
 //! # When
 //!
 //! By default when a policy further in refused the call, and when it failed: 5xx, the gRPC codes of a broken server, an

@@ -18,8 +18,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// The address of the peer: axum's `ConnectInfo<SocketAddr>` (feature `axum`; its `MockConnectInfo` too), tonic's
-    /// `TcpConnectInfo` (feature `tonic`), or else a [`SocketAddr`] that you put into the request's extensions. Right
-    /// where clients connect directly; behind a proxy all of them are one.
+    /// `TcpConnectInfo` (feature `tonic`), or else a [`SocketAddr`] that you put into the request's extensions. axum
+    /// knows it only of an app that is served by `into_make_service_with_connect_info::<SocketAddr>()`; without, no
+    /// request has a key ([`MissingKey`]). Right where clients connect directly; behind a proxy all of them are one.
     ConnectInfo,
     /// The client behind so many proxies of your own, by `X-Forwarded-For`: with one, the last entry, which that proxy
     /// has added. From 1. Every one of your proxies has to add its entry, or clients choose their own key.

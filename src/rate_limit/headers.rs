@@ -7,8 +7,8 @@ use crate::{
     rate_limit::{Quota, gcra::Left},
 };
 
-/// Which headers tell of the quota, on admitted and on refused responses (none where a call cost nothing: no quota was
-/// looked at).
+/// Which headers tell of the quota, on admitted and on refused responses (none where no quota was looked at: a call
+/// that cost nothing or had no key, and what a store can never grant).
 ///
 /// `r`, `t` and their legacy twins are whole units that are left, and seconds, rounded up, until the whole quota is
 /// there again. The limit (`q`) is what the quota gives per period; with a [`burst`](crate::Quota::burst) above that

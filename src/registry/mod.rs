@@ -29,8 +29,9 @@
 //!
 //! - A layer is put in by its builder's `registry(..)`. Inside one registry a name belongs to one layer; a second one
 //!   is an error of `build()` on `name`. The name is free again when the layer and all that was made of it are gone,
-//!   its services, handles, and the calls and bodies that still run: a registry keeps nothing alive, but for the moment
-//!   in which a snapshot is taken. As long as the name is taken the layer is shown. But calls of a layer with a breaker
+//!   its services, handles, and what runs and has still to be told of its end (of a rate limit only calls that wait, or
+//!   that write headers or are charged afterwards): a registry keeps nothing alive, but for the moment in which a
+//!   snapshot is taken. As long as the name is taken the layer is shown. But calls of a layer with a breaker
 //!   or a bulkhead for each key keep only that of their key: when they are all that is left, the name is taken, and
 //!   nothing is shown.
 //! - [`snapshot`](Registry::snapshot) reads all of them, each at its own moment; with the feature `serde` it can be

@@ -251,6 +251,7 @@ impl Body for ProbeBody {
 
 /// A call of a [`Probe`]. It follows what the probe does while it runs.
 #[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
 pub struct ProbeFuture<T> {
     running: Option<Running>,
     answer: Option<T>,
