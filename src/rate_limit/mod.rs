@@ -99,6 +99,7 @@ mod short_way;
 mod steer;
 mod store;
 mod ticket;
+mod wait;
 mod waiting;
 
 #[cfg(feature = "http")]

@@ -1,9 +1,7 @@
-//! A call that waits: for its turn, for the answer of a store, for the inner service.
+//! A call that waits, and then is made.
 
 use std::{
-    future::Future,
     mem,
-    ops::ControlFlow::{self, Break, Continue},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,22 +12,19 @@ use tower_service::Service;
 
 use crate::{
     deadline::{self, Deadline},
-    instance::give_back,
     outline,
     polled::{POLLED, take},
     protocol::Protocol,
     rate_limit::{
         Engine,
-        decision::{After, Decision, Patience, Refusal, Turn},
+        decision::{After, Decision, Turn},
         future::{self, Refused},
         limiter::Limiter,
-        pause::{Pause, Paused},
-        store::{Grant, Local},
-        ticket::{Booked, Ticket},
+        store::Local,
+        ticket::Ticket,
+        wait::{Go, Wait},
     },
-    rejection::Reason,
     stripe::Shared,
-    time::Sleep,
 };
 
 pin_project! {
@@ -52,21 +47,6 @@ pin_project! {
     }
 }
 
-pin_project! {
-    #[project = WaitProj]
-    enum Wait<St: Engine> {
-        // In the line.
-        Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, patience: Patience },
-        // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the
-        // call.
-        Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
-        // For another answer, later.
-        Pause { #[pin] pause: Pause<St>, patience: Patience },
-        // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
-        Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline>, booked: Booked },
-    }
-}
-
 impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
     /// `go` says for what it waits; the instance is ready only if that is a store's answer and `fresh`. The deadline is
     /// that of a call that waits for nothing but the inner service.
@@ -81,11 +61,9 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
         let (wait, after) = match go {
             Decision::Wait(Turn { bucket, place, units, patience, after }) => {
                 let ticket = Ticket { limiter: limiter.clone(), bucket, units, place: Some(place) };
-                (Wait::Turn { timer: None, ticket: Some(ticket), patience }, after)
+                (Wait::turn(ticket, patience), after)
             }
-            Decision::Ask(acquire, patience) => {
-                (Wait::Answer { acquire, timer: None, patience, fresh }, After::default())
-            }
+            Decision::Ask(acquire, patience) => (Wait::answer(acquire, patience, fresh), After::default()),
             // The inner service was not asked whether it is ready, for no unit was there then.
             Decision::Go(after, units) => {
                 // With keys that is rare: a deadline had passed then and there is none now. They have given their units
@@ -149,150 +127,4 @@ pub(crate) enum Went<Res, Err, St: Engine> {
     Refused(Refused<St>),
     /// The inner service did not become ready.
     Broken(Err),
-}
-
-/// Where a wait has led to.
-enum Go<E> {
-    Call,
-    Refused(Refusal),
-    Broken(E),
-}
-
-/// What comes after a part of a wait: another, or the end of it.
-type Then<St, E> = ControlFlow<Go<E>, Wait<St>>;
-
-impl<St: Engine> Wait<St> {
-    fn readiness(ticket: Option<Ticket<St>>, deadline: Option<Deadline>) -> Self {
-        Wait::Readiness { ticket, timer: None, deadline, booked: Booked::WhenMade }
-    }
-
-    /// It goes only because of the shadow, however long that takes.
-    fn shadowed() -> Self {
-        Wait::Readiness { ticket: None, timer: None, deadline: None, booked: Booked::Already }
-    }
-
-    fn poll<S, Req, P>(
-        mut self: Pin<&mut Self>,
-        protocol: &P,
-        cx: &mut Context<'_>,
-        limiter: &Shared<Limiter<St>>,
-        (service, request): &mut (S, Req),
-        after: &mut After,
-    ) -> Poll<Go<S::Error>>
-    where
-        S: Service<Req> + Clone,
-        P: Protocol<Req, S::Response, S::Error>,
-    {
-        loop {
-            let then = match self.as_mut().project() {
-                WaitProj::Turn { timer, ticket, patience } => {
-                    let Some(own) = ticket else { return Poll::Pending };
-                    let come = match own.poll(timer, cx, patience.until) {
-                        Poll::Pending if limiter.in_shadow() => {
-                            own.goes_early();
-                            Ok(Booked::WhenMade)
-                        }
-                        come => ready!(come),
-                    };
-                    match come {
-                        Ok(booked) => Continue(Wait::Readiness {
-                            ticket: ticket.take(),
-                            timer: None,
-                            deadline: patience.deadline.filter(|_| !limiter.in_shadow()),
-                            booked,
-                        }),
-                        Err(refusal) => Break(Go::Refused(refusal)),
-                    }
-                }
-                WaitProj::Answer { acquire, timer, patience, fresh } => match acquire.poll(cx) {
-                    Poll::Ready(grant) => answered(grant, *patience, fresh, limiter, service, after),
-                    Poll::Pending => {
-                        hold_nothing(fresh, service);
-                        ready!(deadline::poll_passed(timer, patience.deadline, cx));
-                        refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed)
-                    }
-                },
-                WaitProj::Pause { pause, patience } => Continue(match ready!(pause.poll(cx)) {
-                    Paused::ByShadow => Wait::readiness(None, None),
-                    Paused::ToTheEnd => match limiter.ask_again(protocol, request) {
-                        Some(acquire) => Wait::Answer { acquire, timer: None, patience: *patience, fresh: false },
-                        None => Wait::readiness(None, patience.deadline),
-                    },
-                }),
-                WaitProj::Readiness { ticket, timer, deadline, booked } => match outline::poll_ready(service, cx) {
-                    // It may be polled long after its turn has come: nothing is begun past its deadline.
-                    Poll::Ready(Ok(())) if !deadline::is_behind(*deadline) => {
-                        if *booked == Booked::WhenMade {
-                            limiter.goes();
-                        }
-                        if let Some(ticket) = ticket.take() {
-                            ticket.used();
-                        }
-                        Break(Go::Call)
-                    }
-                    Poll::Ready(Err(error)) => Break(Go::Broken(error)),
-                    ready => {
-                        if ready.is_pending() {
-                            ready!(deadline::poll_passed(timer, *deadline, cx));
-                        }
-                        let refusal = Refusal::new(Reason::DeadlineExceeded);
-                        refuse_or(refusal, limiter, || Wait::Readiness {
-                            ticket: ticket.take(),
-                            timer: None,
-                            deadline: None,
-                            booked: Booked::Already,
-                        })
-                    }
-                },
-            };
-            match then {
-                Continue(wait) => self.set(wait),
-                Break(go) => return Poll::Ready(go),
-            }
-        }
-    }
-}
-
-/// The store has answered.
-fn answered<S: Clone, St: Engine, E>(
-    grant: Grant,
-    patience: Patience,
-    fresh: &mut bool,
-    limiter: &Shared<Limiter<St>>,
-    service: &mut S,
-    after: &mut After,
-) -> Then<St, E> {
-    match limiter.answered(grant, patience.until) {
-        Ok(Ok(granted)) => {
-            *after = granted;
-            if *fresh && !deadline::is_behind(patience.deadline) {
-                limiter.goes();
-                return Break(Go::Call);
-            }
-            Continue(Wait::readiness(None, patience.deadline))
-        }
-        Ok(Err(refusal)) => match refuse_or(refusal, limiter, Wait::shadowed) {
-            Continue(_) if *fresh => Break(Go::Call),
-            then => then,
-        },
-        Err(at) => {
-            hold_nothing(fresh, service);
-            match limiter.instant(at) {
-                Some(at) => Continue(Wait::Pause { pause: Pause::new(at, limiter.clone()), patience }),
-                None => Break(Go::Refused(Refusal::late(at, limiter.now()))),
-            }
-        }
-    }
-}
-
-/// It is refused; in shadow this comes instead.
-fn refuse_or<St: Engine, E>(refusal: Refusal, limiter: &Limiter<St>, go_on: impl FnOnce() -> Wait<St>) -> Then<St, E> {
-    if limiter.refuses(refusal.reason) { Break(Go::Refused(refusal)) } else { Continue(go_on()) }
-}
-
-/// Whoever waits holds nothing of the inner service.
-fn hold_nothing<S: Clone>(fresh: &mut bool, service: &mut S) {
-    if mem::take(fresh) {
-        give_back(service);
-    }
 }
