@@ -227,7 +227,11 @@ impl Room {
         }
     }
 
-    pub fn put_out_stalled(&self, now: u64, lease: u64) -> usize {
+    pub fn look_anew(&self) {
+        self.0.look_anew();
+    }
+
+    pub fn put_out_stalled(&self, now: u64, lease: impl FnOnce() -> u64) -> usize {
         self.0.put_out_stalled(now, lease)
     }
 }

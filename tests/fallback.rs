@@ -463,6 +463,22 @@ async fn a_backup_that_does_not_get_ready_by_the_deadline_has_failed() {
     assert_eq!((start.elapsed(), probe.calls()), (S * 5, 0));
 }
 
+/// Nobody waits for it any more: a backup that is ready is not called either.
+#[tokio::test(start_paused = true)]
+async fn a_backup_is_not_called_after_the_deadline() {
+    let ms = Duration::from_millis;
+    for (takes, status, called) in [(99, 200, 1), (100, 500, 0), (150, 500, 0)] {
+        let slow = service_fn(move |_: Request<RequestBody>| async move {
+            tokio::time::sleep(ms(takes)).await;
+            Ok::<_, Infallible>(Response::builder().status(500).body(full("the first")).unwrap())
+        });
+        let (backup, calls) = backend::<Infallible>(|_| Ok(respond(&[], "backup")));
+        let service = FallbackLayer::to_service(backup).layer(slow);
+        let call = Deadline::after(ms(100)).scope(service.oneshot(get("/")));
+        assert_eq!((call.await.unwrap().status().as_u16(), calls.load(Relaxed)), (status, called), "{takes} ms");
+    }
+}
+
 #[tokio::test]
 async fn a_backup_is_called_only_when_needed() {
     let (backup, calls) = backend::<Infallible>(|_| Ok(respond(&[], "backup")));

@@ -14,7 +14,14 @@ use buttress::{
     CircuitBreakerConfig, OpenTime, Outcome, Quota, State, Window,
     loom::{Admitted, Breaker, Budget, Gate, Limit, Ring, Room},
 };
-use loom::{model::Builder, sync::Arc, thread};
+use loom::{
+    model::Builder,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+};
 
 fn config() -> CircuitBreakerConfig {
     CircuitBreakerConfig {
@@ -537,9 +544,30 @@ fn a_stream_that_ends_as_its_lease_does_leaves_once() {
         let lease = room.begin_stream(0);
         let waits = room.enter().unwrap_err();
         let other = Arc::clone(&room);
-        let (expired, ()) = both(move || other.put_out_stalled(100, 100), || room.leave_stream(lease));
+        let (expired, ()) = both(move || other.put_out_stalled(100, || 100), || room.leave_stream(lease));
         assert!(expired <= 1 && room.is_in(waits, Waker::noop()));
         assert_eq!((room.in_flight(), room.somebody_waits()), (1, false));
+    });
+}
+
+/// Leases become shorter while somebody looks by the old length, for the first time ever.
+#[test]
+fn a_shorter_lease_is_not_overlooked() {
+    check(|| {
+        let room = taken();
+        let lease = room.begin_stream(0);
+        let (other, length) = (Arc::clone(&room), Arc::new(AtomicU64::new(1_000)));
+        let lasts = Arc::clone(&length);
+        let (before, after) = both(
+            move || other.put_out_stalled(50, || lasts.load(Relaxed)),
+            || {
+                length.store(10, Relaxed);
+                room.look_anew();
+                room.put_out_stalled(50, || length.load(Relaxed))
+            },
+        );
+        assert_eq!(before + after, 1);
+        room.leave_stream(lease);
     });
 }
 
@@ -550,7 +578,7 @@ fn a_frame_as_the_lease_ends_keeps_the_permit_or_has_lost_it() {
         let mut lease = room.begin_stream(0);
         let other = Arc::clone(&room);
         let (expired, lease) = both(
-            move || other.put_out_stalled(100, 100),
+            move || other.put_out_stalled(100, || 100),
             || {
                 room.note_frame(&mut lease, 99);
                 lease
@@ -578,7 +606,7 @@ fn two_streams_never_share_a_slot() {
             },
             || room.begin_stream(0),
         );
-        assert_eq!(room.put_out_stalled(100, 100), 2);
+        assert_eq!(room.put_out_stalled(100, || 100), 2);
         room.leave_stream(theirs);
         room.leave_stream(mine);
         assert_eq!(room.in_flight(), 0);

@@ -195,7 +195,7 @@ impl Limiter {
 
     /// Takes their permits from readers that have stalled.
     pub(crate) fn put_out_stalled(&self, now: u64) {
-        for _ in 0..self.room.put_out_stalled(now, self.common.settings.lease()) {
+        for _ in 0..self.room.put_out_stalled(now, || self.common.settings.lease()) {
             self.common.permit_expired();
         }
     }

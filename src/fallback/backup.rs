@@ -115,7 +115,7 @@ pin_project! {
 pin_project! {
     #[project = StageProj]
     enum Stage<S, F, Q> {
-        // By the deadline: a backup that is not ready by then has failed.
+        // By the deadline: a backup that is not ready by then has failed, and after it none is called.
         Readying { backup: S, request: Option<Q>, deadline: Option<Deadline>, #[pin] timer: Option<Sleep> },
         Calling { #[pin] call: F },
     }
@@ -137,6 +137,7 @@ where
         loop {
             let next = match self.as_mut().project() {
                 StageProj::Readying { backup, request, deadline, timer } => match backup.poll_ready(cx) {
+                    Poll::Ready(Ok(())) if deadline::has_passed(*deadline) => return Poll::Ready(None),
                     Poll::Ready(Ok(())) => match request.take() {
                         Some(mut request) => {
                             // The backend has had its part of the time.

@@ -29,6 +29,8 @@ pub(crate) struct Leases {
     free: AtomicU64,
     /// Before this no lease is over: until then nobody need look through them.
     next_look: AtomicU64,
+    /// How often leases have changed their length.
+    changes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl Leases {
             used: AtomicU32::new(0),
             free: AtomicU64::new(NONE.into()),
             next_look: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -81,11 +84,13 @@ impl Leases {
     }
 
     /// Takes the right from every stream that has noted nothing for `length`. Gives back how many.
-    pub(crate) fn expire(&self, now: u64, length: u64) -> usize {
-        let came = self.next_look.load(Ordering::Relaxed);
+    pub(crate) fn expire(&self, now: u64, length: impl FnOnce() -> u64) -> usize {
+        let came = self.next_look.load(Ordering::SeqCst);
         if now < came {
             return 0;
         }
+        // Asked only after that: who does not see a new length here finds below that `next_look` is not what it was.
+        let length = length();
         let mut expired = 0;
         // A lease that begins from now on is over no sooner.
         let mut next = now.saturating_add(length);
@@ -111,9 +116,11 @@ impl Leases {
         self.next_look.load(Ordering::Relaxed)
     }
 
-    /// The length of leases has changed.
+    /// The length of leases has been changed. A time long past, and each time another one: whoever looks right now by the
+    /// old length must see that it is not what it was.
     pub(crate) fn look_anew(&self) {
-        self.next_look.store(0, Ordering::Relaxed);
+        let changes = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        self.next_look.store(changes, Ordering::SeqCst);
     }
 
     /// Has there ever been one?
@@ -222,22 +229,22 @@ mod tests {
         let mut reads = leases.begin(0).unwrap();
         let stalls = leases.begin(0).unwrap();
         leases.note(&mut reads, 60);
-        assert_eq!(leases.expire(99, 100), 0);
+        assert_eq!(leases.expire(99, || 100), 0);
         assert_eq!(leases.next_look(), 100);
-        assert_eq!((leases.expire(100, 100), leases.expire(100, 100)), (1, 0));
+        assert_eq!((leases.expire(100, || 100), leases.expire(100, || 100)), (1, 0));
         assert_eq!(leases.next_look(), 160);
         assert!(!leases.end(stalls) && leases.end(reads));
-        assert_eq!(leases.expire(1_000, 100), 0);
+        assert_eq!(leases.expire(1_000, || 100), 0);
     }
 
     #[test]
     fn an_expired_one_that_reads_again_stays_expired() {
         let leases = Leases::new();
         let mut stalls = leases.begin(0).unwrap();
-        assert_eq!(leases.expire(100, 100), 1);
+        assert_eq!(leases.expire(100, || 100), 1);
         leases.note(&mut stalls, 101);
         leases.note(&mut stalls, 102);
-        assert_eq!(leases.expire(1_000, 100), 0);
+        assert_eq!(leases.expire(1_000, || 100), 0);
         assert!(!leases.end(stalls));
     }
 
@@ -246,7 +253,7 @@ mod tests {
         let leases = Leases::new();
         for round in 0..3 {
             let all: Vec<_> = (0..500).map(|n| leases.begin(round * 1_000 + n).unwrap()).collect();
-            assert_eq!(leases.expire(round * 1_000 + 350, 100), 251, "the due ones of round {round}");
+            assert_eq!(leases.expire(round * 1_000 + 350, || 100), 251, "the due ones of round {round}");
             assert_eq!(all.into_iter().map(|l| leases.end(l)).filter(|own| *own).count(), 249);
         }
         assert_eq!(leases.used.load(Ordering::Relaxed), 500);

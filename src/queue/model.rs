@@ -359,7 +359,7 @@ fn counts(acts: Vec<Act>) {
         let before = inside;
         match act {
             Act::Enter(rank) => {
-                let expired = room.put_out_stalled(now, LEASE);
+                let expired = room.put_out_stalled(now, || LEASE);
                 // Which of the streams they were shows when they end.
                 inside -= expired;
                 match room.enter(now, entrant(BY_RANK[rank], now + 150), 4) {

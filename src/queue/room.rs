@@ -198,7 +198,7 @@ impl Room {
     }
 
     /// Puts out whose reader has stalled for `lease`. Gives back how many.
-    pub(crate) fn put_out_stalled(&self, now: u64, lease: u64) -> usize {
+    pub(crate) fn put_out_stalled(&self, now: u64, lease: impl FnOnce() -> u64) -> usize {
         if !self.has_streams() {
             return 0;
         }

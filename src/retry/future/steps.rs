@@ -73,8 +73,8 @@ where
         let Further { delay, taken } = match next {
             Ok(further) => further,
             Err(stopped) => {
-                let used_up = stopped == Stopped::BodyTooLarge && *this.number > 1 && this.spare.is_none();
-                // The last copy was used for an attempt that was the last one then.
+                // There is none left where this attempt was the last one when it began.
+                let used_up = stopped == Stopped::BodyTooLarge && this.spare.is_none();
                 let stopped = if used_up { Stopped::Attempts } else { stopped };
                 let attempts = Attempts { made: *this.number, stopped };
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
