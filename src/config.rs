@@ -70,6 +70,11 @@ impl Checks {
         self.require(ok, "name", name, "1 to 64 printable ASCII characters");
     }
 
+    /// What is wrong, where something is known to be.
+    pub(crate) fn into_error(self) -> ConfigError {
+        ConfigError { fields: self.fields }
+    }
+
     pub(crate) fn finish(self) -> Result<(), ConfigError> {
         if self.fields.is_empty() { Ok(()) } else { Err(ConfigError { fields: self.fields }) }
     }

@@ -139,7 +139,7 @@ impl Controller {
         let latest = deadline.map_or(own, |d| own.min(self.at(d.instant())));
         if self.in_shadow() {
             match self.pacer.peek(now) {
-                turn if turn > latest.max(now) => _ = self.refuses(Reason::Throttled),
+                turn if turn > latest.max(now) => _ = self.book_refusal(Reason::Throttled),
                 _ => self.pacer.charge(now),
             }
             return Admission::Goes(None);
@@ -154,12 +154,12 @@ impl Controller {
     /// It would be made too early, and its turn comes then. `None` in shadow, where it goes all the same.
     #[cold]
     pub(crate) fn too_early(&self, turn: u64, now: u64) -> Option<Span> {
-        self.refuses(Reason::Throttled).then_some(Span(turn.saturating_sub(now)))
+        self.book_refusal(Reason::Throttled).then_some(Span(turn.saturating_sub(now)))
     }
 
     /// Books a refusal and tells of it. Not in shadow, where the call goes all the same.
     #[cold]
-    fn refuses(&self, reason: Reason) -> bool {
+    fn book_refusal(&self, reason: Reason) -> bool {
         let shadow = self.in_shadow();
         let (count, kind) = if shadow {
             (&self.would_have_rejected, Kind::WouldHaveRejected { reason })
@@ -177,7 +177,7 @@ impl Controller {
     pub(crate) fn late(&self) -> Option<Rejection> {
         let reason = Reason::DeadlineExceeded;
         // The backend was given no time at all.
-        self.refuses(reason).then(|| self.reporter.rejection(reason).with_time_it_had(Duration::ZERO))
+        self.book_refusal(reason).then(|| self.reporter.rejection(reason).with_time_it_had(Duration::ZERO))
     }
 
     #[cold]

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! - **Throttled** is 429 and RESOURCE_EXHAUSTED, or what an own classification says. The rate follows the cubic rule
-//!   of the AWS SDKs, see `src/adaptive_rate/cubic.rs`: 0.7 of what was sent, then along a curve back to it and beyond,
+//!   of the AWS SDKs (their retry mode "adaptive"): 0.7 of what was sent, then along a curve back to it and beyond,
 //!   at most twice of what is really sent, never below one call in two seconds.
 //! - **Hints.** `Retry-After` and `grpc-retry-pushback-ms` on a throttled or failed answer, and `RateLimit` or
 //!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most.

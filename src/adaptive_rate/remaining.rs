@@ -13,7 +13,7 @@ const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// Above it a number of seconds is a time of day, which some put there.
 const LONGEST: u64 = 7 * 24 * 3600;
 
-/// Until when nothing is left, from now. `None`: something is, or what is said can't be read.
+/// For how long nothing is left, from now. `None`: something is, or what is said can't be read.
 pub(crate) fn nothing_for(headers: &HeaderMap) -> Option<Duration> {
     // Several limits may be told of; the longest counts.
     let draft = headers.get_all(LIMIT).iter().filter_map(|v| v.to_str().ok());

@@ -71,7 +71,7 @@ impl ByKey {
 
 /// Whoever is in, waits, or has a stream there holds the limiter, so one that nobody holds is as new.
 impl State<Arc<Common>> for Shared<Limiter> {
-    fn idle_at(&self, _hull: &Arc<Common>) -> Option<u64> {
+    fn idle_at(&self, _common: &Arc<Common>) -> Option<u64> {
         self.is_the_only_one().then_some(0)
     }
 

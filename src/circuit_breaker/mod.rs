@@ -137,7 +137,7 @@
 //! are changed by compare-and-swap. In a time window successes are counted in a stripe per thread, so threads do not
 //! fight over them; a count window is one order of calls for all, and its line goes from core to core. With a key also
 //! a clock read, one hash, a lock that calls share, and one count of who holds the breaker of the key. Only a new key
-//! allocates, the first probe of one, and what `key_fn` returns. Memory: about 4 KiB and half more for each core,
+//! allocates, the first probe of one, and what `key_fn` returns. Memory: about 4 KiB and half a KiB more for each core,
 //! whatever the length of a time window and its traffic; 2 KiB more once a count window was used.
 //!
 //! # Cancel safety

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use crate::{
     builder::{Identity, shared_setters},
     config::{Checks, ConfigError},
-    rate_limit::{Engine, Local, Quota, RateLimitLayer, Store, gcra::Meter, rules::Rules, store::Remote},
+    rate_limit::{Engine, Local, Quota, RateLimitLayer, Store, rules::Rules, store::Remote},
 };
 
 #[cfg(feature = "http")]
@@ -79,20 +79,14 @@ impl<St: Engine> RateLimitBuilder<St> {
         let mut checks = Checks::default();
         self.identity.check("rate_limit", &mut checks);
         checks.require(self.quota.is_some(), "quota", self.quota, "a quota: there is no default");
-        if let Some(quota) = self.quota {
-            quota.check(&mut checks);
-        }
+        let meter = self.quota.and_then(|quota| quota.check(&mut checks));
         if let Some(wait) = self.rules.wait {
             checks.duration("wait", wait);
         }
         #[cfg(feature = "http")]
         self.check_http(&mut checks);
+        let (Some(quota), Some(meter)) = (self.quota, meter) else { return Err(checks.into_error()) };
         checks.finish()?;
-        let (quota, meter) = match self.quota.and_then(|q| Some((q, Meter::new(q)?))) {
-            Some(both) => both,
-            // Never: it was checked. But if it were, one a second is a limit that nobody overlooks.
-            None => (Quota::per_second(1), Meter { mul: 1, div: 1, unit: 1_000_000_000, burst: 1_000_000_000 }),
-        };
         // States for keys take memory, if only for their overflow.
         let most_keys = self.rules.most_keys();
         Ok(RateLimitLayer::new(self.identity, quota, meter, most_keys, self.rules, self.seed))

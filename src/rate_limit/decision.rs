@@ -24,7 +24,7 @@ pub(crate) enum Decision<A> {
     /// It would be refused, if this were not in shadow: it goes, and is counted already.
     Shadowed,
     /// Its turn comes.
-    Wait(Turn),
+    Wait(Queued),
     /// The store was asked.
     Ask(A, Patience),
     No(Refusal),
@@ -51,7 +51,7 @@ impl After {
 
 /// A place in the line.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Queued {
     pub(crate) bucket: Arc<Bucket>,
     pub(crate) place: Place,
     pub(crate) units: u32,

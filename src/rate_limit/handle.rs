@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     config::ConfigError,
-    rate_limit::{Quota, gcra::Meter, steer::Steer},
+    rate_limit::{Quota, steer::Steer},
 };
 
 /// Reads and changes a [`RateLimitLayer`](crate::RateLimitLayer) and everything it wraps.
@@ -40,16 +40,7 @@ impl RateLimitHandle {
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> RateLimitSnapshot {
-        let figures = self.shared.figures();
-        RateLimitSnapshot {
-            admitted: figures.admitted,
-            rejected: figures.rejected,
-            would_have_rejected: figures.would_have_rejected,
-            waiting: figures.waiting,
-            keys: figures.keys,
-            shadow: figures.shadow,
-            quota: figures.quota,
-        }
+        self.shared.snapshot()
     }
 
     /// Changes the common quota, of all keys that have none of their own. Units that were used stay used, and come back
@@ -63,10 +54,8 @@ impl RateLimitHandle {
     ///
     /// As `build()`, on `quota`; then nothing is changed.
     pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
-        quota.checked()?;
-        if let Some(meter) = Meter::new(quota) {
-            self.shared.set_quota(quota, meter);
-        }
+        let meter = quota.checked()?;
+        self.shared.set_quota(quota, meter);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::{
     rate_limit::{
         Engine,
         bucket::{Joined, Taken},
-        decision::{After, Decision, Patience, Refusal, Turn, Until},
+        decision::{After, Decision, Patience, Queued, Refusal, Until},
         limiter::Limiter,
         local::Ask,
         store::{Grant, Local},
@@ -68,7 +68,7 @@ impl<St: Engine> Limiter<St> {
                 let held = ask.hold.then(|| Arc::clone(&bucket));
                 let after = self.after(tier, &left, held, units);
                 let patience = Patience { until, deadline };
-                Decision::Wait(Turn { bucket, place, units, patience, after })
+                Decision::Wait(Queued { bucket, place, units, patience, after })
             }
         }
     }

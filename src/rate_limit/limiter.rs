@@ -20,10 +20,10 @@ use crate::{
         bucket::{Bucket, Taken},
         decision::{After, Decision, Patience, Refusal},
         gcra::Left,
-        lane::Lane,
         local::Ask,
         pause::Pausing,
         rules::Rules,
+        short_way::ShortWay,
         store::Local,
     },
     rejection::{Reason, Rejection},
@@ -38,7 +38,7 @@ use crate::rate_limit::headers::{Policy, Shown};
 pub(crate) struct Limiter<St> {
     pub(crate) store: St,
     pub(crate) rules: Rules,
-    pub(super) lane: Lane,
+    pub(super) short_way: ShortWay,
     epoch: Epoch,
     reporter: Reporter,
     pub(super) shadow: AtomicBool,
@@ -60,7 +60,7 @@ impl<St: Engine> Limiter<St> {
     pub(crate) fn new(reporter: Reporter, shadow: bool, quota: Quota, rules: Rules, store: St) -> Self {
         Limiter {
             store,
-            lane: rules.lane(),
+            short_way: rules.short_way(),
             rules,
             epoch: Epoch::new(),
             reporter,
@@ -183,7 +183,7 @@ impl<St: Engine> Limiter<St> {
     }
 
     pub(super) fn too_soon(&self, at: u64, now: u64, of_all: bool) -> Refusal {
-        if of_all && self.rules.are_keyless() {
+        if of_all && self.rules.all_cost_one() {
             self.shut(at);
         }
         Refusal { retry_after: Span(at.saturating_sub(now)), ..Refusal::new(Reason::RateLimited) }
@@ -210,12 +210,12 @@ impl<St: Engine> Limiter<St> {
     /// Books a refusal and tells of it; in shadow the call goes all the same.
     #[cold]
     pub(super) fn refuse_or_go<A>(&self, refusal: Refusal) -> Decision<A> {
-        if self.refuses(refusal.reason) { Decision::No(refusal) } else { Decision::Shadowed }
+        if self.book_refusal(refusal.reason) { Decision::No(refusal) } else { Decision::Shadowed }
     }
 
     /// As [`refuse_or_go`](Self::refuse_or_go), of a call that has begun to wait.
     #[cold]
-    pub(crate) fn refuses(&self, reason: Reason) -> bool {
+    pub(crate) fn book_refusal(&self, reason: Reason) -> bool {
         if self.in_shadow() {
             self.would_have_rejected.fetch_add(1, Relaxed);
             self.reporter.report(Kind::WouldHaveRejected { reason });

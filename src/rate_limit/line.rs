@@ -11,11 +11,11 @@ use crate::rate_limit::gcra::Meter;
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     next: u64,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Entry>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Entry {
     id: u64,
     units: u32,
     /// The tick at which, when it has gone, all will be there again.
@@ -27,7 +27,7 @@ impl Line {
     /// Somebody came; its units end at this tick.
     pub(crate) fn join(&mut self, units: u32, ends: u64) -> u64 {
         self.next += 1;
-        self.waiting.push_back(Waiting { id: self.next, units, ends, waker: None });
+        self.waiting.push_back(Entry { id: self.next, units, ends, waker: None });
         self.next
     }
 

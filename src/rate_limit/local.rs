@@ -193,14 +193,13 @@ impl State<Meter> for Cell {
         }
     }
 
-    fn promoted(overflow: &Self, meter: &Meter, _now: u64) -> Self {
+    // The meter is that of the overflow too.
+    fn promoted(overflow: &Self, _meter: &Meter, _now: u64) -> Self {
         let used = match overflow {
             Cell::Overflow(bucket) | Cell::Full(bucket) => bucket.full_at().0,
             Cell::Lean(word) => word.load(Relaxed),
             Cell::Tier(_) => 0,
         };
-        // `meter` is that of the overflow too.
-        let _ = meter;
         Cell::Lean(AtomicU64::new(used))
     }
 }

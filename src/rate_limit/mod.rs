@@ -25,8 +25,7 @@
 //!   login ten-fold.
 //! - **Keys.** One quota for each [`Key`], with tiers by [`quota_fn`](RateLimitBuilder::quota_fn). A key has its state,
 //!   or shares one of a fixed number of overflow states once there are more than
-//!   [`max_keys`](RateLimitBuilder::max_keys); no flood of keys pushes a state out that is in use. See
-//!   `src/keyed/mod.rs`.
+//!   [`max_keys`](RateLimitBuilder::max_keys); no flood of keys pushes a state out that is in use.
 //! - **Waiting.** Refused at once by default. With [`wait`](RateLimitBuilder::wait) a call waits for its turn, in
 //!   order, with nothing of the inner service in its hands; one that leaves lets those behind it move up at once. After
 //!   its turn it waits for the inner service until its deadline at most, and then gives its unit back; so does one that
@@ -69,8 +68,9 @@
 //! # Cancel safety
 //!
 //! Dropping the response future gives the place in the line back at once. Units that were taken for a call that was
-//! made stay taken; those of a call that was dropped before that go back, but not what a store has granted, nor what is
-//! held of a key by a call that has its turn and waits for the inner service.
+//! made stay taken; those of a call that was dropped before that go back, but not what a store has granted, nor (of a
+//! key) what a call took at once that then had to wait for the inner service, because a deadline had passed when that
+//! was asked for its readiness and none has now.
 
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 pub(crate) mod bucket;
@@ -83,7 +83,6 @@ pub(crate) mod gcra;
 mod handle;
 #[cfg(feature = "http")]
 mod headers;
-mod lane;
 mod later;
 mod layer;
 mod limiter;

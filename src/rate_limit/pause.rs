@@ -36,11 +36,11 @@ pin_project! {
     pub(crate) struct Pause<St: Engine> {
         #[pin]
         timer: Sleep,
-        place: Place<St>,
+        seat: Seat<St>,
     }
 }
 
-struct Place<St: Engine> {
+struct Seat<St: Engine> {
     number: u64,
     limiter: Shared<Limiter<St>>,
 }
@@ -58,7 +58,7 @@ impl<St: Engine> Pause<St> {
     pub(crate) fn new(until: Instant, limiter: Shared<Limiter<St>>) -> Self {
         let number = limiter.pausing.lock().number();
         limiter.waits();
-        Pause { timer: sleep_until(until), place: Place { number, limiter } }
+        Pause { timer: sleep_until(until), seat: Seat { number, limiter } }
     }
 
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Paused> {
@@ -66,7 +66,7 @@ impl<St: Engine> Pause<St> {
         if this.timer.poll(cx).is_ready() {
             return Poll::Ready(Paused::ToTheEnd);
         }
-        let Place { number, limiter } = this.place;
+        let Seat { number, limiter } = this.seat;
         let waker = cx.waker().clone();
         let old = limiter.pausing.lock().wait(*number, waker);
         drop(old);
@@ -75,7 +75,7 @@ impl<St: Engine> Pause<St> {
     }
 }
 
-impl<St: Engine> Drop for Place<St> {
+impl<St: Engine> Drop for Seat<St> {
     fn drop(&mut self) {
         self.limiter.waits_no_more();
         let gone = self.limiter.pausing.lock().leave(self.number);

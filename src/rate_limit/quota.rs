@@ -43,18 +43,20 @@ impl Quota {
         self.units > 0 && self.burst > 0 && !self.per.is_zero() && self.per <= time::LONGEST && Meter::has(self)
     }
 
-    pub(crate) fn check(&self, checks: &mut Checks) {
+    /// Notes what is wrong with it; if nothing is, how its time runs.
+    pub(crate) fn check(&self, checks: &mut Checks) -> Option<Meter> {
         checks.require(self.units > 0, "quota", self, "at least 1 unit");
         checks.require(self.burst > 0, "quota", self, "a burst of at least 1");
         let ok = !self.per.is_zero() && self.per <= time::LONGEST;
         checks.require(ok, "quota", self, "a period from 1ns to 365 days");
         let expected = "at most 5 units a nanosecond, and a burst that is there again within 7 years";
-        checks.require(Meter::new(*self).is_some(), "quota", self, expected);
+        let meter = Meter::new(*self);
+        checks.require(meter.is_some(), "quota", self, expected);
+        meter.filter(|_| ok)
     }
 
-    pub(crate) fn checked(&self) -> Result<(), ConfigError> {
+    pub(crate) fn checked(&self) -> Result<Meter, ConfigError> {
         let mut checks = Checks::default();
-        self.check(&mut checks);
-        checks.finish()
+        self.check(&mut checks).ok_or_else(|| checks.into_error())
     }
 }

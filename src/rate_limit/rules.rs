@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{key::Whose, protocol::Protocol, rate_limit::lane::Lane};
+use crate::{key::Whose, protocol::Protocol, rate_limit::short_way::ShortWay};
 
 #[cfg(feature = "http")]
 use crate::{
@@ -41,7 +41,7 @@ pub(crate) type OfKey = Box<dyn Fn(&str) -> Option<Quota> + Send + Sync>;
 impl Rules {
     /// Which way nearly all calls go.
     #[cfg(feature = "http")]
-    pub(crate) fn lane(&self) -> Lane {
+    pub(crate) fn short_way(&self) -> ShortWay {
         let http = &self.http;
         let more = http.cost_fn.is_some()
             || http.charge_fn.is_some()
@@ -49,16 +49,16 @@ impl Rules {
             || http.keys.trusted.is_some()
             || http.headers != LimitHeaders::Off;
         match &http.keys.way {
-            Way::None if !more => Lane::Common,
-            Way::Key(_) if !more => Lane::Key,
-            Way::Form if !more => Lane::Form,
-            _ => Lane::Rules,
+            Way::None if !more => ShortWay::Common,
+            Way::Key(_) if !more => ShortWay::Key,
+            Way::Form if !more => ShortWay::Form,
+            _ => ShortWay::Rules,
         }
     }
 
     #[cfg(not(feature = "http"))]
-    pub(crate) fn lane(&self) -> Lane {
-        Lane::Common
+    pub(crate) fn short_way(&self) -> ShortWay {
+        ShortWay::Common
     }
 
     /// For so many keys there are states: they take memory, if only for their overflow.
@@ -71,7 +71,7 @@ impl Rules {
     }
 
     /// Whatever the call is, it takes one unit of the common quota.
-    pub(crate) fn are_keyless(&self) -> bool {
+    pub(crate) fn all_cost_one(&self) -> bool {
         #[cfg(feature = "http")]
         return !self.http.keys.are_asked() && self.http.cost_fn.is_none();
         #[cfg(not(feature = "http"))]

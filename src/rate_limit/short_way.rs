@@ -6,13 +6,29 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::{
     deadline::{self, Deadline},
     protocol::Protocol,
-    rate_limit::{Engine, decision::Refusal, gcra::Left, lane::Lane, limiter::Limiter, store::Local},
+    rate_limit::{Engine, decision::Refusal, gcra::Left, limiter::Limiter, store::Local},
     rejection::Reason,
     time::Span,
 };
 
 #[cfg(feature = "http")]
 use crate::{key::Way, protocol::Head, rate_limit::local::Buckets};
+
+/// The short way of a layer that was told little: what a call takes if nothing else has to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShortWay {
+    /// One unit of the common quota.
+    Common,
+    /// One unit of its key's quota.
+    #[cfg(feature = "http")]
+    Key,
+    /// One unit of the quota of the key that the form knows.
+    #[cfg(feature = "http")]
+    Form,
+    /// There is none.
+    #[cfg(feature = "http")]
+    Rules,
+}
 
 impl<St: Engine> Limiter<St> {
     /// Is it known that a call would have to wait or be refused, whatever it is?
@@ -50,19 +66,22 @@ impl<St: Engine> Limiter<St> {
         // Asked anew: what is known may be of an older quota.
         let left = buckets.common.next_unit(now)?.saturating_sub(now);
         let refusal = Refusal { retry_after: Span(left), ..Refusal::new(Reason::RateLimited) };
-        self.refuses(refusal.reason).then_some(refusal)
+        self.book_refusal(refusal.reason).then_some(refusal)
     }
 
     /// The short way: takes what the call costs, if it is there and nothing else has to be asked.
-    #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "no head to look at"))]
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(unused_variables, clippy::extra_unused_type_parameters, reason = "no head to look at")
+    )]
     #[inline(always)]
     pub(crate) fn goes_at_once<P, Req, Res, Err>(&self, protocol: &P, request: &Req) -> bool
     where
         P: Protocol<Req, Res, Err>,
     {
         let Some(Local(buckets)) = self.store.local() else { return false };
-        let goes = match self.lane {
-            Lane::Common => match buckets.common.try_take(self.now()) {
+        let goes = match self.short_way {
+            ShortWay::Common => match buckets.common.try_take(self.now()) {
                 None => false,
                 Some(0) => true,
                 Some(at) => {
@@ -71,19 +90,18 @@ impl<St: Engine> Limiter<St> {
                 }
             },
             #[cfg(feature = "http")]
-            Lane::Form if P::KNOWS_KEYS => {
+            ShortWay::Form if P::KNOWS_KEYS => {
                 protocol.key(request).is_some_and(|key| buckets.try_take(key.as_bytes(), self.now()))
             }
-            // A form without heads has none of these lanes.
+            // A form without heads has none of these.
             #[cfg(feature = "http")]
-            Lane::Key if P::HAS_BODY => self.has_key_that_goes(buckets, P::head(request)),
+            ShortWay::Key if P::HAS_BODY => self.has_key_that_goes(buckets, P::head(request)),
             #[cfg(feature = "http")]
-            Lane::Key | Lane::Form | Lane::Rules => false,
+            ShortWay::Key | ShortWay::Form | ShortWay::Rules => false,
         };
         if goes {
             self.goes();
         }
-        let _ = (protocol, request);
         goes
     }
 
@@ -96,7 +114,7 @@ impl<St: Engine> Limiter<St> {
 
     /// With one quota for all, the next call need not come to know that nothing is left.
     pub(super) fn note_if_used_up(&self, left: &Left) {
-        if self.rules.are_keyless()
+        if self.rules.all_cost_one()
             && let Some(at) = left.nothing_until()
         {
             self.shut(at);
@@ -106,7 +124,7 @@ impl<St: Engine> Limiter<St> {
     /// Units may be there before it was said: some came back, or there is another quota.
     #[cold]
     pub(super) fn look_again(&self) {
-        if let Some(Local(buckets)) = self.store.local().filter(|_| self.rules.are_keyless()) {
+        if let Some(Local(buckets)) = self.store.local().filter(|_| self.rules.all_cost_one()) {
             // What others have learnt meanwhile is newer.
             let before = self.shut_until.load(Relaxed);
             let until = buckets.common.left(self.now()).nothing_until().unwrap_or(0);

@@ -4,33 +4,21 @@ use std::sync::{PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
     observe::{Figure, Reporter, Watched},
-    rate_limit::{Engine, Quota, gcra::Meter, limiter::Limiter, store::Local},
+    rate_limit::{Engine, Quota, RateLimitSnapshot, gcra::Meter, limiter::Limiter, store::Local},
     stripe::Striped,
     wake::wake_all,
 };
 
 /// What a handle can do, whatever the store.
 pub(crate) trait Steer: Send + Sync {
-    fn figures(&self) -> Figures;
+    fn snapshot(&self) -> RateLimitSnapshot;
     fn set_quota(&self, quota: Quota, meter: Meter);
     fn shadow(&self, on: bool);
 }
 
-/// The figures of a limiter.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Figures {
-    pub(crate) admitted: u64,
-    pub(crate) rejected: u64,
-    pub(crate) would_have_rejected: u64,
-    pub(crate) waiting: usize,
-    pub(crate) keys: usize,
-    pub(crate) shadow: bool,
-    pub(crate) quota: Quota,
-}
-
-impl<St: Engine> Steer for Limiter<St> {
-    fn figures(&self) -> Figures {
-        Figures {
+impl<St: Engine> Steer for Striped<Limiter<St>> {
+    fn snapshot(&self) -> RateLimitSnapshot {
+        RateLimitSnapshot {
             admitted: self.admitted.sum(),
             rejected: self.rejected.sum(),
             would_have_rejected: self.would_have_rejected.load(Relaxed),
@@ -70,27 +58,13 @@ impl<St: Engine> Steer for Limiter<St> {
     }
 }
 
-impl<T: Steer> Steer for Striped<T> {
-    fn figures(&self) -> Figures {
-        (**self).figures()
-    }
-
-    fn set_quota(&self, quota: Quota, meter: Meter) {
-        (**self).set_quota(quota, meter);
-    }
-
-    fn shadow(&self, on: bool) {
-        (**self).shadow(on);
-    }
-}
-
 impl<St: Engine> Watched for Striped<Limiter<St>> {
     fn reporter(&self) -> &Reporter {
         Limiter::reporter(self)
     }
 
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
-        let figures = Steer::figures(self);
+        let figures = self.snapshot();
         visit("admitted", Figure::Count(figures.admitted));
         visit("rejected", Figure::Count(figures.rejected));
         visit("would_have_rejected", Figure::Count(figures.would_have_rejected));

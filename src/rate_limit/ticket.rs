@@ -72,7 +72,7 @@ impl<St: Engine> Ticket<St> {
                     return Poll::Ready(Ok(Booked::WhenMade));
                 }
                 Turn::At(at) if at > until.0 => {
-                    let refused = self.limiter.refuses(Reason::RateLimited);
+                    let refused = self.limiter.book_refusal(Reason::RateLimited);
                     return Poll::Ready(if refused { Err(Refusal::late(at, now)) } else { Ok(Booked::Already) });
                 }
                 Turn::At(at) => {

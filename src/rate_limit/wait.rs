@@ -197,7 +197,7 @@ fn answered<S: Clone, St: Engine, E>(
 
 /// It is refused; in shadow this comes instead.
 fn refuse_or<St: Engine, E>(refusal: Refusal, limiter: &Limiter<St>, go_on: impl FnOnce() -> Wait<St>) -> Then<St, E> {
-    if limiter.refuses(refusal.reason) { Break(Go::Refused(refusal)) } else { Continue(go_on()) }
+    if limiter.book_refusal(refusal.reason) { Break(Go::Refused(refusal)) } else { Continue(go_on()) }
 }
 
 /// Whoever waits holds nothing of the inner service.

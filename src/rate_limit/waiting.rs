@@ -17,7 +17,7 @@ use crate::{
     protocol::Protocol,
     rate_limit::{
         Engine,
-        decision::{After, Decision, Turn},
+        decision::{After, Decision, Queued},
         future::{self, Refused},
         limiter::Limiter,
         store::Local,
@@ -59,7 +59,7 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
         limiter: Shared<Limiter<St>>,
     ) -> Pin<Box<Self>> {
         let (wait, after) = match go {
-            Decision::Wait(Turn { bucket, place, units, patience, after }) => {
+            Decision::Wait(Queued { bucket, place, units, patience, after }) => {
                 let ticket = Ticket { limiter: limiter.clone(), bucket, units, place: Some(place) };
                 (Wait::turn(ticket, patience), after)
             }
@@ -68,7 +68,7 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
             Decision::Go(after, units) => {
                 // With keys that is rare: a deadline had passed then and there is none now. They have given their units
                 // for good.
-                let local = limiter.store.local().filter(|_| limiter.rules.are_keyless());
+                let local = limiter.store.local().filter(|_| limiter.rules.all_cost_one());
                 let common = local.map(|Local(buckets)| Arc::clone(&buckets.common));
                 let ticket = common.map(|bucket| Ticket { limiter: limiter.clone(), bucket, units, place: None });
                 (Wait::readiness(ticket, deadline), after)
