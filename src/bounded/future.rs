@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     bounded::{BodyClock, Bound, Ledger, Plan},
+    outline,
     permit::Cause,
     protocol::Protocol,
     rejection::Reason,
@@ -71,43 +72,78 @@ where
     type Output = Result<P::Response<BodyClock>, P::Error>;
 
     #[inline(always)]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.as_mut().project();
         let (reason, had) = match this.state.as_mut().project() {
             StateProj::Running { inner, timer, plan } => {
-                let has_a_timer_below = P::has_a_timer_below(this.context);
-                // In shadow the bound was not written there.
-                let on_the_wire = has_a_timer_below && !this.ledger.in_shadow();
-                let polled = plan.inside(on_the_wire, || inner.poll(cx));
-                if has_a_timer_below
-                    && let Poll::Ready(result) = &polled
-                    && result.as_ref().map_or(true, P::is_of_a_timer)
-                    && let Some((reason, had)) = overdue(plan, this.ledger)
-                {
-                    return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
+                if P::has_a_timer_below(this.context) || P::HAS_BODY && plan.body.is_some() {
+                    return self.poll_closely(cx);
                 }
-                match polled {
-                    // Each way out by itself: a watched body is large, and where they met again, all would move one.
-                    Poll::Ready(Ok(response)) if plan.body.is_none() => {
+                match inner.poll(cx) {
+                    // Each way out by itself: answers are large, and where they met again, all would move one.
+                    Poll::Ready(Ok(response)) => {
                         return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
                     }
-                    Poll::Ready(Ok(response)) => {
-                        let mut watch =
-                            plan.body.map(|body| BodyClock::new(plan, body, has_a_timer_below, this.ledger));
-                        return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch));
-                    }
-                    // It has no body to watch.
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
                     }
-                    Poll::Pending => ready!(poll_overdue(plan, has_a_timer_below, timer, this.ledger, cx)),
+                    Poll::Pending => ready!(poll_overdue(plan, false, timer, this.ledger, cx)),
                 }
             }
             StateProj::Refused { reason } => (*reason, Duration::ZERO),
         };
-        // The inner future goes before the answer does, under the cause that policies inside it must book.
+        Poll::Ready(self.give_up(reason, had))
+    }
+}
+
+impl<F, P, Req, Res, Err> ResponseFuture<F, P, P::Context, Req>
+where
+    F: Future<Output = Result<Res, Err>>,
+    P: Protocol<Req, Res, Err>,
+{
+    /// Where the answer is looked at, or its body is watched. Out of line: what is looked at has to be in memory first,
+    /// and all others would move their answers there too.
+    #[inline(never)]
+    fn poll_closely(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        let mut this = self.as_mut().project();
+        let StateProj::Running { inner, timer, plan } = this.state.as_mut().project() else {
+            unreachable!("a call that was refused is not polled closely")
+        };
+        let early = P::has_a_timer_below(this.context);
+        // In shadow the bound was not written there.
+        let inside = plan.inside(early && !this.ledger.in_shadow());
+        let polled = outline::poll(inner, cx);
+        drop(inside);
+        if early
+            && let Poll::Ready(result) = &polled
+            && result.as_ref().map_or(true, P::is_of_a_timer)
+            && let Some((reason, had)) = overdue(plan, this.ledger)
+        {
+            return Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)));
+        }
+        match polled {
+            Poll::Ready(Ok(response)) if plan.body.is_none() => {
+                Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None))
+            }
+            Poll::Ready(Ok(response)) => {
+                let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
+                Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch))
+            }
+            // It has no body to watch.
+            Poll::Ready(Err(error)) => Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None)),
+            Poll::Pending => {
+                let (reason, had) = ready!(poll_overdue(plan, early, timer, this.ledger, cx));
+                Poll::Ready(self.give_up(reason, had))
+            }
+        }
+    }
+
+    /// The inner future goes before the answer does, under the cause that policies inside it must book.
+    #[inline(always)]
+    fn give_up(self: Pin<&mut Self>, reason: Reason, had: Duration) -> <Self as Future>::Output {
+        let mut this = self.project();
         Cause::of(reason, Some(had)).during(|| this.state.set(State::Refused { reason }));
-        Poll::Ready(this.protocol.reject(this.context, this.ledger.rejection(reason, had)))
+        this.protocol.reject(this.context, this.ledger.rejection(reason, had))
     }
 }
 

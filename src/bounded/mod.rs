@@ -18,10 +18,7 @@ use crate::{
 };
 
 #[cfg(feature = "http")]
-use crate::{
-    deadline::outer::{self, Outer},
-    on_panic::on_panic,
-};
+use crate::deadline::outer::{self, Outer};
 
 mod future;
 mod watch;
@@ -83,33 +80,20 @@ impl Plan {
         had(self.start, bound, early)
     }
 
-    /// Runs what is inside. Where the bound is on the wire too, others there have to be told that it is not the
-    /// caller's.
-    #[cfg(feature = "http")]
+    /// For as long as what is inside runs. Where the bound is on the wire too, others there have to be told that it is
+    /// not the caller's.
+    #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "there is no wire"))]
     #[inline(always)]
-    pub(crate) fn inside<T>(&self, on_the_wire: bool, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn inside(&self, on_the_wire: bool) -> Inside {
+        #[cfg(feature = "http")]
         if on_the_wire {
-            self.enter();
+            // A copy: what is passed by reference has to be in memory for all the others too.
+            enter(*self);
         }
-        let out = on_panic(|| leave(on_the_wire), run);
-        leave(on_the_wire);
-        out
-    }
-
-    #[cfg(not(feature = "http"))]
-    #[inline(always)]
-    pub(crate) fn inside<T>(&self, _on_the_wire: bool, run: impl FnOnce() -> T) -> T {
-        run()
-    }
-
-    #[cfg(feature = "http")]
-    #[cold]
-    fn enter(&self) {
-        let caller = self.caller.map(|timer| {
-            let had = self.had(Bound { at: timer, reason: Reason::DeadlineExceeded }, true);
-            Deadline::at(self.start + had)
-        });
-        outer::enter(self.timeout().map(|end| Outer { end, caller }));
+        Inside {
+            #[cfg(feature = "http")]
+            on_the_wire,
+        }
     }
 
     /// When the operator's own bound is reached.
@@ -124,10 +108,31 @@ impl Plan {
 }
 
 #[cfg(feature = "http")]
-#[inline(always)]
-fn leave(on_the_wire: bool) {
-    if on_the_wire {
-        outer::leave();
+#[cold]
+fn enter(plan: Plan) {
+    let caller = plan.caller.map(|timer| {
+        let had = plan.had(Bound { at: timer, reason: Reason::DeadlineExceeded }, true);
+        Deadline::at(plan.start + had)
+    });
+    outer::enter(plan.timeout().map(|end| Outer { end, caller }));
+}
+
+/// What is inside runs; see [`Plan::inside`]. A guard and not a function around it: what went in and out by a closure
+/// would be moved, and requests are large.
+#[must_use = "what is inside runs for as long as this stands"]
+pub(crate) struct Inside {
+    #[cfg(feature = "http")]
+    on_the_wire: bool,
+}
+
+/// After a panic too.
+#[cfg(feature = "http")]
+impl Drop for Inside {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.on_the_wire {
+            outer::leave();
+        }
     }
 }
 

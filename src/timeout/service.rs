@@ -70,7 +70,9 @@ where
         // In shadow a call that came too late goes on, and was reported.
         let plan = Plan { start: now, after, caller: caller.timer().filter(|_| !too_late), body };
         let on_the_wire = P::has_a_timer_below(&context) && !self.shared.ledger.in_shadow();
-        let inner = plan.inside(on_the_wire, || self.inner.call(request));
+        let inside = plan.inside(on_the_wire);
+        let inner = self.inner.call(request);
+        drop(inside);
         ResponseFuture::running(inner, self.protocol.clone(), context, plan, self.shared.ledger.share())
     }
 }
