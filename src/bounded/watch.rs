@@ -72,8 +72,12 @@ impl BodyClock {
 
 impl Sealed for BodyClock {}
 
+/// What the response says does not matter, only how long it takes.
 impl Watch for BodyClock {
     type Timer = Option<Sleep>;
+
+    const JUDGES: bool = false;
+    const COUNTS_MALFORMED: bool = true;
 
     fn malformed(&mut self) {
         self.ledger.malformed();

@@ -60,9 +60,6 @@ impl<B, W: Watch> ResponseBody<B, W> {
 
     #[inline]
     pub(crate) fn watched(body: B, judge: Judge<W>) -> Self {
-        if judge.watch.is_none() {
-            return Self::unwatched(body);
-        }
         ResponseBody { kind: Kind::Watched { body, timer: W::Timer::default(), judge } }
     }
 

@@ -159,12 +159,12 @@ mod http_form {
         fn poll_peek(&self, _: &Self::Context, held: &mut HeldResponse<RB>, cx: &mut Context<'_>) -> Poll<Option<End>> {
             let Some(peeked) = held.body.peek() else { return Poll::Ready(None) };
             peeked.poll_first(cx).map(|(first, cut_by)| match first {
-                None => Some(self.judge_end(None)),
+                None => Some(self.judge_end(true, None)),
                 Some(Err(error)) => Some(transport::end_of(Some(&**error))),
                 Some(Ok(frame)) => frame.trailers_ref().map(|trailers| {
                     let code = classify::grpc_status(trailers).flatten();
                     let cut_by = cut_by.filter(|_| code == Some(4)).or_else(|| cut::at_the_peer(trailers));
-                    cut_by.unwrap_or_else(|| self.judge_end(Some(trailers)))
+                    cut_by.unwrap_or_else(|| self.judge_end(true, Some(trailers)))
                 }),
             })
         }

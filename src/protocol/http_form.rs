@@ -11,7 +11,7 @@ use crate::{
     outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, cut,
+        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, cut, hint,
         judge::Judge,
         number,
         refusal::{self, Form},
@@ -161,7 +161,11 @@ where
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                Ok(self.watch(context, parts, body, watch))
+                // Each way out by itself: where they met again, both would move the head once more.
+                match self.judge(context, &parts, &body, watch) {
+                    Some(judge) => Ok(Response::from_parts(parts, ResponseBody::watched(body, judge))),
+                    None => Ok(Response::from_parts(parts, ResponseBody::unwatched(body))),
+                }
             }
             Err(error) => {
                 failed(watch, &error);
@@ -188,40 +192,48 @@ impl Http {
         RB: Body<Data = Bytes>,
         W: Watch,
     {
-        let judge = self.judge(context, &parts, &body, watch);
-        Response::from_parts(parts, ResponseBody::watched(body, judge))
+        // Each way out by itself: where they met again, both would move the head once more.
+        match self.judge(context, &parts, &body, watch) {
+            Some(judge) => Response::from_parts(parts, ResponseBody::watched(body, judge)),
+            None => Response::from_parts(parts, ResponseBody::unwatched(body)),
+        }
     }
 
-    /// The verdict on the body of a gRPC answer that came to its end.
-    pub(super) fn judge_end(&self, trailers: Option<&HeaderMap>) -> End {
+    /// The verdict on a body that came to its end.
+    pub(super) fn judge_end(&self, grpc: bool, trailers: Option<&HeaderMap>) -> End {
         End::Outcome(match &self.classify {
-            Some(own) => own.end(true, trailers),
-            None => classify::default_end(true, trailers),
+            Some(own) => own.end(grpc, trailers),
+            None => classify::default_end(grpc, trailers),
         })
     }
 
-    /// Judges the head. The watch is gone again if the response is over already.
+    /// Judges the head. `None`: the response is over with it, and the watch is gone. Then there was no [`Judge`], which
+    /// is large.
     #[inline(never)]
-    fn judge<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, watch: W) -> Judge<W>
+    fn judge<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, mut watch: W) -> Option<Judge<W>>
     where
         RB: Body<Data = Bytes>,
         W: Watch,
     {
         let grpc = context.is_answered_in_grpc(parts);
-        let mut judge = Judge::new(watch, grpc, self.classify.clone());
-        let length = content_length(&parts.headers);
-        if !W::JUDGES {
-            judge.waive();
-        } else if length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers) {
-            judge.malformed();
+        let has_ended = body.is_end_stream() || context.has_no_body(parts.status);
+        // Looked for only where it makes a difference.
+        let length = match has_ended && !W::COUNTS_MALFORMED {
+            true => Header::Absent,
+            false => content_length(&parts.headers),
+        };
+        if W::COUNTS_MALFORMED && (length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers)) {
+            watch.malformed();
         }
-        if W::JUDGES
-            && let Some(end) = self.judge_head(context, grpc, parts)
-        {
-            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
-                judge.hint(&parts.headers);
+        let end = if W::JUDGES { self.judge_head(context, grpc, parts) } else { None };
+        if let Some(end) = end {
+            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
+                && watch.wants_hint()
+                && let Some(after) = hint::of(grpc, &parts.headers)
+            {
+                watch.hint(after);
             }
-            judge.settle(end);
+            watch.settle(end);
         }
         // The length of a gRPC response says nothing: its end is in the trailers.
         let bytes = match length {
@@ -229,13 +241,18 @@ impl Http {
             Header::Is(n) => Some(n),
             _ => body.size_hint().exact(),
         };
-        if body.is_end_stream() || context.has_no_body(parts.status) || bytes == Some(0) {
-            judge.end(None);
+        if has_ended || bytes == Some(0) {
+            if W::JUDGES && end.is_none() {
+                watch.settle(self.judge_end(grpc, None));
+            }
+            watch.over();
+            return None;
         }
+        let mut judge = Judge::new(watch, !W::JUDGES || end.is_some(), grpc, self.classify.clone());
         judge.head(&parts.headers);
         judge.expect(bytes);
         judge.goes_on();
-        judge
+        Some(judge)
     }
 
     pub(super) fn judge_head(&self, context: &HttpContext, grpc: bool, parts: &response::Parts) -> Option<End> {

@@ -25,6 +25,7 @@ pub(super) type Step = Option<Result<Frame<Bytes>, BoxError>>;
 /// Follows one response to its verdict and to its end. The watch is gone once the response is over.
 pub(crate) struct Judge<W: Watch> {
     pub(super) watch: Option<W>,
+    /// There was a verdict, or there will be none.
     settled: bool,
     pub(super) grpc: bool,
     classify: Option<Arc<dyn HttpClassify>>,
@@ -97,8 +98,8 @@ fn is_of_events(content_type: &[u8]) -> bool {
 }
 
 impl<W: Watch> Judge<W> {
-    pub(crate) fn new(watch: W, grpc: bool, classify: Option<Arc<dyn HttpClassify>>) -> Self {
-        Judge { watch: Some(watch), settled: false, grpc, classify, left: None, unread: true, frames: Frames::NotAsked }
+    pub(crate) fn new(watch: W, settled: bool, grpc: bool, classify: Option<Arc<dyn HttpClassify>>) -> Self {
+        Judge { watch: Some(watch), settled, grpc, classify, left: None, unread: true, frames: Frames::NotAsked }
     }
 
     pub(crate) fn expect(&mut self, bytes: Option<u64>) {
@@ -113,11 +114,6 @@ impl<W: Watch> Judge<W> {
             let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
             self.frames = Frames::None { events: is_of_events(content_type) };
         }
-    }
-
-    /// There will be no verdict.
-    pub(crate) fn waive(&mut self) {
-        self.settled = true;
     }
 
     /// All of the head is known. Where the response is not over with it, its body goes on.

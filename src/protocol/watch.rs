@@ -26,6 +26,10 @@ pub trait Watch: Sealed {
     #[doc(hidden)]
     const JUDGES: bool = true;
 
+    /// Is it told of headers that could not be read?
+    #[doc(hidden)]
+    const COUNTS_MALFORMED: bool = false;
+
     /// The verdict, as soon as it is known and at most once. It may come before the body is over: a 500 is a failure
     /// at its head. A watch dropped without one was left by its caller.
     #[doc(hidden)]
