@@ -228,14 +228,14 @@ where
                     #[cfg_attr(not(feature = "http"), allow(unused_mut, reason = "no headers to read"))]
                     let mut answer = this.protocol.finish(this.context, result, this.permit);
                     #[cfg(feature = "http")]
-                    if let Ok(answer) = &mut answer
+                    if let Poll::Ready(Ok(answer)) = &mut answer
                         && let Some(controller) = controller
                         && let Some(headers) = P::answer_headers(answer)
                         && let Some(after) = super::remaining::nothing_for(headers)
                     {
                         controller.hold(after);
                     }
-                    return Poll::Ready(answer);
+                    return answer;
                 }
                 StateProj::Refused { retry_after, controller } => {
                     let rejection = controller.rejection(*retry_after);

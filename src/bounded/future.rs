@@ -82,10 +82,10 @@ where
                 match inner.poll(cx) {
                     // Each way out by itself: answers are large, and where they met again, all would move one.
                     Poll::Ready(Ok(response)) => {
-                        return Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None));
+                        return this.protocol.finish(this.context, Ok(response), &mut None);
                     }
                     Poll::Ready(Err(error)) => {
-                        return Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None));
+                        return this.protocol.finish(this.context, Err(error), &mut None);
                     }
                     Poll::Pending => ready!(poll_overdue(plan, false, timer, this.ledger, cx)),
                 }
@@ -123,14 +123,14 @@ where
         }
         match polled {
             Poll::Ready(Ok(response)) if plan.body.is_none() => {
-                Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut None))
+                this.protocol.finish(this.context, Ok(response), &mut None)
             }
             Poll::Ready(Ok(response)) => {
                 let mut watch = plan.body.map(|body| BodyClock::new(plan, body, early, this.ledger));
-                Poll::Ready(this.protocol.finish(this.context, Ok(response), &mut watch))
+                this.protocol.finish(this.context, Ok(response), &mut watch)
             }
             // It has no body to watch.
-            Poll::Ready(Err(error)) => Poll::Ready(this.protocol.finish(this.context, Err(error), &mut None)),
+            Poll::Ready(Err(error)) => this.protocol.finish(this.context, Err(error), &mut None),
             Poll::Pending => {
                 let (reason, had) = ready!(poll_overdue(plan, early, timer, this.ledger, cx));
                 Poll::Ready(self.give_up(reason, had))

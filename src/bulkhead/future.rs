@@ -90,7 +90,7 @@ where
         let this = self.as_mut().project();
         if let StateProj::Running { inner } = this.state.project() {
             let result = ready!(inner.poll(cx));
-            return Poll::Ready(finish(this.protocol, this.context, result, this.held));
+            return finish(this.protocol, this.context, result, this.held);
         }
         self.poll_waiting(cx)
     }
@@ -109,7 +109,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Running { inner } => {
                     let result = ready!(outline::poll(inner, cx));
-                    return Poll::Ready(finish(this.protocol, this.context, result, this.held));
+                    return finish(this.protocol, this.context, result, this.held);
                 }
                 StateProj::Waiting { service, request } => {
                     let held = this.held.as_mut().expect(POLLED);
@@ -153,7 +153,7 @@ fn finish<P, Req, Res, Err>(
     context: &P::Context,
     result: Result<Res, Err>,
     held: &mut Option<Held>,
-) -> Result<P::Response<Held>, P::Error>
+) -> Poll<Result<P::Response<Held>, P::Error>>
 where
     P: Protocol<Req, Res, Err>,
 {

@@ -70,7 +70,7 @@ where
             StateProj::Running { inner, permit } => {
                 let running = permit.0.as_mut().expect(POLLED);
                 let result = ready!(running.guard(|| inner.poll(cx)));
-                Poll::Ready(this.protocol.finish(this.context, result, &mut permit.0))
+                this.protocol.finish(this.context, result, &mut permit.0)
             }
             StateProj::Refused { rejection } => Poll::Ready(this.protocol.reject(this.context, take(&mut rejection.0))),
         }

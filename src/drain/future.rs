@@ -71,7 +71,7 @@ where
         match this.state.project() {
             StateProj::Running { inner } => {
                 let result = ready!(inner.poll(cx));
-                Poll::Ready(this.protocol.finish(this.context, result, this.inside))
+                this.protocol.finish(this.context, result, this.inside)
             }
             StateProj::Refused { gate, is_http1 } => {
                 let mut answer = this.protocol.reject(this.context, gate.rejection())?;

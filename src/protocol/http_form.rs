@@ -1,6 +1,6 @@
 //! The HTTP and gRPC form.
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
@@ -8,12 +8,9 @@ use http_body::Body;
 
 use crate::{
     deadline::Deadline,
-    outcome::{End, Outcome},
     priority::Priority,
     protocol::{
-        BoxError, Degraded, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, cut, hint,
-        judge::Judge,
-        number,
+        BoxError, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify,
         refusal::{self, Form},
         transport,
     },
@@ -26,7 +23,7 @@ pub struct HttpContext {
     grpc: bool,
     bodiless: Bodiless,
     /// Only where a custom classification asks for it; boxed, so that nobody else carries it.
-    method: Option<Box<Method>>,
+    pub(super) method: Option<Box<Method>>,
 }
 
 /// Responses that have no body whatever their headers announce (RFC 9110, 6.4.1).
@@ -154,22 +151,25 @@ where
         context: &HttpContext,
         result: Result<Response<RB>, E>,
         watch: &mut Option<W>,
-    ) -> Result<Self::Response<W>, E> {
+    ) -> Poll<Result<Self::Response<W>, E>> {
         let Some(watch) = watch.take() else {
-            return result.map(|response| response.map(ResponseBody::unwatched));
+            return match result {
+                Ok(response) => Poll::Ready(Ok(response.map(ResponseBody::unwatched))),
+                Err(error) => Poll::Ready(Err(error)),
+            };
         };
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
                 // Each way out by itself: where they met again, both would move the head once more.
                 match self.judge(context, &parts, &body, watch) {
-                    Some(judge) => Ok(Response::from_parts(parts, ResponseBody::watched(body, judge))),
-                    None => Ok(Response::from_parts(parts, ResponseBody::unwatched(body))),
+                    Some(judge) => Poll::Ready(Ok(Response::from_parts(parts, ResponseBody::watched(body, judge)))),
+                    None => Poll::Ready(Ok(Response::from_parts(parts, ResponseBody::unwatched(body)))),
                 }
             }
             Err(error) => {
                 failed(watch, &error);
-                Err(error)
+                Poll::Ready(Err(error))
             }
         }
     }
@@ -198,83 +198,6 @@ impl Http {
             None => Response::from_parts(parts, ResponseBody::unwatched(body)),
         }
     }
-
-    /// The verdict on a body that came to its end.
-    pub(super) fn judge_end(&self, grpc: bool, trailers: Option<&HeaderMap>) -> End {
-        End::Outcome(match &self.classify {
-            Some(own) => own.end(grpc, trailers),
-            None => classify::default_end(grpc, trailers),
-        })
-    }
-
-    /// Judges the head. `None`: the response is over with it, and the watch is gone. Then there was no [`Judge`], which
-    /// is large.
-    #[inline(never)]
-    fn judge<RB, W>(&self, context: &HttpContext, parts: &response::Parts, body: &RB, mut watch: W) -> Option<Judge<W>>
-    where
-        RB: Body<Data = Bytes>,
-        W: Watch,
-    {
-        let grpc = context.is_answered_in_grpc(parts);
-        let has_ended = body.is_end_stream() || context.has_no_body(parts.status);
-        // Looked for only where it makes a difference.
-        let length = match has_ended && !W::COUNTS_MALFORMED {
-            true => Header::Absent,
-            false => content_length(&parts.headers),
-        };
-        if W::COUNTS_MALFORMED && (length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers)) {
-            watch.malformed();
-        }
-        let end = if W::JUDGES { self.judge_head(context, grpc, parts) } else { None };
-        if let Some(end) = end {
-            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
-                && watch.wants_hint()
-                && let Some(after) = hint::of(grpc, &parts.headers)
-            {
-                watch.hint(after);
-            }
-            watch.settle(end);
-        }
-        // The length of a gRPC response says nothing: its end is in the trailers.
-        let bytes = match length {
-            _ if grpc => None,
-            Header::Is(n) => Some(n),
-            _ => body.size_hint().exact(),
-        };
-        if has_ended || bytes == Some(0) {
-            if W::JUDGES && end.is_none() {
-                watch.settle(self.judge_end(grpc, None));
-            }
-            watch.over();
-            return None;
-        }
-        let mut judge = Judge::new(watch, !W::JUDGES || end.is_some(), grpc, self.classify.clone());
-        judge.head(&parts.headers);
-        judge.expect(bytes);
-        judge.goes_on();
-        Some(judge)
-    }
-
-    pub(super) fn judge_head(&self, context: &HttpContext, grpc: bool, parts: &response::Parts) -> Option<End> {
-        // First, for it covers a refusal up, or a failure.
-        if let Some(degraded) = parts.extensions.get::<Degraded>() {
-            return Some(degraded.end());
-        }
-        if let Some(rejection) = Rejection::in_extensions(&parts.extensions) {
-            return Some(End::of_rejection(rejection));
-        }
-        let outcome = match (&self.classify, &context.method) {
-            (Some(own), Some(method)) => own.head(method, grpc, parts),
-            _ => classify::judge_head(grpc, parts.status, &parts.headers),
-        };
-        if grpc
-            && matches!(outcome, Some(Outcome::Failure | Outcome::Cancelled))
-            && let Some(end) = cut::at_the_peer(&parts.headers)
-        {
-            return Some(end);
-        }
-        outcome.map(End::Outcome)
-    }
 }
 
 impl HttpContext {
@@ -302,7 +225,7 @@ impl HttpContext {
         self.grpc && speaks_grpc(parts)
     }
 
-    fn has_no_body(&self, status: StatusCode) -> bool {
+    pub(super) fn has_no_body(&self, status: StatusCode) -> bool {
         match self.bodiless {
             Bodiless::Always => true,
             Bodiless::OnSuccess if status.is_success() => true,
@@ -331,22 +254,6 @@ fn swap_answer_heads<A, B>(a: &mut Response<A>, b: &mut Response<B>) {
     mem::swap(a.version_mut(), b.version_mut());
     mem::swap(a.headers_mut(), b.headers_mut());
     mem::swap(a.extensions_mut(), b.extensions_mut());
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Header {
-    Absent,
-    Malformed,
-    Is(u64),
-}
-
-fn content_length(headers: &HeaderMap) -> Header {
-    let Some(value) = headers.get(header::CONTENT_LENGTH) else { return Header::Absent };
-    number::read(value).map_or(Header::Malformed, Header::Is)
-}
-
-fn grpc_status_is_malformed(grpc: bool, headers: &HeaderMap) -> bool {
-    grpc && matches!(classify::grpc_status(headers), Some(None))
 }
 
 #[inline(never)]
@@ -398,16 +305,5 @@ mod tests {
             assert_eq!(is_grpc(&headers("content-type", value)), grpc, "{value:?}");
         }
         assert!(!is_grpc(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn content_lengths() {
-        let read = |v| content_length(&headers("content-length", v));
-        assert_eq!(read(b"0"), Header::Is(0));
-        assert_eq!(read(b"18446744073709551615"), Header::Is(u64::MAX));
-        for garbage in [&b""[..], b"-1", b"+1", b"1, 1", b"18446744073709551616", b"\xff"] {
-            assert_eq!(read(garbage), Header::Malformed, "{garbage:?}");
-        }
-        assert_eq!(content_length(&HeaderMap::new()), Header::Absent);
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! Two `.plain()` layers nest (`Error<Error<E>>`): put one `.plain()` innermost and `.flat()` around it.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, task::Poll};
 
 use crate::{deadline::Deadline, outcome::End, priority::Priority, rejection::Rejection};
 
@@ -29,6 +29,8 @@ mod clone_with;
 mod cut;
 #[cfg(feature = "http")]
 mod degraded;
+#[cfg(feature = "http")]
+mod head;
 #[cfg(feature = "http")]
 pub(crate) mod hint;
 mod hold;
@@ -218,14 +220,15 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     fn close_connection<W: Watch>(_answer: &mut Self::Response<W>) {}
 
     /// The inner service has answered. `watch` is told of the end, now or when the body is over; it is gone afterwards.
-    /// By reference, because where there is no body it need not be moved for that.
+    /// By reference, because where there is no body it need not be moved for that. Always ready: answers are large, and
+    /// a poll that had to wrap this one would move it once more.
     #[doc(hidden)]
     fn finish<W: Watch>(
         &self,
         context: &Self::Context,
         result: Result<Res, Err>,
         watch: &mut Option<W>,
-    ) -> Result<Self::Response<W>, Self::Error>;
+    ) -> Poll<Result<Self::Response<W>, Self::Error>>;
 
     /// The inner service failed to become ready.
     #[doc(hidden)]

@@ -1,6 +1,6 @@
 //! The forms for services that are not HTTP: a refusal is an error, and the response is over when it is there.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, task::Poll};
 
 use crate::{
     outcome::{Classify, End, ErrFails},
@@ -57,11 +57,11 @@ where
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, Error<E>> {
-        match result {
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Poll<Result<Res, Error<E>>> {
+        Poll::Ready(match result {
             Ok(response) => Ok(settle_good(&self.0, response, watch.take())),
             Err(error) => Err(Error::Inner(settle_error(&self.0, error, watch.take(), |e| end_of_error(e)))),
-        }
+        })
     }
 
     fn error(error: E) -> Error<E> {
@@ -89,11 +89,11 @@ where
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, E> {
-        match result {
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Poll<Result<Res, E>> {
+        Poll::Ready(match result {
             Ok(response) => Ok(settle_good(&self.0, response, watch.take())),
             Err(error) => Err(settle_error(&self.0, error, watch.take(), |e| end_of_error(e))),
-        }
+        })
     }
 
     fn error(error: E) -> E {
@@ -121,7 +121,7 @@ where
     }
 
     #[inline(always)]
-    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Result<Res, BoxError> {
+    fn finish<W: Watch>(&self, (): &(), result: Result<Res, E>, watch: &mut Option<W>) -> Poll<Result<Res, BoxError>> {
         // `E` need not be an error before it is boxed, so it is judged first and searched for a rejection then.
         let judged = watch.is_some().then(|| self.0.classify(result.as_ref()));
         let result = result.map_err(Into::into);
@@ -130,7 +130,7 @@ where
             watch.settle(rejected.unwrap_or(End::Outcome(judged)));
         }
         *watch = None;
-        result
+        Poll::Ready(result)
     }
 
     fn error(error: E) -> BoxError {
@@ -166,7 +166,7 @@ macro_rules! as_its_form {
             context: &P::Context,
             result: Result<$res, $err>,
             watch: &mut Option<W>,
-        ) -> Result<P::Response<W>, P::Error> {
+        ) -> std::task::Poll<Result<P::Response<W>, P::Error>> {
             self.form.finish(context, result, watch)
         }
 

@@ -87,7 +87,12 @@ where
         let this = self.project();
         let (protocol, context) = (&*this.protocol, &*this.context);
         if let Some(inner) = this.inner.as_pin_mut() {
-            let answer = protocol.finish(context, ready!(inner.poll(cx)), &mut None);
+            let result = ready!(inner.poll(cx));
+            // By itself, for an answer with a body is large, and where it met another it would be moved.
+            if P::HAS_BODY && this.more.0.is_none() {
+                return protocol.finish(context, result, &mut None);
+            }
+            let answer = ready!(protocol.finish(context, result, &mut None));
             // Asked before it is taken: a whole one might be moved.
             return Poll::Ready(match &this.more.0 {
                 None => answer,
@@ -102,7 +107,7 @@ where
         if let Some(More::Waiting(call)) = &mut this.more.0 {
             let went = ready!(call.as_mut().poll(protocol, cx));
             this.more.0 = None;
-            return Poll::Ready(went_on::<P, Req, S::Response, S::Error, St>(protocol, context, went));
+            return went_on::<P, Req, S::Response, S::Error, St>(protocol, context, went);
         }
         let Some(More::Refused(refused)) = this.more.0.take() else { panic!("{POLLED}") };
         Poll::Ready(refuse::<P, Req, S::Response, S::Error, St>(protocol, context, refused))
@@ -114,7 +119,7 @@ fn went_on<P, Req, Res, Err, St>(
     protocol: &P,
     context: &P::Context,
     went: Went<Res, Err, St>,
-) -> Result<P::Response<Unwatched>, P::Error>
+) -> Poll<Result<P::Response<Unwatched>, P::Error>>
 where
     P: Protocol<Req, Res, Err>,
     St: Engine,
@@ -123,12 +128,12 @@ where
         Went::Answered(result, then) => {
             let answer = protocol.finish(context, result, &mut None);
             match then {
-                Some(then) => answer.map(|answer| tell::<P, Req, Res, Err, St>(answer, then)),
+                Some(then) => answer.map_ok(|answer| tell::<P, Req, Res, Err, St>(answer, then)),
                 None => answer,
             }
         }
-        Went::Refused(refused) => refuse::<P, Req, Res, Err, St>(protocol, context, refused),
-        Went::Broken(error) => Err(P::error(error)),
+        Went::Refused(refused) => Poll::Ready(refuse::<P, Req, Res, Err, St>(protocol, context, refused)),
+        Went::Broken(error) => Poll::Ready(Err(P::error(error))),
     }
 }
 

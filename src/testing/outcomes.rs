@@ -145,7 +145,7 @@ where
             Some(permit) => ready!(permit.guard(|| this.inner.poll(cx))),
             None => ready!(this.inner.poll(cx)),
         };
-        Poll::Ready(this.protocol.finish(this.context, result, this.permit))
+        this.protocol.finish(this.context, result, this.permit)
     }
 }
 
