@@ -110,7 +110,7 @@ impl Keeper for Call {
     fn settle(&mut self, end: End) {
         match (end, self.facts) {
             (End::Outcome(Outcome::Success), Facts::Plain { pass }) => {
-                Breaker::succeeded(self.breaker.clone(), pass);
+                Breaker::succeeded_and_goes_on(&self.breaker, pass);
             }
             (end, facts) => {
                 let Full { ticket, times, later } = facts.all();

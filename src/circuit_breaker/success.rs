@@ -34,6 +34,21 @@ impl Breaker {
         }
     }
 
+    /// As [`succeeded`](Self::succeeded), where the breaker is held for longer than that.
+    #[inline]
+    pub(crate) fn succeeded_and_goes_on(this: &Shared<Breaker>, pass: Pass) {
+        let (booked, now) = if pass.has_ticks() {
+            let now = time::now();
+            (this.book_in_tick(pass, this.stripe(), now), Some(now))
+        } else {
+            (this.machine.succeeded_in_turn(pass), None)
+        };
+        if booked != Booked::Done {
+            this.booked(pass, booked, now);
+        }
+        this.reporter().ended(Outcome::Success);
+    }
+
     /// A success of a call of this generation, at a time that is at hand.
     pub(crate) fn succeeded_at(&self, generation: u32, now: Instant) {
         let Some(pass) = self.machine.pass_of(generation) else {

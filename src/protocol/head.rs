@@ -1,7 +1,7 @@
 //! What the head of an answer says: what it means, and whether there will be more.
 
 use bytes::Bytes;
-use http::{HeaderMap, header, response::Parts};
+use http::{Extensions, HeaderMap, header, response::Parts};
 use http_body::Body;
 
 use crate::{
@@ -34,7 +34,7 @@ impl Http {
         if W::COUNTS_MALFORMED && (length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers)) {
             watch.malformed();
         }
-        let end = if W::JUDGES { self.judge_head(context, grpc, parts) } else { None };
+        let end = if W::JUDGES { self.judge_head_in_line(context, grpc, parts) } else { None };
         if let Some(end) = end {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
                 && watch.wants_hint()
@@ -64,13 +64,19 @@ impl Http {
         Some(judge)
     }
 
+    /// What the head means, where that is known by it. Out of line, for policies that hold an answer are large.
+    #[inline(never)]
     pub(super) fn judge_head(&self, context: &HttpContext, grpc: bool, parts: &Parts) -> Option<End> {
-        // First, for it covers a refusal up, or a failure.
-        if let Some(degraded) = parts.extensions.get::<Degraded>() {
-            return Some(degraded.end());
-        }
-        if let Some(rejection) = Rejection::in_extensions(&parts.extensions) {
-            return Some(End::of_rejection(rejection));
+        self.judge_head_in_line(context, grpc, parts)
+    }
+
+    // For the judge, which is out of line itself.
+    #[inline(always)]
+    fn judge_head_in_line(&self, context: &HttpContext, grpc: bool, parts: &Parts) -> Option<End> {
+        if !parts.extensions.is_empty()
+            && let Some(end) = said_by_a_policy(&parts.extensions)
+        {
+            return Some(end);
         }
         let outcome = match (&self.classify, &context.method) {
             (Some(own), Some(method)) => own.head(method, grpc, parts),
@@ -83,6 +89,16 @@ impl Http {
             return Some(end);
         }
         outcome.map(End::Outcome)
+    }
+}
+
+/// What a policy of ours further in has said of its answer. Out of line, for most answers are not of a policy.
+#[inline(never)]
+fn said_by_a_policy(extensions: &Extensions) -> Option<End> {
+    // First, for it covers a refusal up, or a failure.
+    match extensions.get::<Degraded>() {
+        Some(degraded) => Some(degraded.end()),
+        None => Rejection::in_extensions(extensions).map(End::of_rejection),
     }
 }
 
