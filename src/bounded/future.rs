@@ -101,9 +101,9 @@ where
     F: Future<Output = Result<Res, Err>>,
     P: Protocol<Req, Res, Err>,
 {
-    /// Where the answer is looked at, or its body is watched. Out of line: what is looked at has to be in memory first,
-    /// and all others would move their answers there too.
-    #[inline(never)]
+    /// Where the answer is looked at, or its body is watched. By itself: what is looked at has to be in memory first,
+    /// and all others would move their answers there too. (In line: what is returned by pointer would be moved again.)
+    #[inline(always)]
     fn poll_closely(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
         let mut this = self.as_mut().project();
         let StateProj::Running { inner, timer, plan } = this.state.as_mut().project() else {

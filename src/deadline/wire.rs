@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 
-use crate::{deadline::Deadline, protocol::number, time::Instant};
+use crate::{
+    deadline::Deadline,
+    protocol::number,
+    time::{Instant, nanos},
+};
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -111,8 +115,8 @@ pub(crate) fn grpc_timeout(d: Duration) -> HeaderValue {
     const UNITS: [(u64, u8); 5] =
         [(1, b'n'), (1_000, b'u'), (1_000_000, b'm'), (1_000_000_000, b'S'), (60_000_000_000, b'M')];
     // What does not fit is above 584 years, and far above the minutes.
-    let nanos = u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-    match UNITS.into_iter().map(|(size, unit)| (nanos / size, unit)).find(|(n, _)| *n <= MOST) {
+    let nanos = nanos(d);
+    match UNITS.iter().map(|(size, unit)| (nanos / size, *unit)).find(|(n, _)| *n <= MOST) {
         Some((n, unit)) => number::header_value(n, Some(unit)),
         None => number::header_value((d.as_secs() / 3600).min(MOST), Some(b'H')),
     }
