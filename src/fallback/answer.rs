@@ -59,8 +59,10 @@ where
     type Watch = ();
     type Later = Infallible;
 
-    fn keep(&self, _: &HttpContext, request: Request<B>) -> (Parts, Request<B>) {
-        (copy_of_head(&request), request)
+    #[inline]
+    fn keep<T>(&self, _: &HttpContext, request: Request<B>, call: impl FnOnce(Request<B>) -> T) -> (Parts, T) {
+        let head = copy_of_head(&request);
+        (head, call(request))
     }
 
     #[cold]

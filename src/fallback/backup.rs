@@ -52,9 +52,14 @@ where
     type Watch = ();
     type Later = BackupCall<S, B, RB, E>;
 
-    fn keep(&self, _: &HttpContext, request: Request<B>) -> (Option<Original<B>>, Request<B>) {
+    fn keep<T>(
+        &self,
+        _: &HttpContext,
+        request: Request<B>,
+        call: impl FnOnce(Request<B>) -> T,
+    ) -> (Option<Original<B>>, T) {
         let (original, request) = Original::split(request, REPLAY_CAP);
-        (original.can_replay(false).then_some(original), request)
+        (original.can_replay(false).then_some(original), call(request))
     }
 
     #[cold]

@@ -85,7 +85,7 @@ where
         let answer = match this.protocol.hold(this.context, result) {
             Judged::Good(held) => {
                 let watch = this.substitute.good(this.kept, &held);
-                return Poll::Ready(Ok(this.protocol.pass(this.context, held, watch)));
+                return this.protocol.pass_at_once(this.context, held, watch);
             }
             Judged::Bad(end, result) => self.as_mut().not_good(end, result),
             Judged::Unclear(held) => self.as_mut().unclear(held, cx),

@@ -27,8 +27,8 @@ macro_rules! answers_errors {
             type Later = Infallible;
 
             #[inline(always)]
-            fn keep(&self, (): &(), request: Req) -> ((), Req) {
-                ((), request)
+            fn keep<T>(&self, (): &(), request: Req, call: impl FnOnce(Req) -> T) -> ((), T) {
+                ((), call(request))
             }
 
             fn answer(

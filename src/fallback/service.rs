@@ -54,8 +54,7 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let context = self.protocol.context(&request);
-        let (kept, request) = self.substitute.keep(&context, request);
-        let call = self.inner.call(request);
+        let (kept, call) = self.substitute.keep(&context, request, |request| self.inner.call(request));
         let (substitute, protocol) = (self.substitute.clone(), self.protocol.clone());
         ResponseFuture::new(call, substitute, protocol, context, kept, self.shared.share())
     }

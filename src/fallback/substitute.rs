@@ -29,9 +29,10 @@ pub trait Substitute<Req, Res, Err, P: Hold<Req, Res, Err>>: Clone {
     /// An answer that takes time; `Infallible` where none does, and then the future has no room for one.
     type Later;
 
-    /// Keeps what an answer will need.
+    /// Keeps what an answer will need, and makes the call. In one, because a request is large, and one that came back
+    /// would be moved twice.
     #[doc(hidden)]
-    fn keep(&self, context: &P::Context, request: Req) -> (Self::Kept, Req);
+    fn keep<T>(&self, context: &P::Context, request: Req, call: impl FnOnce(Req) -> T) -> (Self::Kept, T);
 
     /// The backend has answered well.
     #[doc(hidden)]

@@ -1,6 +1,6 @@
 //! Requests that are not `Clone`: a function makes the copies.
 
-use std::fmt;
+use std::{fmt, task::Poll};
 
 use crate::{
     protocol::{Again, Hold, Judged, Protocol, Watch, as_its_form, sealed::Sealed},
@@ -47,6 +47,16 @@ where
 
     fn pass<W: Watch>(&self, context: &P::Context, held: P::Held, watch: Option<W>) -> P::Response<W> {
         self.form.pass(context, held, watch)
+    }
+
+    #[inline(always)]
+    fn pass_at_once<W: Watch>(
+        &self,
+        context: &P::Context,
+        held: P::Held,
+        watch: Option<W>,
+    ) -> Poll<Result<P::Response<W>, P::Error>> {
+        self.form.pass_at_once(context, held, watch)
     }
 
     fn rejection<'a>(result: Result<&'a P::Held, &'a P::Error>) -> Option<&'a Rejection> {

@@ -28,6 +28,18 @@ pub trait Hold<Req, Res, Err>: Protocol<Req, Res, Err> {
     #[doc(hidden)]
     fn pass<W: Watch>(&self, context: &Self::Context, held: Self::Held, watch: Option<W>) -> Self::Response<W>;
 
+    /// As [`pass`](Self::pass), as the last thing a poll does: what it had to wrap it would move once more.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn pass_at_once<W: Watch>(
+        &self,
+        context: &Self::Context,
+        held: Self::Held,
+        watch: Option<W>,
+    ) -> Poll<Result<Self::Response<W>, Self::Error>> {
+        Poll::Ready(Ok(self.pass(context, held, watch)))
+    }
+
     /// Is it an answer that a fallback gave?
     #[doc(hidden)]
     fn is_degraded(_held: &Self::Held) -> bool {
@@ -145,9 +157,9 @@ mod http_form {
                 Err(error) => return Judged::Bad(transport::end_of(transport::as_error(&error)), Err(error)),
             };
             let (parts, body) = response.into_parts();
-            let grpc = context.is_answered_in_grpc(&parts);
-            let end = self.judge_head(context, grpc, &parts);
             let held = HeldResponse { parts, body: HeldBody::Whole(body) };
+            let grpc = context.is_answered_in_grpc(&held.parts);
+            let end = self.judge_head(context, grpc, &held.parts);
             match end {
                 // The status of a gRPC call comes last, and may be there already.
                 None if grpc => Judged::Unclear(held),
@@ -183,6 +195,26 @@ mod http_form {
                 },
                 HeldBody::Peeked(body) => Response::from_parts(parts, ResponseBody::peeked(body)),
                 HeldBody::Gone => Response::from_parts(parts, ResponseBody::default()),
+            }
+        }
+
+        #[inline(always)]
+        fn pass_at_once<W: Watch>(
+            &self,
+            context: &Self::Context,
+            held: HeldResponse<RB>,
+            watch: Option<W>,
+        ) -> Poll<Result<Response<ResponseBody<RB, W>>, E>> {
+            // The way of nearly all by itself, as it is after all those in which a response was held back and judged.
+            let HeldResponse { parts, body } = held;
+            match body {
+                HeldBody::Whole(body) if watch.is_none() => {
+                    Poll::Ready(Ok(Response::from_parts(parts, ResponseBody::unwatched(body))))
+                }
+                body => {
+                    let held = HeldResponse { parts, body };
+                    Poll::Ready(Ok(Hold::<Request<B>, _, E>::pass(self, context, held, watch)))
+                }
             }
         }
 

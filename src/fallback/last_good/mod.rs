@@ -99,9 +99,14 @@ where
     type Watch = Recorder;
     type Later = Infallible;
 
-    fn keep(&self, context: &HttpContext, request: Request<B>) -> (Option<Box<Ask>>, Request<B>) {
+    fn keep<T>(
+        &self,
+        context: &HttpContext,
+        request: Request<B>,
+        call: impl FnOnce(Request<B>) -> T,
+    ) -> (Option<Box<Ask>>, T) {
         let ask = if context.is_grpc() { None } else { Ask::of(&request, self.across_authorization) };
-        (ask.map(Box::new), request)
+        (ask.map(Box::new), call(request))
     }
 
     fn good(&self, ask: &mut Option<Box<Ask>>, held: &HeldResponse<RB>) -> Option<Recorder> {

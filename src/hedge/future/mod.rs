@@ -187,7 +187,7 @@ where
                         // Nobody had to wait, so there is nothing to be given up.
                         Judged::Good(held) => {
                             kept.shared.succeeded(1, kept.pays);
-                            return Poll::Ready(Ok(kept.protocol.pass(&kept.context, held, None)));
+                            return kept.protocol.pass_at_once(&kept.context, held, None);
                         }
                         // Arms of their own, for a whole attempt that might be moved on would be asked about again.
                         Judged::Bad(end, held) => First::Ended(Judged::Bad(end, held)),

@@ -182,7 +182,7 @@ where
                 return Poll::Pending;
             };
             match this.protocol.hold(this.context, result) {
-                Judged::Good(held) => return Poll::Ready(Ok(self.succeeded(held))),
+                Judged::Good(held) => return self.succeeded(held),
                 Judged::Bad(end, held) => {
                     if let Some(output) = self.as_mut().ended(end, held, Some(cx)) {
                         return Poll::Ready(output);

@@ -38,13 +38,14 @@ where
     P: Retryable<Req, S::Response, S::Error>,
 {
     #[inline(always)]
-    pub(super) fn succeeded(self: Pin<&mut Self>, held: Held<S, P, Req>) -> P::Response<()> {
+    pub(super) fn succeeded(self: Pin<&mut Self>, mut held: Held<S, P, Req>) -> Poll<Output<S, P, Req>> {
         let this = self.project();
         if let Some(since) = *this.waited_since {
             this.shared.measure(since);
         }
         this.shared.succeeded(*this.number);
-        pass(this.protocol, this.context, held, Attempts { made: *this.number, stopped: Stopped::Succeeded })
+        P::note(&mut held, Attempts { made: *this.number, stopped: Stopped::Succeeded });
+        this.protocol.pass_at_once(this.context, held, None)
     }
 
     /// The attempt has ended, and not well. `None`: the call goes on, with the next attempt made already where there is
@@ -137,7 +138,7 @@ where
                 return Poll::Pending;
             };
             return Poll::Ready(match this.protocol.hold(this.context, result) {
-                Judged::Good(held) => Some(Ok(self.succeeded(held))),
+                Judged::Good(held) => return self.succeeded(held).map(Some),
                 Judged::Bad(end, held) => self.ended(end, held, None),
                 Judged::Unclear(held) => {
                     self.stop(Step::Peeking { held: Some(held), patience: None });
@@ -160,7 +161,7 @@ where
                 let held = take(held);
                 Poll::Ready(match looked {
                     // A message came, or none in time: the rest is the caller's.
-                    None | Some(End::Outcome(Outcome::Success)) => Some(Ok(self.succeeded(held))),
+                    None | Some(End::Outcome(Outcome::Success)) => return self.succeeded(held).map(Some),
                     Some(end) => self.ended(end, Ok(held), None),
                 })
             }
