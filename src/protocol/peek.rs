@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
+use pin_project_lite::pin_project;
 
 use super::{cut, judge::Step};
 use crate::{outcome::End, protocol::BoxError};
@@ -20,10 +21,16 @@ use crate::{outcome::End, protocol::BoxError};
 /// A body, and the first frame of it if that has come.
 ///
 /// In a box, because a body that was polled must not move again unless it is `Unpin`, and one under a timeout is not:
-/// this is the one allocation of looking.
-pub(crate) struct Peeked<B> {
-    body: Pin<Box<B>>,
-    first: First,
+/// this is the one allocation of looking. The frame is in it too, for it is large, and every response has room for what
+/// few of them are.
+pub(crate) struct Peeked<B>(Pin<Box<Looked<B>>>);
+
+pin_project! {
+    struct Looked<B> {
+        #[pin]
+        body: B,
+        first: First,
+    }
 }
 
 /// So many frames without a byte are passed over in one look: some proxies send one before the trailers.
@@ -42,7 +49,7 @@ enum First {
 
 impl<B> Peeked<B> {
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
-        match &self.first {
+        match &self.0.first {
             First::Came { step: Some(Ok(frame)), .. } => frame.trailers_ref(),
             _ => None,
         }
@@ -50,7 +57,7 @@ impl<B> Peeked<B> {
 
     /// Has the last of it come?
     pub(crate) fn ends(&self) -> bool {
-        match &self.first {
+        match &self.0.first {
             First::Came { step: Some(Ok(frame)), .. } => frame.is_trailers(),
             First::Came { step: None | Some(Err(_)), .. } | First::Over => true,
             First::No => false,
@@ -59,7 +66,7 @@ impl<B> Peeked<B> {
 
     /// What broke it, before anything of it came.
     pub(crate) fn error(&self) -> Option<&BoxError> {
-        match &self.first {
+        match &self.0.first {
             First::Came { step: Some(Err(error)), .. } => Some(error),
             _ => None,
         }
@@ -72,57 +79,59 @@ where
     B::Error: Into<BoxError>,
 {
     pub(crate) fn new(body: B) -> Self {
-        Peeked { body: Box::pin(body), first: First::No }
+        Peeked(Box::pin(Looked { body, first: First::No }))
     }
 
     /// The first frame that says something, and whose clock made it. It is still handed on.
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<(&Step, Option<End>)> {
+        let mut this = self.0.as_mut().project();
         let mut empty = 0;
-        while matches!(self.first, First::No) {
-            let (polled, cut) = cut::in_poll(|| self.body.as_mut().poll_frame(cx));
+        while matches!(this.first, First::No) {
+            let (polled, cut) = cut::in_poll(|| this.body.as_mut().poll_frame(cx));
             let Poll::Ready(step) = polled else { return Poll::Pending };
             let says_nothing = matches!(&step, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty))
                 && empty < EMPTY_FRAMES;
             if says_nothing {
                 empty += 1;
             } else {
-                self.first = First::Came { step: step.map(|f| f.map_err(Into::into)), cut };
+                *this.first = First::Came { step: step.map(|f| f.map_err(Into::into)), cut };
             }
         }
-        match &self.first {
+        match this.first {
             First::Came { step, cut } => Poll::Ready((step, *cut)),
             First::No | First::Over => Poll::Pending,
         }
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        match mem::replace(&mut self.first, First::No) {
-            First::No => self.body.as_mut().poll_frame(cx).map_err(Into::into),
+        let this = self.0.as_mut().project();
+        match mem::replace(this.first, First::No) {
+            First::No => this.body.poll_frame(cx).map_err(Into::into),
             First::Came { step, cut } => {
                 cut::note(cut);
                 if step.is_none() {
-                    self.first = First::Over;
+                    *this.first = First::Over;
                 }
                 Poll::Ready(step)
             }
             First::Over => {
-                self.first = First::Over;
+                *this.first = First::Over;
                 Poll::Ready(None)
             }
         }
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        match &self.first {
-            First::No => self.body.is_end_stream(),
+        match &self.0.first {
+            First::No => self.0.body.is_end_stream(),
             First::Came { step, .. } => step.is_none(),
             First::Over => true,
         }
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        let mut hint = self.body.size_hint();
-        if let First::Came { step: Some(Ok(frame)), .. } = &self.first {
+        let mut hint = self.0.body.size_hint();
+        if let First::Came { step: Some(Ok(frame)), .. } = &self.0.first {
             let seen = frame.data_ref().map_or(0, |data| data.len() as u64);
             let upper = hint.upper();
             // The lower bound last: it must not pass the upper one.
