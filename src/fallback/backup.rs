@@ -58,7 +58,8 @@ where
         request: Request<B>,
         call: impl FnOnce(Request<B>) -> T,
     ) -> (Option<Original<B>>, T) {
-        let (original, request) = Original::split(request, REPLAY_CAP);
+        let mut original = Original::new(request, REPLAY_CAP);
+        let request = original.attempt();
         (original.can_replay(false).then_some(original), call(request))
     }
 

@@ -73,13 +73,14 @@ where
         let own_budget = shared.budget.own::<P, Req, S::Response, S::Error>(|| P::head(&request));
         let pays = shared.began(own_budget.as_ref());
         let fixed = &shared.fixed;
-        let (spare, request) = if self.protocol.is_safe(&context, &request, fixed.trust) {
-            let (original, request) = self.protocol.split(request, fixed.replay_cap);
-            // Another instance, which holds nothing until it is its turn.
-            (original.map(|original| Spare { service: Some(self.inner.another()), original: Some(original) }), request)
+        let mut original = None;
+        let request = if self.protocol.is_safe(&context, &request, fixed.trust) {
+            self.protocol.split(request, fixed.replay_cap, &mut original)
         } else {
-            (None, request)
+            request
         };
+        // Another instance, which holds nothing until it is its turn.
+        let spare = original.map(|original| Spare { service: Some(self.inner.another()), original: Some(original) });
         let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));
         let kept = Kept { protocol: self.protocol.clone(), context, shared, deadline, pays };
         ResponseFuture::running(inner, kept, spare)

@@ -24,9 +24,10 @@ pub trait Again<Req, Res, Err>: Hold<Req, Res, Err> {
     /// What further requests are made from.
     type Original;
 
-    /// The original, and the request of the first attempt. `None`: it can be sent only once.
+    /// The request of the first attempt, and the original, which is put where it stays: both are large. Left `None`: it
+    /// can be sent only once.
     #[doc(hidden)]
-    fn split(&self, request: Req, cap: usize) -> (Option<Self::Original>, Req);
+    fn split(&self, request: Req, cap: usize, original: &mut Option<Self::Original>) -> Req;
 
     /// The head of the original, if requests have one.
     #[doc(hidden)]
@@ -113,8 +114,9 @@ macro_rules! cloned {
             type Original = Req;
 
             #[inline(always)]
-            fn split(&self, request: Req, _cap: usize) -> (Option<Req>, Req) {
-                (Some(request.clone()), request)
+            fn split(&self, request: Req, _cap: usize, original: &mut Option<Req>) -> Req {
+                *original = Some(request.clone());
+                request
             }
 
             #[inline]
@@ -155,9 +157,9 @@ mod http_form {
     {
         type Original = Original<B>;
 
-        fn split(&self, request: Request<B>, cap: usize) -> (Option<Original<B>>, Request<B>) {
-            let (original, request) = Original::split(request, cap);
-            (Some(original), request)
+        #[inline]
+        fn split(&self, request: Request<B>, cap: usize, original: &mut Option<Original<B>>) -> Request<B> {
+            original.insert(Original::new(request, cap)).attempt()
         }
 
         fn head_of<'a>(&self, original: &'a Original<B>) -> Option<Head<'a>> {

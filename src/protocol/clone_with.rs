@@ -72,11 +72,14 @@ where
 {
     type Original = Req;
 
-    fn split(&self, request: Req, _cap: usize) -> (Option<Req>, Req) {
+    fn split(&self, request: Req, _cap: usize, original: &mut Option<Req>) -> Req {
         match (self.copy)(&request) {
             // The copies are sent, and what they are made of last.
-            Some(copy) => (Some(request), copy),
-            None => (None, request),
+            Some(copy) => {
+                *original = Some(request);
+                copy
+            }
+            None => request,
         }
     }
 

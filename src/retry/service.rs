@@ -77,13 +77,14 @@ where
         budget.began(shared.stripe());
         let settings = &shared.settings;
         let safe = self.protocol.is_safe(&context, &request, settings.fixed.trust);
-        let (spare, request) = if settings.attempts() == 1 {
-            (None, request)
+        let mut original = None;
+        let request = if settings.attempts() == 1 {
+            request
         } else {
-            let (original, request) = self.protocol.split(request, settings.fixed.replay_cap);
-            // Another instance, which holds nothing until it is its turn.
-            (original.map(|original| Spare { service: self.inner.another(), original }), request)
+            self.protocol.split(request, settings.fixed.replay_cap, &mut original)
         };
+        // Another instance, which holds nothing until it is its turn.
+        let spare = original.map(|original| Spare { service: self.inner.another(), original });
         let attempt = match shared.payment(budget) {
             None => {
                 let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));

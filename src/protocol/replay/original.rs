@@ -14,12 +14,11 @@ pub struct Original<B: Replay> {
 }
 
 impl<B: Replay> Original<B> {
-    /// The original, and the request of its first attempt.
-    pub(crate) fn split(request: Request<B>, cap: usize) -> (Self, Request<B>) {
+    /// The original. It was not sent yet.
+    #[inline]
+    pub(crate) fn new(request: Request<B>, cap: usize) -> Self {
         let (head, body) = request.into_parts();
-        let mut original = Original { head, source: body.split(cap), made: 0 };
-        let first = original.attempt();
-        (original, first)
+        Original { head, source: body.split(cap), made: 0 }
     }
 
     pub(crate) fn head(&self) -> &Parts {
