@@ -15,7 +15,7 @@ use crate::{
         hedger::Hedger,
     },
     instance::Instance,
-    on_panic::on_panic,
+    on_panic::Armed,
     protocol::Http,
     retry::Retryable,
     stripe::Striped,
@@ -81,7 +81,9 @@ where
         };
         // Another instance, which holds nothing until it is its turn.
         let spare = original.map(|original| Spare { service: Some(self.inner.another()), original: Some(original) });
-        let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));
+        let armed = Armed(|| shared.reporter().panicked(1));
+        let inner = self.inner.call(request);
+        armed.disarm();
         let kept = Kept { protocol: self.protocol.clone(), context, shared, deadline, pays };
         ResponseFuture::running(inner, kept, spare)
     }

@@ -10,7 +10,7 @@ use tower_service::Service;
 use crate::{
     deadline,
     instance::Instance,
-    on_panic::on_panic,
+    on_panic::{Armed, on_panic},
     outline,
     protocol::Http,
     retry::{
@@ -87,7 +87,9 @@ where
         let spare = original.map(|original| Spare { service: self.inner.another(), original });
         let attempt = match shared.payment(budget) {
             None => {
-                let inner = on_panic(|| shared.reporter().panicked(1), || self.inner.call(request));
+                let armed = Armed(|| shared.reporter().panicked(1));
+                let inner = self.inner.call(request);
+                armed.disarm();
                 Attempt::Running { inner }
             }
             Some(payment) => {
