@@ -22,7 +22,8 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    AdaptiveRateLayer, Deadline, Error, Outcome, Quota, RateLimitLayer, Reason, Rejection,
+    AdaptiveRateLayer, Answer, Deadline, Error, FallbackContext, FallbackLayer, Key, LimitHeaders, Outcome, Quota,
+    RateLimitLayer, Reason, Rejection,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -246,6 +247,27 @@ async fn hints_are_followed() {
         advance(wait.map_or(ms(0), Duration::from_secs)).await;
         assert_eq!(refusal(&service).await, None, "{headers:?}");
     }
+}
+
+/// What a policy of our own further in says of its quota the backend has not said.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_from_further_in_holds_nobody_up() {
+    let key = Key::Header(http::HeaderName::from_static("x-key"));
+    let each = RateLimitLayer::builder().quota(Quota::per(1, ms(30_000))).per_key(key).headers(LimitHeaders::Both);
+    let each = each.cost_fn(|parts| u32::from(parts.headers["x-key"] == "a") * 2).build().unwrap();
+    let (a, b) = (&[("x-key", "a")][..], &[("x-key", "b")][..]);
+    let service = layer().layer(each.layer(echo()));
+    assert_eq!(send(&service, asks(a)).await.status(), 429);
+    assert_eq!(send(&service, asks(b)).await.status(), 200);
+
+    // Nor did it say what answers in the place of that.
+    let instead = FallbackLayer::from_fn(|_: &FallbackContext<'_>| {
+        let head = Response::builder().header("ratelimit", "\"default\";r=0;t=30");
+        Answer::Http(head.body(Bytes::new()).unwrap())
+    });
+    let service = layer().layer(instead.layer(each.layer(echo())));
+    assert_eq!(send(&service, asks(a)).await.headers()["ratelimit"], "\"default\";r=0;t=30");
+    assert_eq!(send(&service, asks(b)).await.status(), 200);
 }
 
 #[tokio::test(start_paused = true)]

@@ -225,12 +225,11 @@ where
                     let result = ready!(permit.guard(|| inner.poll(cx)));
                     #[cfg(feature = "http")]
                     let controller = permit.keeper().map(|call| call.controller().clone());
-                    #[cfg_attr(not(feature = "http"), allow(unused_mut, reason = "no headers to read"))]
-                    let mut answer = this.protocol.finish(this.context, result, this.permit);
+                    let answer = this.protocol.finish(this.context, result, this.permit);
                     #[cfg(feature = "http")]
-                    if let Poll::Ready(Ok(answer)) = &mut answer
+                    if let Poll::Ready(Ok(answer)) = &answer
                         && let Some(controller) = controller
-                        && let Some(headers) = P::answer_headers(answer)
+                        && let Some(headers) = P::headers_of_the_backend(answer)
                         && let Some(after) = super::remaining::nothing_for(headers)
                     {
                         controller.hold(after);

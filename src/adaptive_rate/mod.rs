@@ -26,7 +26,8 @@
 //!   at most twice of what is really sent, never below one call in two seconds.
 //! - **Hints.** `Retry-After` and `grpc-retry-pushback-ms` on a throttled or failed answer, and `RateLimit` or
 //!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most.
-//!   What can't be read is no hint.
+//!   What can't be read is no hint, nor is what a policy of ours further in answers. (A rate limit of ours there that
+//!   writes headers does so on answers of the backend too, and those count: it belongs outside.)
 //! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
 //!   [`wait`](AdaptiveRateBuilder::wait) allows, in order and 16,384 of them at most. Nobody who waits has taken
 //!   anything: a rate that drops, a hint and a rate that climbs are theirs too, and one that learns that its turn comes

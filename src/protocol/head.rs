@@ -102,6 +102,11 @@ fn said_by_a_policy(extensions: &Extensions) -> Option<End> {
     }
 }
 
+/// Has a policy of ours made this answer?
+pub(super) fn is_of_a_policy(extensions: &Extensions) -> bool {
+    !extensions.is_empty() && said_by_a_policy(extensions).is_some()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Header {
     Absent,

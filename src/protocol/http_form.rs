@@ -10,7 +10,7 @@ use crate::{
     deadline::Deadline,
     priority::Priority,
     protocol::{
-        BoxError, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify,
+        BoxError, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, head,
         refusal::{self, Form},
         transport,
     },
@@ -116,6 +116,11 @@ where
     #[inline]
     fn answer_headers<W: Watch>(answer: &mut Self::Response<W>) -> Option<&mut HeaderMap> {
         Some(answer.headers_mut())
+    }
+
+    #[inline]
+    fn headers_of_the_backend<W: Watch>(answer: &Self::Response<W>) -> Option<&HeaderMap> {
+        (!head::is_of_a_policy(answer.extensions())).then(|| answer.headers())
     }
 
     fn with_answer_parts<W: Watch, T>(

@@ -193,6 +193,13 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
         None
     }
 
+    /// The headers of an answer that is the backend's own, where it has any.
+    #[cfg(feature = "http")]
+    #[doc(hidden)]
+    fn headers_of_the_backend<W: Watch>(_answer: &Self::Response<W>) -> Option<&::http::HeaderMap> {
+        None
+    }
+
     /// Runs a user's function over the head of an answer, where it has one.
     #[cfg(feature = "http")]
     #[doc(hidden)]
