@@ -102,7 +102,8 @@ impl<S, Why> Instance<S, Why> {
     where
         S: Clone,
     {
-        if let Readiness::Asked = mem::replace(&mut self.readiness, Readiness::Unasked) {
+        if self.is_asked() {
+            self.readiness = Readiness::Unasked;
             give_back(&mut self.service);
         }
     }
@@ -122,7 +123,10 @@ impl<S, Why> Instance<S, Why> {
     where
         S: Clone,
     {
-        let was_asked = matches!(mem::replace(&mut self.readiness, Readiness::Unasked), Readiness::Asked);
+        let was_asked = self.is_asked();
+        if was_asked {
+            self.readiness = Readiness::Unasked;
+        }
         let unready = self.service.clone();
         (mem::replace(&mut self.service, unready), was_asked)
     }

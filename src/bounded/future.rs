@@ -18,7 +18,7 @@ use crate::{
     protocol::Protocol,
     rejection::Reason,
     stripe::Shared,
-    time::{self, Sleep, Span, sleep_until},
+    time::{self, Sleep, Span, poll_at},
 };
 
 pin_project! {
@@ -76,7 +76,7 @@ where
         let mut this = self.as_mut().project();
         let (reason, had) = match this.state.as_mut().project() {
             StateProj::Running { inner, timer, plan } => {
-                if P::has_a_timer_below(this.context) || P::HAS_BODY && plan.body.is_some() {
+                if P::has_a_timer_below(this.context) || P::IS_HTTP && plan.body.is_some() {
                     return self.poll_closely(cx);
                 }
                 match inner.poll(cx) {
@@ -151,18 +151,12 @@ where
 fn poll_overdue(
     plan: &mut Plan,
     early: bool,
-    mut timer: Pin<&mut Option<Sleep>>,
+    timer: Pin<&mut Option<Sleep>>,
     ledger: &Shared<Ledger>,
     cx: &mut Context<'_>,
 ) -> Poll<(Reason, Duration)> {
     let Some(bound) = plan.bound() else { return Poll::Pending };
-    if timer.is_none() {
-        timer.set(Some(sleep_until(bound.at)));
-    }
-    if let Some(sleep) = timer.as_mut().as_pin_mut() {
-        ready!(sleep.poll(cx));
-    }
-    timer.set(None);
+    ready!(poll_at(timer, bound.at, cx));
     run_out(plan, bound, early, ledger).map_or(Poll::Pending, Poll::Ready)
 }
 

@@ -233,11 +233,11 @@ impl Ledger {
 
     /// The deadline has passed before an attempt could be made. `false`: in shadow the call goes on.
     #[cold]
-    pub(crate) fn is_late(&self) -> bool {
+    pub(crate) fn refuse_unless_in_shadow(&self) -> bool {
         self.run_out(Reason::DeadlineExceeded)
     }
 
-    /// As [`is_late`](Self::is_late), where the call can't go on even in shadow.
+    /// As [`refuse_unless_in_shadow`](Self::refuse_unless_in_shadow), where the call can't go on even in shadow.
     #[cold]
     pub(crate) fn refuse_late(&self) {
         self.refuse(Reason::DeadlineExceeded);

@@ -225,7 +225,7 @@ impl Budget {
     {
         match &*self.0 {
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) if P::HAS_BODY => Some(by_key.find(head())),
+            Kind::ByKey(by_key) if P::IS_HTTP => Some(by_key.find(head())),
             _ => None,
         }
     }

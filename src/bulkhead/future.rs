@@ -132,7 +132,7 @@ where
                         }
                     }
                     this.timer.set(None);
-                    held.is_called();
+                    held.begin_call();
                     let mut request = take(request);
                     deadline::shorten(this.protocol, &mut request);
                     let inner = outline::call(service, request);
@@ -157,7 +157,7 @@ fn finish<P, Req, Res, Err>(
 where
     P: Protocol<Req, Res, Err>,
 {
-    if !P::HAS_BODY {
+    if !P::IS_HTTP {
         // Nothing in the response is to be watched.
         Held::leave(held);
         return protocol.finish(context, result, &mut None);

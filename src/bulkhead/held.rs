@@ -128,7 +128,7 @@ impl Held {
         self.has = Has::Granted(waits);
         if refused.is_some() {
             // In shadow it goes, and was reported.
-            self.is_called();
+            self.begin_call();
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Held {
         let common = &self.limiter.common;
         if common.in_shadow() {
             common.would_refuse(why);
-            self.is_called();
+            self.begin_call();
             return Ok(());
         }
         common.refuse(why);
@@ -157,7 +157,7 @@ impl Held {
     }
 
     /// The call is made, or bounded no more.
-    pub(crate) fn is_called(&mut self) {
+    pub(crate) fn begin_call(&mut self) {
         if let Has::Granted(_) = self.has {
             self.has = Has::Permit;
             self.limiter.reporter().admitted();

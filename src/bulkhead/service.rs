@@ -54,7 +54,7 @@ where
 
     #[inline(always)]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        if !self.shared.is_open() && self.is_shut(P::HAS_BODY) {
+        if !self.shared.is_open() && self.shut_if_it_refuses(P::IS_HTTP) {
             return Poll::Ready(Ok(()));
         }
         self.inner.poll_ready(cx).map_err(P::error)
@@ -72,7 +72,7 @@ where
         // By itself too, and not even there for services without heads: with two ways to come to a limiter, calls
         // without keys would be slower.
         #[cfg(feature = "http")]
-        if P::HAS_BODY
+        if P::IS_HTTP
             && let Some(by_key) = &self.shared.by_key
         {
             let (admission, limiter) = self.admit_by_key(by_key, &mut request);
@@ -157,8 +157,8 @@ impl<S: Clone, P: Clone> Bulkhead<S, P> {
 impl<S: Clone, P> Bulkhead<S, P> {
     /// Looks closer than [`Limiter::is_open`]. Behind a shut door nothing is held.
     #[cold]
-    fn is_shut(&mut self, has_head: bool) -> bool {
-        if !has_head {
+    fn shut_if_it_refuses(&mut self, is_http: bool) -> bool {
+        if !is_http {
             self.stay_with_keyless();
         }
         let shut = self.shared.look();

@@ -213,7 +213,7 @@ impl Breaker {
     #[cfg(feature = "http")]
     pub(super) fn book(&self, change: Change) {
         if matches!(self.role, Role::Key(_) | Role::Shared) {
-            self.common.for_all.has_changed(change);
+            self.common.for_all.moved(change);
         }
     }
 
@@ -232,7 +232,7 @@ impl Breaker {
 impl Drop for Breaker {
     fn drop(&mut self) {
         if matches!(self.role, Role::Key(_) | Role::Shared) {
-            self.common.for_all.has_gone(self.machine.state());
+            self.common.for_all.remove(self.machine.state());
         }
     }
 }

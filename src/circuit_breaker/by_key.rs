@@ -95,7 +95,7 @@ impl ByKey {
             Whose::Key(key) => {
                 let now = self.common.clock.now();
                 Goes::To(self.keyed.with(key, now, |_, breaker| {
-                    breaker.is_used(key, now);
+                    breaker.mark_used(key, now);
                     breaker.clone()
                 }))
             }
@@ -226,11 +226,11 @@ impl Breaker {
         if begins.is_forced() {
             let _ = machine.move_by_hand(begins, now);
         }
-        all.has_come(begins);
+        all.add(begins);
         Breaker { machine, clock: common.clock.another(), common: Arc::clone(common), role }
     }
 
-    fn is_used(&self, key: &[u8], now: u64) {
+    fn mark_used(&self, key: &[u8], now: u64) {
         if let Role::Key(of_key) = &self.role {
             of_key.touch(now);
             of_key.name.get_or_init(|| shown(key));

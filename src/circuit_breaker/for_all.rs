@@ -44,17 +44,17 @@ impl ForAll {
         self.shadow.store(on, SeqCst);
     }
 
-    pub(super) fn has_come(&self, state: State) {
+    pub(super) fn add(&self, state: State) {
         self.states[badness(state)].fetch_add(1, SeqCst);
     }
 
-    pub(super) fn has_gone(&self, state: State) {
+    pub(super) fn remove(&self, state: State) {
         self.states[badness(state)].fetch_sub(1, SeqCst);
     }
 
-    pub(super) fn has_changed(&self, change: Change) {
-        self.has_come(change.to);
-        self.has_gone(change.from);
+    pub(super) fn moved(&self, change: Change) {
+        self.add(change.to);
+        self.remove(change.from);
     }
 
     /// Is each of them forced open, and each that comes? One that was moved by hand since may not be.

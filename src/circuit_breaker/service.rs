@@ -65,7 +65,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             Look::Unclear => {
-                if self.is_shut(P::HAS_BODY) {
+                if self.shut_if_it_refuses(P::IS_HTTP) {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -96,7 +96,7 @@ where
         // By itself, and not on the way of other layers.
         #[cfg(feature = "http")]
         if self.shared.by_key().is_some() {
-            if P::HAS_BODY {
+            if P::IS_HTTP {
                 let found = self.admit_by_key::<Req, S::Response, S::Error>(&mut request, deadline);
                 return self.go_on(found, request, context);
             }
@@ -190,8 +190,8 @@ impl<S: Clone, P> CircuitBreaker<S, P> {
     /// Looks closer than [`Breaker::look`]. With keys: in the place of all of them.
     #[cold]
     #[inline(never)]
-    fn is_shut(&mut self, has_head: bool) -> bool {
-        if !has_head {
+    fn shut_if_it_refuses(&mut self, is_http: bool) -> bool {
+        if !is_http {
             self.stay_with_keyless();
         }
         let refusal = self.shared.is_shut();

@@ -23,13 +23,13 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct DeadlineLayer {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) route: Route,
+    pub(crate) mode: Mode,
     pub(crate) protocol: Http,
 }
 
 /// What makes this layer the one or the other.
 #[derive(Debug, Clone)]
-pub(crate) struct Route {
+pub(crate) struct Mode {
     pub(crate) side: Side,
     /// The header in milliseconds.
     pub(crate) header: Option<HeaderName>,
@@ -75,7 +75,7 @@ impl DeadlineLayer {
     /// it tells each attempt what was left when the call began; put another `DeadlineLayer::client()` with this header
     /// inside of them, and each attempt tells what is left (`grpc-timeout` is lowered for each in any case).
     pub fn header(mut self, name: HeaderName) -> Self {
-        self.route.header = Some(name);
+        self.mode.header = Some(name);
         self
     }
 
@@ -100,7 +100,7 @@ impl DeadlineLayer {
         let reporter = identity.reporter("deadline", &[Reason::DeadlineExceeded]);
         DeadlineLayer {
             shared: Arc::new(Shared { ledger: Ledger::of_layer(reporter, shadow) }),
-            route: Route { side, header },
+            mode: Mode { side, header },
             protocol: Http::default(),
         }
     }

@@ -89,7 +89,7 @@ where
 
 impl DeadlineLayer {
     fn refuses_everything(&self) -> bool {
-        self.route.side == Side::Server { max: Duration::ZERO }
+        self.mode.side == Side::Server { max: Duration::ZERO }
     }
 
     /// The deadline of this call, and that which others are to see: it is on the request from here on.
@@ -102,7 +102,7 @@ impl DeadlineLayer {
     ) -> (Caller, Option<Deadline>) {
         let on_request: Option<Deadline> = request.extensions().get().copied();
         let known = deadline::earliest(on_request, Deadline::current());
-        let (caller, seen) = match self.route.side {
+        let (caller, seen) = match self.mode.side {
             Side::Server { max } => {
                 let told = self.incoming(request, now, known);
                 let caller = told.and(most(max, now));
@@ -132,7 +132,7 @@ impl DeadlineLayer {
 
     /// By the header of [`DeadlineLayer::header`].
     fn millis<B>(&self, request: &Request<B>, now: Instant) -> Caller {
-        let read = match &self.route.header {
+        let read = match &self.mode.header {
             Some(name) => self.counted(wire::read_millis(request.headers(), name)),
             None => Read::Absent,
         };
@@ -150,7 +150,7 @@ impl DeadlineLayer {
         if caller.has_passed(now) {
             return caller;
         }
-        if let (Some(name), Some(deadline)) = (&self.route.header, caller.deadline) {
+        if let (Some(name), Some(deadline)) = (&self.mode.header, caller.deadline) {
             headers.insert(name, wire::millis(left(deadline)));
         }
         caller

@@ -140,7 +140,7 @@ where
     ) -> Result<Answer<S, F, P, Req>, F::Later> {
         let this = self.as_mut().project();
         let answered_already = result.as_ref().is_ok_and(P::is_degraded);
-        if !this.shared.when.has(end) || answered_already || !this.shared.ledger.answers(end.outcome()) {
+        if !this.shared.when.has(end) || answered_already || !this.shared.ledger.may_answer(end.outcome()) {
             return Ok(self.pass_on(result));
         }
         let bad = Bad { end, result, header: this.shared.when.header() };

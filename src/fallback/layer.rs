@@ -250,7 +250,7 @@ impl Ledger {
 
     /// Is this one to be answered? In shadow it is counted instead.
     #[cold]
-    pub(crate) fn answers(&self, outcome: Outcome) -> bool {
+    pub(crate) fn may_answer(&self, outcome: Outcome) -> bool {
         let shadow = self.shadow.load(Relaxed);
         if shadow {
             self.would_have_answered.fetch_add(1, Relaxed);

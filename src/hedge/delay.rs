@@ -107,7 +107,7 @@ impl Delay {
     }
 
     /// `None`: nobody knows yet.
-    pub(crate) fn now(&self, now: Instant) -> Option<Duration> {
+    pub(crate) fn current(&self, now: Instant) -> Option<Duration> {
         match self {
             Delay::Fixed(_) => self.after(),
             Delay::Measured(measured) => measured.delay(measured.clock.at(now)),

@@ -65,7 +65,7 @@ where
         }
         let deadline = self.protocol.deadline_of(&context, &request);
         // In shadow it goes on; there no second attempt is made in any case.
-        if deadline::has_passed(deadline) && self.shared.ledger.is_late() {
+        if deadline::has_passed(deadline) && self.shared.ledger.refuse_unless_in_shadow() {
             self.inner.give_back();
             return ResponseFuture::refused(self.protocol.clone(), context, self.shared.share());
         }

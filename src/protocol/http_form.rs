@@ -54,7 +54,7 @@ where
     type Response<W: Watch> = Response<ResponseBody<RB, W>>;
     type Error = E;
 
-    const HAS_BODY: bool = true;
+    const IS_HTTP: bool = true;
 
     #[inline(always)]
     fn context(&self, request: &Request<B>) -> HttpContext {

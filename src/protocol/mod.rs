@@ -117,9 +117,9 @@ impl fmt::Debug for Http {
     note = "`.boxed()` wants any error that goes into a `BoxError`, which it becomes"
 )]
 pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
-    /// Can a response go on after it was given?
+    /// Has a request a head, and can a response go on after it was given?
     #[doc(hidden)]
-    const HAS_BODY: bool = false;
+    const IS_HTTP: bool = false;
 
     /// Does the form know the [`key`](Self::key) of a request?
     #[doc(hidden)]

@@ -39,11 +39,12 @@ const EMPTY_FRAMES: u32 = 8;
 enum First {
     /// Not there yet, or handed on.
     No,
-    /// Whose clock made it, where trailers say that one ran out.
     Came {
         step: Step,
+        /// Whose clock made it, where it is trailers that say that one ran out.
         cut: Option<End>,
     },
+    /// It came, was handed on, and was the last.
     Over,
 }
 

@@ -141,7 +141,7 @@ where
 /// What a form over another form `P`, its field `form`, has of that.
 macro_rules! as_its_form {
     ($req:ty, $res:ty, $err:ty) => {
-        const HAS_BODY: bool = P::HAS_BODY;
+        const IS_HTTP: bool = P::IS_HTTP;
 
         type Context = P::Context;
         type Response<W: crate::protocol::Watch> = P::Response<W>;

@@ -89,7 +89,7 @@ where
         if let Some(inner) = this.inner.as_pin_mut() {
             let result = ready!(inner.poll(cx));
             // By itself, for an answer with a body is large, and where it met another it would be moved.
-            if P::HAS_BODY && this.more.0.is_none() {
+            if P::IS_HTTP && this.more.0.is_none() {
                 return protocol.finish(context, result, &mut None);
             }
             let answer = ready!(protocol.finish(context, result, &mut None));

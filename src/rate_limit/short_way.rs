@@ -95,7 +95,7 @@ impl<St: Engine> Limiter<St> {
             }
             // A form without heads has none of these.
             #[cfg(feature = "http")]
-            ShortWay::Key if P::HAS_BODY => self.has_key_that_goes(buckets, P::head(request)),
+            ShortWay::Key if P::IS_HTTP => self.has_key_that_goes(buckets, P::head(request)),
             #[cfg(feature = "http")]
             ShortWay::Key | ShortWay::Form | ShortWay::Rules => false,
         };

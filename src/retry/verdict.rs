@@ -138,7 +138,7 @@ mod http_form {
     };
 
     /// So much of a failed response is read, for the sake of its connection.
-    const DRAIN: u64 = 16 * 1024;
+    const MOST_REST: u64 = 16 * 1024;
 
     #[diagnostic::do_not_recommend]
     impl<B, RB, E> Retryable<Request<B>, Response<RB>, E> for Http
@@ -212,8 +212,8 @@ mod http_form {
             // HTTP/2 gives up a stream and keeps its connection.
             let is_old = held.parts.version <= Version::HTTP_11;
             let body = held.into_whole_body().filter(|_| is_old)?;
-            let small = !body.is_end_stream() && body.size_hint().upper().is_none_or(|n| n <= DRAIN);
-            small.then_some(Rest { body, left: DRAIN })
+            let small = !body.is_end_stream() && body.size_hint().upper().is_none_or(|n| n <= MOST_REST);
+            small.then_some(Rest { body, left: MOST_REST })
         }
 
         fn poll_rest(rest: Pin<&mut Rest<RB>>, cx: &mut Context<'_>) -> Poll<()> {

@@ -66,7 +66,7 @@ where
             self.inner.give_back();
             return self.refused(context);
         }
-        let body = if P::HAS_BODY { self.shared.settings().body() } else { None };
+        let body = if P::IS_HTTP { self.shared.settings().body() } else { None };
         // In shadow a call that came too late goes on, and was reported.
         let plan = Plan { start: now, after, caller: caller.timer().filter(|_| !too_late), body };
         let on_the_wire = P::has_a_timer_below(&context) && !self.shared.ledger.in_shadow();

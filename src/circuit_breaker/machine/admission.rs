@@ -30,7 +30,7 @@ impl Machine {
     #[inline(always)]
     pub(crate) fn look(&self, now: impl FnOnce() -> u64) -> Look {
         let gate = self.gate();
-        if gate.lets_all_through() {
+        if gate.is_plainly_closed() {
             return Look::Passes;
         }
         if gate.is_open() {

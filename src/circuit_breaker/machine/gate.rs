@@ -94,9 +94,9 @@ impl Gate {
         self.0 & (BUSY | 0b111) == 0
     }
 
-    /// Refuses nothing, and nobody is changing that.
+    /// Closed, out of the shadow, and nobody is changing that.
     #[inline(always)]
-    pub(crate) fn lets_all_through(self) -> bool {
+    pub(crate) fn is_plainly_closed(self) -> bool {
         self.0 & DOOR == 0
     }
 
@@ -227,9 +227,9 @@ mod tests {
                 let (dark, door) = (gate.shadow(true), Gate::new(generation, state));
                 assert_eq!((dark.is_shadow(), dark.failed(), dark.next(state).is_shadow()), (true, 1, true));
                 assert_eq!(dark.shadow(false), gate);
-                assert_eq!((door.lets_all_through(), door.is_open()), (state == State::Closed, state == State::Open));
+                assert_eq!((door.is_plainly_closed(), door.is_open()), (state == State::Closed, state == State::Open));
                 for other in [door.busy(), door.shadow(true)] {
-                    assert!(!other.lets_all_through() && !other.is_open());
+                    assert!(!other.is_plainly_closed() && !other.is_open());
                 }
             }
         }

@@ -166,7 +166,7 @@ where
         match self.stage() {
             Stage::Starting(_) | Stage::Last => {}
             // A hedge that does not know yet when to be of use stays out of the way.
-            Stage::New if self.kept.shared.delay.now(now).is_none() => self.as_mut().no_more(),
+            Stage::New if self.kept.shared.delay.current(now).is_none() => self.as_mut().no_more(),
             Stage::New | Stage::Waiting | Stage::Idle => taken = self.as_mut().turn(true, now),
         }
         if matches!(self.stage(), Stage::Starting(_)) && !self.is_any_running() {

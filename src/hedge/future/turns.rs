@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::{Output, ResponseFuture, Stage, open};
 use crate::{
-    deadline::Deadline,
+    deadline::{self, Deadline},
     on_panic::on_panic,
     outline,
     polled::{POLLED, take},
@@ -69,12 +69,7 @@ where
                 }
             }
             Poll::Pending => {
-                let Some(deadline) = deadline else { return Poll::Pending };
-                let mut rest = open(self.as_mut().project().rest);
-                if rest.timer.as_ref().as_pin_ref().is_none_or(|timer| timer.deadline() != deadline.instant()) {
-                    rest.timer.set(Some(sleep_until(deadline.instant())));
-                }
-                ready!(rest.timer.as_pin_mut().expect(POLLED).poll(cx));
+                ready!(deadline::poll_passed(open(self.as_mut().project().rest).timer, deadline, cx));
                 return self.too_late();
             }
         }
@@ -96,7 +91,7 @@ where
     fn arrange(mut self: Pin<&mut Self>, now: Instant) {
         let this = self.as_mut().project();
         let mut rest = open(this.rest);
-        let delay = if this.spare.is_some() { this.kept.shared.delay.now(now) } else { None };
+        let delay = if this.spare.is_some() { this.kept.shared.delay.current(now) } else { None };
         let Some(delay) = delay else { return self.no_more() };
         if delay.is_zero() {
             self.turn(false, now);

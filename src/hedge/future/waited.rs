@@ -54,7 +54,7 @@ impl Drop for Waited {
         }
         let now = time::now();
         let waited = now.saturating_duration_since(*since);
-        if shared.delay.now(now).is_some_and(|delay| waited >= delay) {
+        if shared.delay.current(now).is_some_and(|delay| waited >= delay) {
             shared.delay.record(now, waited);
         }
     }

@@ -178,7 +178,7 @@ where
             };
             let polled = on_panic(|| this.shared.reporter().panicked(*this.number), || inner.poll(cx));
             let Poll::Ready(result) = polled else {
-                wait(this.waited_since);
+                note_wait(this.waited_since);
                 return Poll::Pending;
             };
             match this.protocol.hold(this.context, result) {
@@ -195,7 +195,7 @@ where
 }
 
 #[cold]
-fn wait(since: &mut Option<Instant>) {
+fn note_wait(since: &mut Option<Instant>) {
     since.get_or_insert_with(time::now);
 }
 

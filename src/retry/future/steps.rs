@@ -8,7 +8,7 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Answer, Attempt, AttemptProj, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, wait,
+    Answer, Attempt, AttemptProj, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, note_wait,
     wait::{Wait, poll_patience, poll_ready_in_time},
 };
 use crate::{
@@ -134,7 +134,7 @@ where
         let panicked = || this.shared.reporter().panicked(*this.number);
         if let AttemptProj::Paid { inner, payment } = this.attempt.as_mut().project() {
             let Poll::Ready(result) = on_panic(panicked, || payment.during(|| outline::poll(inner, cx))) else {
-                wait(this.waited_since);
+                note_wait(this.waited_since);
                 return Poll::Pending;
             };
             return Poll::Ready(match this.protocol.hold(this.context, result) {
@@ -153,7 +153,7 @@ where
                 let looked = match on_panic(panicked, look) {
                     Poll::Ready(end) => end,
                     Poll::Pending => {
-                        wait(this.waited_since);
+                        note_wait(this.waited_since);
                         ready!(poll_patience(patience, this.shared.settings.peek(), *this.deadline, cx));
                         None
                     }

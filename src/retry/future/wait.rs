@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A failed response is read for so long at most, for the sake of its connection.
-const DRAIN_FOR: Duration = Duration::from_millis(50);
+const READ_FOR: Duration = Duration::from_millis(50);
 
 /// A gRPC response is waited for only where the operator said for how long, and until the deadline at most.
 pub(super) fn poll_patience(
@@ -64,7 +64,7 @@ pub(super) struct Wait {
 #[derive(Debug, Clone, Copy)]
 struct Until {
     end: Instant,
-    drain: Instant,
+    rest: Instant,
 }
 
 impl Wait {
@@ -72,7 +72,7 @@ impl Wait {
     pub(super) fn new(delay: Span, yields: bool) -> Self {
         let until = delay.duration().filter(|delay| !delay.is_zero()).map(|delay| {
             let now = time::now();
-            Until { end: now + delay, drain: now + delay.min(DRAIN_FOR) }
+            Until { end: now + delay, rest: now + delay.min(READ_FOR) }
         });
         Wait { until, yields }
     }
@@ -87,8 +87,8 @@ impl Wait {
         S: Service<Req>,
         P: Retryable<Req, S::Response, S::Error>,
     {
-        let drained = rest.as_mut().as_pin_mut().is_none_or(|rest| P::poll_rest(rest, cx).is_ready());
-        if drained {
+        let is_read = rest.as_mut().as_pin_mut().is_none_or(|rest| P::poll_rest(rest, cx).is_ready());
+        if is_read {
             rest.set(None);
         }
         let Some(until) = self.until else {
@@ -99,7 +99,7 @@ impl Wait {
             return Poll::Ready(());
         };
         loop {
-            let at = if rest.is_some() { until.drain } else { until.end };
+            let at = if rest.is_some() { until.rest } else { until.end };
             ready!(poll_at(timer.as_mut(), at, cx));
             if at == until.end {
                 return Poll::Ready(());
