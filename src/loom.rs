@@ -18,8 +18,9 @@ use crate::{
     queue::{self, Entrant, Entry, Left, Patience},
     rate_limit::{
         Quota,
-        bucket::{Bucket, Joined, Place, Taken, Turn},
+        bucket::{Bucket, Place},
         gcra::Meter,
+        taken::{Joined, Taken, Turn},
     },
     rejection::Reason,
     window::{

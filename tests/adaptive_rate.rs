@@ -303,7 +303,9 @@ async fn a_place_given_up_is_had_by_the_next() {
     drop(service.clone().oneshot(asks(&[])));
     let mut left = Box::pin(service.clone().oneshot(asks(&[])));
     assert!(futures_util::FutureExt::now_or_never(left.as_mut()).is_none());
+    assert_eq!(layer.handle().snapshot().waiting, 1);
     drop(left);
+    assert_eq!(layer.handle().snapshot().waiting, 0);
     assert_eq!(send(&service, asks(&[])).await.status(), 200);
     let took = start.elapsed();
     assert!(took <= ms(2_000), "{took:?}");

@@ -16,10 +16,8 @@ use crate::{
     },
     deadline::Deadline,
     observe::{Kind, Reporter},
-    outcome::{End, Outcome},
-    permit::Keeper,
     rejection::{Reason, Rejection},
-    stripe::{Count, Shared},
+    stripe::Count,
     time::{Epoch, Instant, Span, nanos},
 };
 
@@ -191,14 +189,16 @@ impl Controller {
 
     // === after the call ===
 
-    /// A call is made.
+    /// A call is made. How often has the rate been lowered so far?
     #[inline]
-    fn sends(&self) {
+    pub(super) fn sends(&self) -> u32 {
+        let cuts = self.cuts.load(Relaxed);
         self.made.add();
         let now = self.now();
         if now >= self.tell_at.load(Relaxed) {
             self.tell(now, |_, _| None);
         }
+        cuts
     }
 
     /// The server asks its callers to come back after so long.
@@ -209,7 +209,7 @@ impl Controller {
 
     /// An answer has come, and does not ask for less. Without a rate there is nothing to be raised.
     #[inline]
-    fn answered(&self) {
+    pub(super) fn answered(&self) {
         if self.pacer.has_rate() {
             self.answered_at_a_rate();
         }
@@ -228,7 +228,7 @@ impl Controller {
 
     /// Of a call that was made after so many cuts.
     #[cold]
-    fn throttled(&self, cuts: u32) {
+    pub(super) fn throttled(&self, cuts: u32) {
         self.throttled.fetch_add(1, Relaxed);
         let lock = self.cubic.lock().unwrap_or_else(PoisonError::into_inner);
         self.learn(lock, self.now(), |cubic, now| {
@@ -244,7 +244,7 @@ impl Controller {
 
     /// A policy further in refused it, or found its time over: it was not sent.
     #[cold]
-    fn was_held_back(&self) {
+    pub(super) fn was_held_back(&self) {
         self.held_back.fetch_add(1, Relaxed);
     }
 
@@ -272,65 +272,5 @@ impl Controller {
             drop(cubic);
             self.pacer.call_first();
         }
-    }
-}
-
-/// One call that was made.
-#[derive(Debug)]
-pub struct Call {
-    controller: Shared<Controller>,
-    hint: Option<Duration>,
-    /// How often the rate had been lowered when it was made.
-    cuts: u32,
-}
-
-impl Call {
-    pub(crate) fn new(controller: Shared<Controller>) -> Self {
-        let cuts = controller.cuts.load(Relaxed);
-        controller.sends();
-        Call { controller, hint: None, cuts }
-    }
-
-    #[cfg(feature = "http")]
-    pub(crate) fn controller(&self) -> &Shared<Controller> {
-        &self.controller
-    }
-}
-
-impl Keeper for Call {
-    #[inline]
-    fn settle(&mut self, end: End) {
-        match end {
-            End::Outcome(Outcome::Success) => self.controller.answered(),
-            End::Outcome(Outcome::Throttled) => {
-                self.controller.throttled(self.cuts);
-                if let Some(hint) = self.hint {
-                    self.controller.hold(hint);
-                }
-            }
-            // A server that is down and says when to come back means it.
-            End::Outcome(Outcome::Failure) => {
-                if let Some(hint) = self.hint {
-                    self.controller.hold(hint);
-                }
-            }
-            End::Refused | End::DeadlinePassed { had: Some(Duration::ZERO) } => self.controller.was_held_back(),
-            // Nothing was learnt of the backend.
-            _ => {}
-        }
-    }
-
-    fn wants_hint(&self) -> bool {
-        true
-    }
-
-    /// The backend has taken it on. Its body may have no end, or no reader.
-    fn good_head(&mut self) -> bool {
-        self.controller.answered();
-        false
-    }
-
-    fn hint(&mut self, after: Duration) {
-        self.hint = Some(after);
     }
 }

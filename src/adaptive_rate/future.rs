@@ -13,7 +13,8 @@ use tower_service::Service;
 
 use crate::{
     adaptive_rate::{
-        controller::{Call, Controller},
+        call::Call,
+        controller::Controller,
         line::Place,
         pacer::{Turn, Unit},
     },

@@ -26,6 +26,8 @@ pub struct AdaptiveRateSnapshot {
     pub rejected: u64,
     /// Calls that went on only because of shadow, since `build()`.
     pub would_have_rejected: u64,
+    /// Calls that wait for their turn now, 16,384 at most.
+    pub waiting: usize,
     /// Does it only report what it would refuse?
     pub shadow: bool,
 }
@@ -52,6 +54,7 @@ fn snapshot(controller: &Controller) -> AdaptiveRateSnapshot {
         throttled: controller.throttled.load(Relaxed),
         rejected: controller.rejected.load(Relaxed),
         would_have_rejected: controller.would_have_rejected.load(Relaxed),
+        waiting: controller.pacer.waiting(),
         shadow: controller.in_shadow(),
     }
 }
@@ -67,6 +70,7 @@ impl Watched for Striped<Controller> {
         visit("throttled", Figure::Count(seen.throttled));
         visit("rejected", Figure::Count(seen.rejected));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));
+        visit("waiting", Figure::count(seen.waiting));
         visit("shadow", Figure::Flag(seen.shadow));
     }
 }

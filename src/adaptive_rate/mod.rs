@@ -52,6 +52,7 @@
 //! Dropping a call that waits gives its place up, or, once its turn has come, its unit back. What a call that was left
 //! would have said is not heard; that it was sent counts.
 
+mod call;
 mod config;
 mod controller;
 mod cubic;

@@ -84,6 +84,11 @@ impl Pacer {
         self.line.call_first();
     }
 
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// From when on a call may be made that comes now. Takes nothing.
     pub(crate) fn peek(&self, now: u64) -> u64 {
         self.turn(self.full_at.load(Relaxed), now, self.line.len()).1

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
-use crate::protocol::number;
-
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const LEGACY_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+use crate::protocol::{
+    names::{RATE_LIMIT, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET},
+    number,
+};
 
 /// Above it a number of seconds is a time of day, which some put there.
 const LONGEST: u64 = 7 * 24 * 3600;
@@ -16,11 +15,11 @@ const LONGEST: u64 = 7 * 24 * 3600;
 /// For how long nothing is left, from now. `None`: something is, or what is said can't be read.
 pub(crate) fn nothing_for(headers: &HeaderMap) -> Option<Duration> {
     // Several limits may be told of; the longest counts.
-    let draft = headers.get_all(LIMIT).iter().filter_map(|v| v.to_str().ok());
+    let draft = headers.get_all(RATE_LIMIT).iter().filter_map(|v| v.to_str().ok());
     let draft = draft.flat_map(|line| line.split(',')).filter_map(of_item).max();
     let legacy = || {
-        let nothing = number(headers.get(LEGACY_REMAINING)?.to_str().ok()?)? == 0;
-        seconds(headers.get(LEGACY_RESET)?.to_str().ok()?).filter(|_| nothing)
+        let nothing = number(headers.get(X_RATE_LIMIT_REMAINING)?.to_str().ok()?)? == 0;
+        seconds(headers.get(X_RATE_LIMIT_RESET)?.to_str().ok()?).filter(|_| nothing)
     };
     draft.or_else(legacy).map(Duration::from_secs)
 }

@@ -10,7 +10,8 @@ use tower_service::Service;
 use crate::{
     adaptive_rate::{
         ResponseFuture,
-        controller::{Admission, Call, Controller},
+        call::Call,
+        controller::{Admission, Controller},
         future::Wait,
     },
     deadline::{self, Deadline},

@@ -16,7 +16,7 @@ const MOST: usize = 10_000;
 pub(super) struct ByKey {
     key: Key,
     /// Of calls without a key, and of what is done by hand.
-    pub(super) common: Budget,
+    pub(super) keyless: Budget,
     keyed: Keyed<Budget, Numbers>,
     epoch: Epoch,
 }
@@ -37,22 +37,22 @@ impl Numbers {
 }
 
 impl ByKey {
-    pub(super) fn new(key: Key, common: Budget, numbers: Numbers) -> Self {
+    pub(super) fn new(key: Key, keyless: Budget, numbers: Numbers) -> Self {
         let keyed = Keyed::new(MOST, numbers, || numbers.budget());
-        ByKey { key, common, keyed, epoch: Epoch::new() }
+        ByKey { key, keyless, keyed, epoch: Epoch::new() }
     }
 
     /// The budget of a call.
     pub(super) fn find(&self, head: Option<Head<'_>>) -> Budget {
         match head.and_then(|head| self.key.of(head, None)) {
             Some(key) => self.keyed.with(key.as_bytes(), self.epoch.now(), |_, budget| budget.clone()),
-            None => self.common.clone(),
+            None => self.keyless.clone(),
         }
     }
 
     /// What is left where the least is.
     pub(super) fn left(&self) -> Option<f64> {
-        let mut least = self.common.left()?;
+        let mut least = self.keyless.left()?;
         self.keyed.for_each(|budget| least = least.min(budget.left().unwrap_or(least)));
         Some(least)
     }

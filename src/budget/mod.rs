@@ -159,7 +159,7 @@ impl Budget {
         checks.finish()?;
         let (ratio, minimum, tick) = match &*self.0 {
             Kind::Share { share, .. } => share.numbers(),
-            Kind::ByKey(by_key) => return by_key.common.clone().per_key(key),
+            Kind::ByKey(by_key) => return by_key.keyless.clone().per_key(key),
             // Without a bound there is nothing to be told apart.
             Kind::Unlimited | Kind::Tokens(_) => return Ok(self),
         };
@@ -183,7 +183,7 @@ impl Budget {
             Kind::Tokens(tokens) => tokens.succeeded(),
             Kind::Unlimited => {}
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.deposit(),
+            Kind::ByKey(by_key) => by_key.keyless.deposit(),
         }
     }
 
@@ -207,7 +207,7 @@ impl Budget {
     fn began_otherwise(&self) {
         match &*self.0 {
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.deposit(),
+            Kind::ByKey(by_key) => by_key.keyless.deposit(),
             // Tokens are not for calls.
             _ => {}
         }

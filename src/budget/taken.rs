@@ -39,7 +39,7 @@ impl Budget {
         match (&*self.0, taken) {
             (Kind::Share { share, .. }, Taken(withdrawal)) => share.give_back(withdrawal),
             #[cfg(feature = "http")]
-            (Kind::ByKey(by_key), taken) => by_key.common.give_back(taken),
+            (Kind::ByKey(by_key), taken) => by_key.keyless.give_back(taken),
             _ => {}
         }
     }
@@ -59,7 +59,7 @@ impl Kind {
             Kind::Tokens(tokens) => tokens.failed().then_some(Taken::NOTHING),
             Kind::Unlimited => Some(Taken::NOTHING),
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.0.take(now),
+            Kind::ByKey(by_key) => by_key.keyless.0.take(now),
         }
     }
 
@@ -67,7 +67,7 @@ impl Kind {
         match self {
             Kind::Share { share, .. } => share.put_off(withdrawal),
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.0.put_off(Taken(withdrawal)),
+            Kind::ByKey(by_key) => by_key.keyless.0.put_off(Taken(withdrawal)),
             Kind::Tokens(_) | Kind::Unlimited => {}
         }
     }
@@ -78,7 +78,7 @@ impl Kind {
             Kind::Share { epoch, share } if is_made => share.make(epoch.at(time::now())),
             Kind::Share { share, .. } => share.call_off(),
             #[cfg(feature = "http")]
-            Kind::ByKey(by_key) => by_key.common.0.settle(is_made),
+            Kind::ByKey(by_key) => by_key.keyless.0.settle(is_made),
             Kind::Tokens(_) | Kind::Unlimited => {}
         }
     }

@@ -44,7 +44,7 @@ impl ByKey {
     {
         let own = self.keys.ask_of::<P, Req, Res, Err>(request);
         self.keys.look(P::head(request), own, |whose| match whose {
-            Whose::Common => Goes::To(self.keyless.share()),
+            Whose::Keyless => Goes::To(self.keyless.share()),
             Whose::Key(key) => Goes::To(self.keyed.with(key, now, |_, limiter| limiter.clone())),
             Whose::Nobodys { refuse } => Goes::Nowhere { refuse },
         })

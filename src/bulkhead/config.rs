@@ -1,4 +1,4 @@
-//! What a bulkhead can be told.
+//! What a bulkhead can be fixed.
 
 use std::{fmt, time::Duration};
 
@@ -37,12 +37,12 @@ impl Default for BulkheadConfig {
 pub struct BulkheadBuilder {
     identity: Identity,
     config: BulkheadConfig,
-    told: Told,
+    fixed: Fixed,
 }
 
-/// What a layer was told beside its numbers.
+/// What stays as `build()` made it.
 #[derive(Default)]
-pub(crate) struct Told {
+pub(crate) struct Fixed {
     pub(crate) priority_fn: Option<PriorityFn>,
     #[cfg(feature = "http")]
     pub(crate) keys: Keys,
@@ -85,12 +85,12 @@ impl BulkheadBuilder {
     /// Mind whom it believes: a header that any caller can set makes every caller critical.
     #[cfg(feature = "http")]
     pub fn priority_fn(mut self, f: impl Fn(&http::request::Parts) -> crate::Priority + Send + Sync + 'static) -> Self {
-        self.told.priority_fn = Some(Box::new(f));
+        self.fixed.priority_fn = Some(Box::new(f));
         self
     }
 
     #[cfg(feature = "http")]
-    key_setters!("limit and a queue", told.keys);
+    key_setters!("limit and a queue", fixed.keys);
 
     /// The layer, in its HTTP and gRPC form.
     ///
@@ -102,9 +102,9 @@ impl BulkheadBuilder {
         self.identity.check("bulkhead", &mut checks);
         self.config.check(&mut checks);
         #[cfg(feature = "http")]
-        self.told.keys.check(&mut checks);
+        self.fixed.keys.check(&mut checks);
         checks.finish()?;
-        Ok(BulkheadLayer::new(self.identity, self.config, self.told))
+        Ok(BulkheadLayer::new(self.identity, self.config, self.fixed))
     }
 }
 
@@ -133,9 +133,9 @@ impl fmt::Debug for BulkheadBuilder {
         builder
             .field("identity", &self.identity)
             .field("config", &self.config)
-            .field("priority_fn", &self.told.priority_fn.is_some());
+            .field("priority_fn", &self.fixed.priority_fn.is_some());
         #[cfg(feature = "http")]
-        builder.field("keys", &self.told.keys);
+        builder.field("keys", &self.fixed.keys);
         builder.finish()
     }
 }

@@ -7,7 +7,7 @@ use tower_layer::Layer;
 use crate::{
     builder::{Identity, layer_forms},
     bulkhead::{
-        Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, common::Common, config::Told, limiter::Limiter,
+        Bulkhead, BulkheadBuilder, BulkheadConfig, BulkheadHandle, common::Common, config::Fixed, limiter::Limiter,
     },
     config::ConfigError,
     observe::watched,
@@ -42,15 +42,15 @@ impl BulkheadLayer {
     /// As [`BulkheadBuilder::build`].
     pub fn from_config(config: BulkheadConfig) -> Result<Self, ConfigError> {
         config.checked()?;
-        Ok(Self::new(Identity::default(), config, Told::default()))
+        Ok(Self::new(Identity::default(), config, Fixed::default()))
     }
 
-    pub(crate) fn new(identity: Identity, config: BulkheadConfig, told: Told) -> Self {
+    pub(crate) fn new(identity: Identity, config: BulkheadConfig, fixed: Fixed) -> Self {
         let shadow = identity.shadow;
         let reporter = identity.reporter("bulkhead", &REASONS);
-        let common = Arc::new(Common::new(reporter, shadow, config, told.priority_fn));
+        let common = Arc::new(Common::new(reporter, shadow, config, fixed.priority_fn));
         #[cfg(feature = "http")]
-        let limiter = if told.keys.are_asked() { Limiter::in_front(common, told.keys) } else { Limiter::new(common) };
+        let limiter = if fixed.keys.are_asked() { Limiter::in_front(common, fixed.keys) } else { Limiter::new(common) };
         #[cfg(not(feature = "http"))]
         let limiter = Limiter::new(common);
         BulkheadLayer { shared: watched(Striped::new(limiter)), protocol: Http::default() }

@@ -69,7 +69,7 @@ impl ByKey {
         ByKey {
             common: Arc::clone(common),
             keyless: Arc::new(Striped::new(shared())),
-            keyed: Keyed::new(common.extras.keys.most, Arc::clone(common), || Shared::alone(shared())),
+            keyed: Keyed::new(common.fixed.keys.most, Arc::clone(common), || Shared::alone(shared())),
             steering: Mutex::new(()),
         }
     }
@@ -88,10 +88,10 @@ impl ByKey {
     where
         P: Protocol<Req, Res, Err>,
     {
-        let keys = &self.common.extras.keys;
+        let keys = &self.common.fixed.keys;
         let own = keys.ask_of::<P, Req, Res, Err>(request);
         keys.look(P::head(request), own, |whose| match whose {
-            Whose::Common => Goes::To(self.keyless.share()),
+            Whose::Keyless => Goes::To(self.keyless.share()),
             Whose::Key(key) => {
                 let now = self.common.clock.now();
                 Goes::To(self.keyed.with(key, now, |_, breaker| {

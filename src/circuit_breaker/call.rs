@@ -58,7 +58,7 @@ fn panicked(breaker: &Breaker, ticket: Ticket, times: Times, later: Later) {
 fn judge(breaker: &Breaker, ticket: Ticket, times: Times, later: Later, end: End) {
     let at = time::now();
     let now = breaker.at(at);
-    let blame_after = nanos(breaker.common.extras.blame_after);
+    let blame_after = nanos(breaker.common.fixed.blame_after);
     let outcome = match end {
         End::Outcome(Outcome::Cancelled) | End::Left => return was_cancelled(breaker, ticket),
         End::Outcome(Outcome::Ignored) | End::Refused => {
@@ -167,7 +167,7 @@ impl Keeper for Call {
     }
 
     fn unread(&mut self) {
-        if self.breaker.common.extras.until == Until::End
+        if self.breaker.common.fixed.until == Until::End
             && let Facts::Full(full) = &mut self.facts
         {
             // How long it took to its end nobody knows: how long its caller kept it says nothing.
@@ -179,7 +179,7 @@ impl Keeper for Call {
     fn good_head(&mut self) -> bool {
         let Facts::Full(full) = &mut self.facts else { return false };
         let ticket = full.ticket;
-        if self.breaker.common.extras.until == Until::Head && full.times.started != NEVER {
+        if self.breaker.common.fixed.until == Until::Head && full.times.started != NEVER {
             full.first_frame(&self.breaker);
             full.later.latency.become_known();
             let took = full.later.latency.known();
@@ -196,7 +196,7 @@ impl Keeper for Call {
     }
 
     fn wants_frames(&self) -> bool {
-        self.breaker.common.extras.until == Until::End
+        self.breaker.common.fixed.until == Until::End
             && matches!(self.facts, Facts::Full(Full { times, .. }) if times.started != NEVER)
     }
 

@@ -24,7 +24,7 @@ use crate::{circuit_breaker::for_all::ForAll, key::Keys};
 
 pub(crate) struct Common {
     pub(crate) reporter: Reporter,
-    pub(crate) extras: Extras,
+    pub(crate) fixed: Fixed,
     /// The time of all machines counts from its beginning.
     pub(super) clock: Clock,
     /// Asked for at openings, at updates, and by new keys.
@@ -35,9 +35,9 @@ pub(crate) struct Common {
     pub(super) for_all: ForAll,
 }
 
-/// What a builder knows and a configuration does not.
+/// What stays as `build()` made it.
 #[derive(Debug)]
-pub(crate) struct Extras {
+pub(crate) struct Fixed {
     pub(crate) open_fn: Option<OpenFn>,
     pub(crate) until: Until,
     pub(crate) blame_after: Duration,
@@ -45,9 +45,9 @@ pub(crate) struct Extras {
     pub(crate) keys: Keys,
 }
 
-impl Default for Extras {
+impl Default for Fixed {
     fn default() -> Self {
-        Extras {
+        Fixed {
             open_fn: None,
             until: Until::Head,
             blame_after: Duration::from_secs(1),
@@ -57,7 +57,7 @@ impl Default for Extras {
     }
 }
 
-impl Extras {
+impl Fixed {
     /// Is there a breaker for each key?
     pub(crate) fn has_keys(&self) -> bool {
         #[cfg(feature = "http")]
@@ -75,11 +75,11 @@ impl Common {
         #[cfg_attr(not(feature = "http"), allow(unused_variables, reason = "it stands in the only machine"))]
         shadow: bool,
         config: CircuitBreakerConfig,
-        extras: Extras,
+        fixed: Fixed,
     ) -> Self {
         Common {
             reporter,
-            extras,
+            fixed,
             clock: Clock::new(),
             config: Mutex::new(config),
             cancelled: AtomicU64::new(0),
@@ -111,7 +111,7 @@ impl Common {
     pub(crate) fn open_time(&self, opening: u32, hint: Option<Duration>) -> Duration {
         let open = self.config.lock().unwrap_or_else(PoisonError::into_inner).open;
         // It may run in a drop, and a panic there would end the process.
-        let asked = self.extras.open_fn.as_ref().and_then(|f| catch_unwind(AssertUnwindSafe(|| (f.0)(opening))).ok());
+        let asked = self.fixed.open_fn.as_ref().and_then(|f| catch_unwind(AssertUnwindSafe(|| (f.0)(opening))).ok());
         let own = asked.unwrap_or_else(|| open.draw(opening, rng::unit())).min(time::LONGEST);
         let server = hint.map_or(Duration::ZERO, |h| h.min(open.longest()));
         own.max(server)
@@ -122,7 +122,7 @@ impl fmt::Debug for Common {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Common")
             .field("reporter", &self.reporter)
-            .field("extras", &self.extras)
+            .field("fixed", &self.fixed)
             .field("config", &self.config())
             .finish_non_exhaustive()
     }

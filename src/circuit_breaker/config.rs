@@ -7,7 +7,7 @@ use crate::{
     builder::{Identity, shared_setters},
     circuit_breaker::{
         CircuitBreakerLayer, OpenTime,
-        common::{Extras, OpenFn},
+        common::{Fixed, OpenFn},
         machine::probes,
     },
     config::{Checks, ConfigError},
@@ -89,7 +89,7 @@ pub struct CircuitBreakerBuilder {
     config: CircuitBreakerConfig,
     minimum_is_set: bool,
     successes_are_set: bool,
-    extras: Extras,
+    fixed: Fixed,
 }
 
 impl CircuitBreakerBuilder {
@@ -147,7 +147,7 @@ impl CircuitBreakerBuilder {
     ///
     /// Called once an opening, outside every lock. A result beyond a year means a year; should it panic, `open` holds.
     pub fn open_fn(mut self, f: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
-        self.extras.open_fn = Some(OpenFn(Box::new(f)));
+        self.fixed.open_fn = Some(OpenFn(Box::new(f)));
         self
     }
 
@@ -193,7 +193,7 @@ impl CircuitBreakerBuilder {
     /// Where the latency of a call ends, for slow calls: at the head (default) or at the end of the body. With `End`,
     /// `text/event-stream` and gRPC streams of more than one message end with their first frame.
     pub fn until(mut self, until: Until) -> Self {
-        self.extras.until = until;
+        self.fixed.until = until;
         self
     }
 
@@ -201,12 +201,12 @@ impl CircuitBreakerBuilder {
     /// less it is nobody's, so that a caller can't open a shared breaker with short deadlines. 1 ns to 365 days.
     /// Default: 1 s.
     pub fn deadline_blame_after(mut self, d: Duration) -> Self {
-        self.extras.blame_after = d;
+        self.fixed.blame_after = d;
         self
     }
 
     #[cfg(feature = "http")]
-    crate::key::key_setters!("breaker", extras.keys);
+    crate::key::key_setters!("breaker", fixed.keys);
 
     /// The layer, in its HTTP and gRPC form.
     ///
@@ -223,11 +223,11 @@ impl CircuitBreakerBuilder {
         let mut checks = Checks::default();
         self.identity.check("circuit_breaker", &mut checks);
         self.config.check(&mut checks);
-        checks.duration("deadline_blame_after", self.extras.blame_after);
+        checks.duration("deadline_blame_after", self.fixed.blame_after);
         #[cfg(feature = "http")]
-        self.extras.keys.check(&mut checks);
+        self.fixed.keys.check(&mut checks);
         checks.finish()?;
-        Ok(CircuitBreakerLayer::new(self.identity, self.config, self.extras))
+        Ok(CircuitBreakerLayer::new(self.identity, self.config, self.fixed))
     }
 }
 
@@ -294,7 +294,7 @@ impl fmt::Debug for CircuitBreakerBuilder {
         f.debug_struct("CircuitBreakerBuilder")
             .field("identity", &self.identity)
             .field("config", &self.config)
-            .field("extras", &self.extras)
+            .field("fixed", &self.fixed)
             .finish()
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     circuit_breaker::{
         CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerConfig, CircuitBreakerHandle,
         breaker::Breaker,
-        common::{Common, Extras},
+        common::{Common, Fixed},
     },
     config::ConfigError,
     observe::watched,
@@ -44,16 +44,16 @@ impl CircuitBreakerLayer {
     /// As [`CircuitBreakerBuilder::build`].
     pub fn from_config(config: CircuitBreakerConfig) -> Result<Self, ConfigError> {
         config.checked()?;
-        Ok(Self::new(Identity::default(), config, Extras::default()))
+        Ok(Self::new(Identity::default(), config, Fixed::default()))
     }
 
-    pub(crate) fn new(identity: Identity, config: CircuitBreakerConfig, extras: Extras) -> Self {
+    pub(crate) fn new(identity: Identity, config: CircuitBreakerConfig, fixed: Fixed) -> Self {
         let shadow = identity.shadow;
-        let reasons: &[Reason] = if extras.has_keys() { &REASONS } else { &REASONS[..2] };
+        let reasons: &[Reason] = if fixed.has_keys() { &REASONS } else { &REASONS[..2] };
         let reporter = identity.reporter("circuit_breaker", reasons);
-        let common = Arc::new(Common::new(reporter, shadow, config, extras));
+        let common = Arc::new(Common::new(reporter, shadow, config, fixed));
         #[cfg(feature = "http")]
-        let breaker = if common.extras.has_keys() { Breaker::in_front(common) } else { Breaker::alone(common, shadow) };
+        let breaker = if common.fixed.has_keys() { Breaker::in_front(common) } else { Breaker::alone(common, shadow) };
         #[cfg(not(feature = "http"))]
         let breaker = Breaker::alone(common, shadow);
         CircuitBreakerLayer { shared: watched(Striped::new(breaker)), protocol: Http::default() }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::deadline::layer::Shared;
+use crate::{bounded::Ledger, stripe::Striped};
 
 /// Reads a [`DeadlineLayer`](crate::DeadlineLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct DeadlineHandle {
-    shared: Arc<Shared>,
+    ledger: Arc<Striped<Ledger>>,
 }
 
 /// The figures of a deadline layer, since `build()`.
@@ -25,13 +25,13 @@ pub struct DeadlineSnapshot {
 }
 
 impl DeadlineHandle {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        DeadlineHandle { shared }
+    pub(crate) fn new(ledger: Arc<Striped<Ledger>>) -> Self {
+        DeadlineHandle { ledger }
     }
 
     /// The figures. Each is exact; they are not read at one instant.
     pub fn snapshot(&self) -> DeadlineSnapshot {
-        let figures = self.shared.ledger.figures();
+        let figures = self.ledger.figures();
         DeadlineSnapshot {
             deadline_exceeded: figures.deadline_exceeded,
             would_have_rejected: figures.would_have_rejected,
@@ -43,6 +43,6 @@ impl DeadlineHandle {
     /// Shadow: what would be refused or ended is only reported. Callers' deadlines that have not passed are carried on,
     /// and policies further in keep them; the bound of `server` is not.
     pub fn shadow(&self, on: bool) {
-        self.shared.ledger.shadow(on);
+        self.ledger.shadow(on);
     }
 }

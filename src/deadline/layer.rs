@@ -22,7 +22,7 @@ use crate::{
 /// See the [module](crate::deadline).
 #[derive(Debug, Clone)]
 pub struct DeadlineLayer {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) ledger: Arc<Striped<Ledger>>,
     pub(crate) mode: Mode,
     pub(crate) protocol: Http,
 }
@@ -39,11 +39,6 @@ pub(crate) struct Mode {
 pub(crate) enum Side {
     Server { max: Duration },
     Client,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) ledger: Striped<Ledger>,
 }
 
 impl DeadlineLayer {
@@ -87,19 +82,19 @@ impl DeadlineLayer {
 
     /// The name it was given, else `deadline`.
     pub fn name(&self) -> &str {
-        self.shared.ledger.name()
+        self.ledger.name()
     }
 
     /// A handle to read this layer and everything it wraps.
     pub fn handle(&self) -> DeadlineHandle {
-        DeadlineHandle::new(Arc::clone(&self.shared))
+        DeadlineHandle::new(Arc::clone(&self.ledger))
     }
 
     fn of(identity: Identity, side: Side, header: Option<HeaderName>) -> Self {
         let shadow = identity.shadow;
         let reporter = identity.reporter("deadline", &[Reason::DeadlineExceeded]);
         DeadlineLayer {
-            shared: Arc::new(Shared { ledger: Ledger::of_layer(reporter, shadow) }),
+            ledger: Arc::new(Ledger::of_layer(reporter, shadow)),
             mode: Mode { side, header },
             protocol: Http::default(),
         }

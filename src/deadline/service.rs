@@ -54,7 +54,7 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let closed = self.layer.refuses_everything() || deadline::has_passed(Deadline::current());
-        if closed && !self.layer.shared.ledger.in_shadow() {
+        if closed && !self.layer.ledger.in_shadow() {
             self.inner.refuse(());
             return Poll::Ready(Ok(()));
         }
@@ -62,7 +62,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let ledger = self.layer.shared.ledger.share();
+        let ledger = self.layer.ledger.share();
         let protocol = self.layer.protocol.clone();
         let context = Protocol::<_, S::Response, S::Error>::context(&protocol, &request);
         if self.inner.is_refused() {
@@ -158,7 +158,7 @@ impl DeadlineLayer {
 
     fn counted(&self, read: Read) -> Read {
         if read == Read::Malformed {
-            self.shared.ledger.malformed();
+            self.ledger.malformed();
         }
         read
     }

@@ -8,21 +8,24 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use http_body::Body;
 
 use crate::{
     BoxError,
     fallback::substitute::{Bad, Given, Substitute},
     outcome::Outcome,
-    protocol::{HeldResponse, Http, HttpContext, ResponseBody, number},
+    protocol::{
+        HeldResponse, Http, HttpContext, ResponseBody,
+        names::{GRPC_MESSAGE, GRPC_STATUS},
+        number,
+    },
     rejection::Rejection,
 };
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-
 /// What a fallback says in the place of the backend.
+///
+/// It has to be one that the caller understands, by [`FallbackContext::grpc`]: it is sent as it is.
 #[derive(Debug)]
 pub enum Answer {
     /// This response. To a HEAD request without its body, of which only the length is said.

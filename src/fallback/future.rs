@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     fallback::{
-        layer::Shared as State,
+        layer::State,
         substitute::{Bad, Given, GivenBy, Substitute},
     },
     outcome::End,

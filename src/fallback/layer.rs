@@ -27,12 +27,12 @@ use crate::{
 pub struct FallbackLayer<F, P = Http> {
     substitute: F,
     protocol: P,
-    shared: Arc<Striped<Shared>>,
+    shared: Arc<Striped<State>>,
 }
 
 /// What every call refers to: what is answered, and the ledger of all layers that this one was made from.
 #[derive(Debug, Clone)]
-pub(crate) struct Shared {
+pub(crate) struct State {
     pub(crate) when: When,
     pub(crate) ledger: Arc<Ledger>,
 }
@@ -163,7 +163,7 @@ impl<F, P> FallbackLayer<F, P> {
             would_have_answered: AtomicU64::new(0),
         });
         seen_by(&ledger.reporter, Arc::downgrade(&ledger));
-        let shared = Arc::new(Striped::new(Shared { when: When::default(), ledger }));
+        let shared = Arc::new(Striped::new(State { when: When::default(), ledger }));
         FallbackLayer { substitute, protocol, shared }
     }
 
@@ -185,7 +185,7 @@ impl<F, P> FallbackLayer<F, P> {
 
     pub(crate) fn when(self, when: When) -> Self {
         // Clones of the layer that this one comes from keep what they were told; the ledger stays that of all.
-        let shared = Shared { when, ..Shared::clone(&self.shared) };
+        let shared = State { when, ..State::clone(&self.shared) };
         FallbackLayer { shared: Arc::new(Striped::new(shared)), ..self }
     }
 

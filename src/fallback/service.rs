@@ -9,7 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    fallback::{ResponseFuture, Substitute, layer::Shared},
+    fallback::{ResponseFuture, Substitute, layer::State},
     protocol::{Hold, Http},
     stripe::Striped,
 };
@@ -21,11 +21,11 @@ pub struct Fallback<S, F, P = Http> {
     inner: S,
     substitute: F,
     protocol: P,
-    shared: Arc<Striped<Shared>>,
+    shared: Arc<Striped<State>>,
 }
 
 impl<S, F, P> Fallback<S, F, P> {
-    pub(crate) fn new(inner: S, substitute: F, protocol: P, shared: Arc<Striped<Shared>>) -> Self {
+    pub(crate) fn new(inner: S, substitute: F, protocol: P, shared: Arc<Striped<State>>) -> Self {
         Fallback { inner, substitute, protocol, shared }
     }
 }

@@ -103,11 +103,11 @@ impl Keys {
         let key = match (&self.way, head) {
             (Way::Key(key), Some(head)) => key.of(head, self.trusted.as_deref()),
             (Way::Fn(_), Some(_)) | (Way::Form, _) => own,
-            (Way::None, _) | (Way::Key(_) | Way::Fn(_), None) => return run(Whose::Common),
+            (Way::None, _) | (Way::Key(_) | Way::Fn(_), None) => return run(Whose::Keyless),
         };
         match (&key, self.missing) {
             (Some(key), _) => run(Whose::Key(key.as_bytes())),
-            (None, MissingKey::Shared) => run(Whose::Common),
+            (None, MissingKey::Shared) => run(Whose::Keyless),
             (None, missing) => run(Whose::Nobodys { refuse: missing == MissingKey::Reject }),
         }
     }

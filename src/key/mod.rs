@@ -25,7 +25,7 @@ pub use self::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose<'a> {
     /// The one that is not of a key.
-    Common,
+    Keyless,
     Key(&'a [u8]),
     /// It has no key, and the layer was told what to do then.
     Nobodys {

@@ -1,10 +1,8 @@
 //! What an HTTP or gRPC response means.
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, response::Parts};
+use http::{HeaderMap, Method, StatusCode, response::Parts};
 
-use crate::outcome::Outcome;
-
-pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+use crate::{outcome::Outcome, protocol::names::GRPC_STATUS};
 
 /// Decides what an HTTP or gRPC response means. The provided methods are the default tables; override what differs.
 ///

@@ -8,12 +8,15 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 
-use crate::{protocol::number, time};
-
-pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+use crate::{
+    protocol::{
+        names::{GRPC_DETAILS, GRPC_PUSHBACK},
+        number,
+    },
+    time,
+};
 
 /// What a server says to one who might send the same call again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub(crate) enum Hint {
 
 /// The delay, from now. What can't be read is no hint.
 pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
-    let pushback = || headers.get(PUSHBACK).and_then(millis);
+    let pushback = || headers.get(GRPC_PUSHBACK).and_then(millis);
     // On gRPC too: it may be a proxy that answers.
     let retry_after = || seconds(headers).map(Duration::from_secs).or_else(|| until_date(headers));
     if grpc { pushback().or_else(|| retry_info(headers)).or_else(retry_after) } else { retry_after() }
@@ -34,7 +37,7 @@ pub(crate) fn of(grpc: bool, headers: &HeaderMap) -> Option<Duration> {
 
 /// As [`of`], for a retry.
 pub(crate) fn for_retry(grpc: bool, headers: &HeaderMap) -> Hint {
-    match headers.get(PUSHBACK).filter(|_| grpc) {
+    match headers.get(GRPC_PUSHBACK).filter(|_| grpc) {
         Some(pushback) => millis(pushback).map_or(Hint::Stop, Hint::After),
         None => of(grpc, headers).map_or(Hint::None, Hint::After),
     }
@@ -64,7 +67,7 @@ fn retry_info(headers: &HeaderMap) -> Option<Duration> {
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let status = BASE64.decode(headers.get(DETAILS)?).ok()?;
+    let status = BASE64.decode(headers.get(GRPC_DETAILS)?).ok()?;
     // Status { code = 1, message = 2, details = 3: Any { type_url = 1, value = 2 } }
     let detail = Fields(&status).filter_map(|(n, v)| v.bytes().filter(|_| n == 3));
     let mut infos = detail.filter_map(|any| {

@@ -10,7 +10,7 @@ use crate::{
     deadline::Deadline,
     priority::Priority,
     protocol::{
-        BoxError, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, head,
+        BoxError, Head, Http, HttpClassify, Protocol, ResponseBody, Watch, classify, head, names,
         refusal::{self, Form},
         transport,
     },
@@ -265,7 +265,7 @@ fn swap_answer_heads<A, B>(a: &mut Response<A>, b: &mut Response<B>) {
 fn speaks_grpc(parts: &response::Parts) -> bool {
     let headers = &parts.headers;
     let looks_like_it = !headers.contains_key(header::CONTENT_TYPE) || has_grpc_type(headers);
-    parts.status == StatusCode::OK && looks_like_it || headers.contains_key(classify::GRPC_STATUS)
+    parts.status == StatusCode::OK && looks_like_it || headers.contains_key(names::GRPC_STATUS)
 }
 
 /// `application/grpc`, then the end, `+` or `;`. gRPC-Web is HTTP: its clients read a problem document.

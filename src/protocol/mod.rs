@@ -43,6 +43,8 @@ pub(crate) mod judge;
 #[cfg(feature = "http")]
 mod keyed_by;
 #[cfg(feature = "http")]
+pub(crate) mod names;
+#[cfg(feature = "http")]
 pub(crate) mod number;
 #[cfg(feature = "http")]
 mod peek;
@@ -65,7 +67,7 @@ pub use self::{
     watch::{Unwatched, Watch},
 };
 #[cfg(feature = "http")]
-pub(crate) use self::{again::PREVIOUS_ATTEMPTS, hint::PUSHBACK as GRPC_PUSHBACK, http_form::is_grpc};
+pub(crate) use self::{again::PREVIOUS_ATTEMPTS, http_form::is_grpc};
 pub(crate) use self::{
     again::{Mark, Trust},
     plain::as_its_form,

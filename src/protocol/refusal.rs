@@ -8,15 +8,16 @@ use std::{io::Write, time::Duration};
 
 use base64::{engine::general_purpose::STANDARD_NO_PAD, write::EncoderStringWriter};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::{
-    protocol::{classify::GRPC_STATUS, hint::PUSHBACK as GRPC_PUSHBACK, number, text::Text},
+    protocol::{
+        names::{GRPC_DETAILS, GRPC_MESSAGE, GRPC_PUSHBACK, GRPC_STATUS},
+        number,
+        text::Text,
+    },
     rejection::Rejection,
 };
-
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// In which words a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,11 +99,12 @@ fn with_text<T>(rejection: &Rejection, run: impl FnOnce(&Text) -> T) -> T {
 
 fn grpc_status(headers: &mut HeaderMap, rejection: &Rejection, text: &Text) {
     let code = match rejection.reason().grpc_code() {
-        4 => "4",
-        14 => "14",
-        _ => "8",
+        4 => HeaderValue::from_static("4"),
+        8 => HeaderValue::from_static("8"),
+        14 => HeaderValue::from_static("14"),
+        other => number::header_value(other.into(), None),
     };
-    headers.insert(GRPC_STATUS, HeaderValue::from_static(code));
+    headers.insert(GRPC_STATUS, code);
     headers.insert(GRPC_MESSAGE, text.message.clone());
 }
 

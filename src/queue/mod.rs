@@ -4,7 +4,7 @@
 //! that finds room touches nothing else; a [`Line`] behind a mutex, which is locked only while somebody waits; and the
 //! [`Leases`](lease::Leases) of responses that are being streamed.
 //!
-//! The limit comes from outside: a bulkhead's is set by hand, an adaptive one moves by itself. So does the time:
+//! The limit comes from outside: a bulkhead's is set by hand, an adaptive one will move by itself. So does the time:
 //! nothing in here reads a clock, and every instant is a number of nanoseconds.
 
 mod gate;

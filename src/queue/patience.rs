@@ -27,7 +27,10 @@ pub(crate) struct Patience {
 }
 
 /// Who is refused in an overload, in nanoseconds.
-#[cfg_attr(not(test), allow(dead_code, reason = "a limit that was set by hand says how long to wait"))]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "for adaptive limits, which are to come: who sets one by hand says how long to wait")
+)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tight {
     pub(crate) burst: u64,

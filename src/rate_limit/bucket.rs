@@ -11,6 +11,7 @@ use crate::{
     rate_limit::{
         gcra::{LAST, Left, Meter},
         line::Line,
+        taken::{Joined, Taken, Turn},
     },
     sync::{AtomicU64, Mutex, MutexGuard, Ordering::*, step_aside},
     wake::wake_all,
@@ -26,39 +27,9 @@ pub(crate) struct Bucket {
     line: Mutex<Line>,
 }
 
-/// What came of asking for units. Times in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// They are taken.
-    Yes(Left),
-    /// They are there at that instant.
-    NotBefore(u64, Left),
-    /// The burst is less.
-    Never(Left),
-}
-
 /// A place in the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place(u64);
-
-/// What came of asking for a place in the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Joined {
-    /// The units are taken at once.
-    Now(Left),
-    Waits(Place, Left),
-    /// It would be too late: not before that instant.
-    TooLate(u64, Left),
-    Never(Left),
-}
-
-/// What one sees who looks after its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// Its place is given up, its units are its own.
-    Now,
-    At(u64),
-}
 
 const LOCKED: u64 = 1;
 /// Lock bit and two bits of epoch.
@@ -120,7 +91,7 @@ impl Bucket {
                 },
                 // Read anew unless the word is what it was: the meter may have changed in between.
                 Err(at) => match self.word.load(Acquire) {
-                    same if same == word => return meter.not_taken(at, cost, full_at, now),
+                    same if same == word => return Taken::not(&meter, at, cost, full_at, now),
                     other => word = other,
                 },
             }
@@ -297,14 +268,6 @@ impl Bucket {
 
     fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Meter {
-    #[cold]
-    pub(crate) fn not_taken(&self, at: u64, cost: u64, full_at: u64, now: u64) -> Taken {
-        let left = Left::new(full_at, now, self);
-        if cost > self.burst { Taken::Never(left) } else { Taken::NotBefore(self.instant(at), left) }
     }
 }
 

@@ -3,7 +3,10 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    protocol::number,
+    protocol::{
+        names::{RATE_LIMIT, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET},
+        number,
+    },
     rate_limit::{Quota, gcra::Left},
 };
 
@@ -28,11 +31,8 @@ pub enum LimitHeaders {
     Both,
 }
 
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const LEGACY_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const LEGACY_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 
 const NANOS: u64 = 1_000_000_000;
 
@@ -82,13 +82,13 @@ impl Shown {
     #[cold]
     pub(crate) fn write(&self, headers: &mut HeaderMap, which: LimitHeaders) {
         if matches!(which, LimitHeaders::Draft10 | LimitHeaders::Both) {
-            headers.insert(POLICY, text(b"q", self.units_per_window, b"w", self.window));
-            headers.insert(LIMIT, text(b"r", self.left, b"t", self.seconds));
+            headers.insert(RATE_LIMIT_POLICY, text(b"q", self.units_per_window, b"w", self.window));
+            headers.insert(RATE_LIMIT, text(b"r", self.left, b"t", self.seconds));
         }
         if matches!(which, LimitHeaders::Legacy | LimitHeaders::Both) {
-            headers.insert(LEGACY_LIMIT, number::header_value(self.units_per_window.into(), None));
-            headers.insert(LEGACY_REMAINING, number::header_value(self.left.into(), None));
-            headers.insert(LEGACY_RESET, number::header_value(self.seconds.into(), None));
+            headers.insert(X_RATE_LIMIT_LIMIT, number::header_value(self.units_per_window.into(), None));
+            headers.insert(X_RATE_LIMIT_REMAINING, number::header_value(self.left.into(), None));
+            headers.insert(X_RATE_LIMIT_RESET, number::header_value(self.seconds.into(), None));
         }
     }
 }

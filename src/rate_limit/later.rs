@@ -13,11 +13,11 @@ use crate::{
     protocol::Protocol,
     rate_limit::{
         Engine,
-        bucket::{Joined, Taken},
         decision::{After, Decision, Patience, Queued, Refusal, Until},
         limiter::Limiter,
         local::Ask,
         store::{Grant, Local},
+        taken::{Joined, Taken},
     },
     rejection::Reason,
     time::nanos,
@@ -124,7 +124,7 @@ impl<St: Engine> Limiter<St> {
         P: Protocol<Req, Res, Err>,
     {
         self.rules.look(protocol, request, |whose, units| match whose {
-            Whose::Common => self.store.ask(None, NonZeroU32::new(units)?),
+            Whose::Keyless => self.store.ask(None, NonZeroU32::new(units)?),
             Whose::Key(key) => self.store.ask(Some(key), NonZeroU32::new(units)?),
             Whose::Nobodys { .. } => None,
         })

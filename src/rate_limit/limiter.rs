@@ -17,7 +17,7 @@ use crate::{
     protocol::Protocol,
     rate_limit::{
         Engine, Quota,
-        bucket::{Bucket, Taken},
+        bucket::Bucket,
         decision::{After, Decision, Patience, Refusal},
         gcra::Left,
         local::Ask,
@@ -25,6 +25,7 @@ use crate::{
         rules::Rules,
         short_way::ShortWay,
         store::Local,
+        taken::Taken,
     },
     rejection::{Reason, Rejection},
     stripe::Count,
@@ -121,7 +122,7 @@ impl<St: Engine> Limiter<St> {
         self.rules.look(protocol, request, |whose, units| {
             let Some(cost) = NonZeroU32::new(units) else { return Decision::Go(self.free(whose), 0) };
             match whose {
-                Whose::Common => self.decide_of(None, cost, deadline),
+                Whose::Keyless => self.decide_of(None, cost, deadline),
                 Whose::Key(key) => self.decide_of(Some(key), cost, deadline),
                 Whose::Nobodys { refuse: true } => self.refuse_or_go(Refusal::new(Reason::KeyMissing)),
                 Whose::Nobodys { refuse: false } => Decision::Go(After::default(), 0),
@@ -162,7 +163,7 @@ impl<St: Engine> Limiter<St> {
         let Some(Local(buckets)) = self.store.local().filter(|_| self.rules.charges()) else { return After::default() };
         let now = self.now();
         let (tier, bucket) = match whose {
-            Whose::Common => (None, Arc::clone(&buckets.common)),
+            Whose::Keyless => (None, Arc::clone(&buckets.common)),
             Whose::Key(key) => {
                 let tier = self.tier(key);
                 (tier, buckets.bucket(key, Ask { units: 0, now, tier, hold: true }))

@@ -6,8 +6,9 @@ use crate::{
     keyed::{Keyed, State},
     rate_limit::{
         Quota,
-        bucket::{Bucket, Taken},
+        bucket::Bucket,
         gcra::{LAST, Left, Meter},
+        taken::Taken,
     },
     sync::{AtomicU64, Ordering::*},
     wake::wake_all,
@@ -134,7 +135,7 @@ impl Cell {
                     Ok(_) => return Some(Taken::Yes(Left::new(next, now, meter))),
                     Err(other) => full_at = other,
                 },
-                Err(at) => return Some(meter.not_taken(at, cost, full_at, now)),
+                Err(at) => return Some(Taken::not(meter, at, cost, full_at, now)),
             }
         }
     }

@@ -97,6 +97,7 @@ mod service;
 mod short_way;
 mod steer;
 mod store;
+pub(crate) mod taken;
 mod ticket;
 mod wait;
 mod waiting;

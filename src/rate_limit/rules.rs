@@ -109,7 +109,7 @@ impl Rules {
         #[cfg(feature = "http")]
         return self.http.look(protocol, request, decide);
         #[cfg(not(feature = "http"))]
-        decide(Whose::Common, 1)
+        decide(Whose::Keyless, 1)
     }
 }
 
@@ -133,7 +133,7 @@ impl HttpRules {
             own = protocol.key(request).map(|key| if self.keys_are_text { key.readable() } else { key });
         } else if matches!(self.keys.way, Way::Form) {
             // It was turned into another form, which has no keys.
-            return decide(Whose::Common, units);
+            return decide(Whose::Keyless, units);
         }
         self.keys.look(P::head(request), own, |whose| decide(whose, units))
     }

@@ -29,6 +29,10 @@ pub trait Store<K>: Send + Sync + 'static {
     type Acquire: Future<Output = Grant> + Send;
 
     /// Takes so many units of the quota of this key, if they are there.
+    ///
+    /// It is asked within the layer's `call`, so it must not block; a panic in it reaches the caller. A call that was
+    /// told to come back, and may [`wait`](crate::RateLimitBuilder::wait), asks again, with what `key_fn` and `cost_fn`
+    /// say then.
     fn acquire(&self, key: &K, cost: NonZeroU32) -> Self::Acquire;
 }
 

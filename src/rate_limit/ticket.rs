@@ -9,9 +9,10 @@ use std::{
 use crate::{
     rate_limit::{
         Engine,
-        bucket::{Bucket, Place, Turn},
+        bucket::{Bucket, Place},
         decision::{Refusal, Until},
         limiter::Limiter,
+        taken::Turn,
     },
     rejection::Reason,
     stripe::Shared,

@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    protocol::{GRPC_PUSHBACK, PREVIOUS_ATTEMPTS, is_grpc, number},
+    protocol::{PREVIOUS_ATTEMPTS, is_grpc, names::GRPC_PUSHBACK, number},
     rejection::Rejection,
 };
 

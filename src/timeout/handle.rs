@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::{
     config::{Checks, ConfigError},
-    timeout::{TimeoutConfig, layer::Shared},
+    timeout::{TimeoutConfig, layer::State},
 };
 
 /// Reads and changes a [`TimeoutLayer`](crate::TimeoutLayer) and everything it wraps.
 #[derive(Debug, Clone)]
 pub struct TimeoutHandle {
-    shared: Arc<Shared>,
+    shared: Arc<State>,
 }
 
 /// The figures of a timeout, since `build()`.
@@ -33,7 +33,7 @@ pub struct TimeoutSnapshot {
 }
 
 impl TimeoutHandle {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<State>) -> Self {
         TimeoutHandle { shared }
     }
 

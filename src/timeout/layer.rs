@@ -31,11 +31,11 @@ pub(crate) type AfterFn = std::convert::Infallible;
 /// Clones, and all services made from them, share their settings and figures.
 #[derive(Debug)]
 pub struct TimeoutLayer<P = Http> {
-    shared: Arc<Shared>,
+    shared: Arc<State>,
     protocol: P,
 }
 
-pub(crate) struct Shared {
+pub(crate) struct State {
     settings: Settings,
     after_fn: Option<AfterFn>,
     pub(crate) ledger: Striped<Ledger>,
@@ -52,7 +52,7 @@ impl TimeoutLayer {
         let reporter = identity.reporter("timeout", &[Reason::Timeout, Reason::DeadlineExceeded]);
         let settings = Settings::new(config);
         let ledger = Ledger::of_layer(reporter, shadow);
-        TimeoutLayer { shared: Arc::new(Shared { settings, after_fn, ledger }), protocol: Http::default() }
+        TimeoutLayer { shared: Arc::new(State { settings, after_fn, ledger }), protocol: Http::default() }
     }
 }
 
@@ -72,7 +72,7 @@ impl<S, P: Clone> Layer<S> for TimeoutLayer<P> {
     }
 }
 
-impl Shared {
+impl State {
     pub(crate) fn name(&self) -> &str {
         self.ledger.name()
     }
@@ -86,9 +86,9 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("State")
             .field("config", &self.settings.load())
             .field("after_fn", &self.after_fn.is_some())
             .field("ledger", &self.ledger)

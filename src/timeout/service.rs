@@ -14,7 +14,7 @@ use crate::{
     protocol::{Http, Protocol},
     rejection::Reason,
     time::{self, Instant, Span},
-    timeout::layer::Shared,
+    timeout::layer::State,
 };
 
 /// A service whose calls are bounded. Made by [`TimeoutLayer`](crate::TimeoutLayer).
@@ -23,12 +23,12 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Timeout<S, P = Http> {
     inner: Instance<S>,
-    shared: Arc<Shared>,
+    shared: Arc<State>,
     protocol: P,
 }
 
 impl<S, P> Timeout<S, P> {
-    pub(crate) fn new(inner: S, shared: Arc<Shared>, protocol: P) -> Self {
+    pub(crate) fn new(inner: S, shared: Arc<State>, protocol: P) -> Self {
         Timeout { inner: Instance::new(inner), shared, protocol }
     }
 }
@@ -86,7 +86,7 @@ impl<S, P: Clone> Timeout<S, P> {
     }
 }
 
-impl Shared {
+impl State {
     /// The operator's bound, chosen by the request where a function was given.
     #[cfg_attr(not(feature = "http"), allow(clippy::extra_unused_type_parameters, reason = "nothing to choose by"))]
     #[inline]

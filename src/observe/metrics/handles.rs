@@ -61,20 +61,21 @@ const OBSERVER_PANICS: &str = "buttress_observer_panics_total";
 const STATE: &str = "buttress_circuit_breaker_state";
 const LIMIT: &str = "buttress_limit";
 const QUEUE_WAIT: &str = "buttress_queue_wait_seconds";
+const OLDEST_WAIT: &str = "buttress_oldest_wait_seconds";
 
-/// Figures of a policy that are gauges when they are published, and their names there.
-const FLEETING: [(&str, &str); 11] = [
-    ("in_flight", "buttress_in_flight"),
-    ("waiting", "buttress_waiting"),
-    ("oldest_wait", "buttress_oldest_wait_seconds"),
-    ("failure_rate", "buttress_failure_rate"),
-    ("slow_call_rate", "buttress_slow_call_rate"),
-    ("probes_out", "buttress_probes_out"),
-    ("rate", "buttress_rate"),
-    ("budget_left", "buttress_budget_left"),
-    ("keys", "buttress_keys"),
-    ("open_keys", "buttress_open_keys"),
-    ("shadow", "buttress_shadow"),
+/// Figures of a policy that are gauges when they are published: there, here, and in words.
+const FLEETING: [(&str, &str, &str); 11] = [
+    ("in_flight", "buttress_in_flight", "Calls in flight."),
+    ("waiting", "buttress_waiting", "Calls that wait for their turn."),
+    ("oldest_wait", OLDEST_WAIT, "For how long the one has waited who has waited longest."),
+    ("failure_rate", "buttress_failure_rate", "The share of failed calls in the window."),
+    ("slow_call_rate", "buttress_slow_call_rate", "The share of slow calls in the window."),
+    ("probes_out", "buttress_probes_out", "Probes that are running."),
+    ("rate", "buttress_rate", "Calls a second that are allowed."),
+    ("budget_left", "buttress_budget_left", "What is left of the budget."),
+    ("keys", "buttress_keys", "Keys with a state of their own."),
+    ("open_keys", "buttress_open_keys", "Keys whose circuit breaker is open."),
+    ("shadow", "buttress_shadow", "1 in shadow."),
 ];
 
 pub(super) struct Handles {
@@ -166,7 +167,7 @@ pub(super) fn show_fleeting(who: &Who, layer: &dyn Watched) {
     let mut seen = Vec::new();
     layer.figures(&mut |name, figure| seen.push((name, figure)));
     for (name, figure) in seen {
-        if let Some((_, metric)) = FLEETING.iter().find(|(known, _)| *known == name)
+        if let Some((_, metric, _)) = FLEETING.iter().find(|(known, ..)| *known == name)
             && let Some(value) = value(figure)
         {
             who.gauge(metric, None).set(value);
@@ -180,7 +181,7 @@ pub(super) fn show_gone(trace: &Trace) {
     if trace.has_state {
         STATES.iter().for_each(|state| who.gauge(STATE, Some(("state", state.as_str()))).set(0.0));
     }
-    let gauges = [("limit", LIMIT)].into_iter().chain(FLEETING);
+    let gauges = [("limit", LIMIT)].into_iter().chain(FLEETING.map(|(figure, metric, _)| (figure, metric)));
     for (_, metric) in gauges.filter(|(name, _)| trace.figures.contains(name)) {
         who.gauge(metric, None).set(0.0);
     }
@@ -225,25 +226,12 @@ fn describe(recorder: &dyn Recorder) {
     for (name, text) in counters {
         recorder.describe_counter(name.into(), Some(Unit::Count), text.into());
     }
-    let gauges = [
-        (STATE, "1 for the state a circuit breaker is in."),
-        (LIMIT, "The limit on calls in flight."),
-        ("buttress_in_flight", "Calls in flight."),
-        ("buttress_waiting", "Calls that wait for their turn."),
-        ("buttress_failure_rate", "The share of failed calls in the window."),
-        ("buttress_slow_call_rate", "The share of slow calls in the window."),
-        ("buttress_probes_out", "Probes that are running."),
-        ("buttress_rate", "Calls a second that are allowed."),
-        ("buttress_budget_left", "What is left of the budget."),
-        ("buttress_keys", "Keys with a state of their own."),
-        ("buttress_open_keys", "Keys whose circuit breaker is open."),
-        ("buttress_shadow", "1 in shadow."),
-    ];
-    for (name, text) in gauges {
-        recorder.describe_gauge(name.into(), None, text.into());
+    recorder.describe_gauge(STATE.into(), None, "1 for the state a circuit breaker is in.".into());
+    recorder.describe_gauge(LIMIT.into(), None, "The limit on calls in flight.".into());
+    for (_, name, text) in FLEETING {
+        let unit = (name == OLDEST_WAIT).then_some(Unit::Seconds);
+        recorder.describe_gauge(name.into(), unit, text.into());
     }
-    let oldest = "For how long the one has waited who has waited longest.";
-    recorder.describe_gauge("buttress_oldest_wait_seconds".into(), Some(Unit::Seconds), oldest.into());
     let wait = "How long calls waited for a bulkhead that had to.";
     recorder.describe_histogram(QUEUE_WAIT.into(), Some(Unit::Seconds), wait.into());
 }

@@ -12,14 +12,14 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::{
     ReplayError,
-    tape::{Handle, Read, Shared},
+    tape::{Handle, Read, Recording},
 };
 
 /// The body of one attempt: first what was recorded, then the rest of the body it was recorded from.
 ///
 /// Its error is that of the body, or a [`ReplayError`] where another attempt has the rest.
 pub struct ReplayBody<B> {
-    tape: Arc<Shared<B>>,
+    tape: Arc<Recording<B>>,
     attempt: u32,
     /// How many frames it has had, and of how many bytes.
     frames: usize,
@@ -96,7 +96,7 @@ where
 
 /// Unless forgotten: the body failed, or panicked.
 struct Failed<'a, B> {
-    tape: &'a Shared<B>,
+    tape: &'a Recording<B>,
     attempt: u32,
 }
 

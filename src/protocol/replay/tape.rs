@@ -23,7 +23,7 @@ pub(super) const PER_CHUNK: usize = 64;
 ///
 /// It is also the waker with which the body is polled: whichever attempt polled last, all are woken, for the one that
 /// polled last may be gone, or wait for its transport.
-pub(super) struct Shared<B> {
+pub(super) struct Recording<B> {
     tape: Mutex<Tape<B>>,
     /// Of the whole body.
     pub(super) hint: SizeHint,
@@ -67,13 +67,13 @@ pub(super) enum Read<B> {
     End,
     /// This attempt can't have the rest.
     Cut,
-    /// Somebody else polls the body right now: [`Shared::wait_for_others`].
+    /// Somebody else polls the body right now: [`Recording::wait_for_others`].
     Busy,
-    /// Poll it, and say what came: [`Shared::put`], [`Shared::wait`] or [`Shared::fail`].
+    /// Poll it, and say what came: [`Recording::put`], [`Recording::wait`] or [`Recording::fail`].
     Poll(B),
 }
 
-impl<B> Shared<B> {
+impl<B> Recording<B> {
     fn lock(&self) -> MutexGuard<'_, Tape<B>> {
         // User code runs outside of it, so there is nothing that could have broken the tape.
         self.tape.lock().unwrap_or_else(PoisonError::into_inner)
@@ -255,7 +255,7 @@ fn length(frame: &Frame<Bytes>) -> usize {
     frame.data_ref().map_or_else(trailers, Bytes::len)
 }
 
-impl<B: Send> Wake for Shared<B> {
+impl<B: Send> Wake for Recording<B> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }

@@ -8,10 +8,10 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 
-use super::{PER_CHUNK, Place, Shared, Tape, wake};
+use super::{PER_CHUNK, Place, Recording, Tape, wake};
 
 /// Whoever may make further attempts holds one.
-pub(in super::super) struct Handle<B>(Arc<Shared<B>>);
+pub(in super::super) struct Handle<B>(Arc<Recording<B>>);
 
 impl<B> Handle<B> {
     pub(in super::super) fn new(body: B, cap: usize) -> Self
@@ -38,11 +38,11 @@ impl<B> Handle<B> {
             woken: false,
             waiting: Vec::new(),
         };
-        Handle(Arc::new(Shared { tape: Mutex::new(tape), hint }))
+        Handle(Arc::new(Recording { tape: Mutex::new(tape), hint }))
     }
 
     /// The shared tape, and the number of the attempt that begins.
-    pub(in super::super) fn begin(&self) -> (Arc<Shared<B>>, u32) {
+    pub(in super::super) fn begin(&self) -> (Arc<Recording<B>>, u32) {
         let mut tape = self.0.lock();
         let attempt = tape.attempts;
         tape.attempts += 1;
