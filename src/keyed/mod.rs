@@ -314,9 +314,9 @@ mod tests {
             own += usize::from(keyed.shard(7).read().entries.iter().any(|e| e.key.is(&key)));
         }
         assert_eq!((own, keyed.len()), (most, most));
-        // The other shards have room.
-        keyed.with(b"another", 0, |(), _| ());
-        assert_eq!(keyed.len(), most + 1);
+        // The other shards have room. (One of many keys may well be of this one.)
+        (0..20_u8).for_each(|n| keyed.with(&[n], 0, |(), _| ()));
+        assert!(keyed.len() > most + 10, "{}", keyed.len());
     }
 
     /// Nobody fills the memory with what only he can read.
