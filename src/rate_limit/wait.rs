@@ -102,31 +102,10 @@ impl<St: Engine> Wait<St> {
                         None => Wait::readiness(None, patience.deadline),
                     },
                 }),
-                WaitProj::Readiness { ticket, timer, deadline, booked } => match outline::poll_ready(service, cx) {
-                    // It may be polled long after its turn has come: nothing is begun past its deadline.
-                    Poll::Ready(Ok(())) if !deadline::is_behind(*deadline) => {
-                        if *booked == Booked::WhenMade {
-                            limiter.goes();
-                        }
-                        if let Some(ticket) = ticket.take() {
-                            ticket.used();
-                        }
-                        Break(Go::Call)
-                    }
-                    Poll::Ready(Err(error)) => Break(Go::Broken(error)),
-                    ready => {
-                        if ready.is_pending() {
-                            ready!(deadline::poll_passed(timer, *deadline, cx));
-                        }
-                        let refusal = Refusal::new(Reason::DeadlineExceeded);
-                        refuse_or(refusal, limiter, || Wait::Readiness {
-                            ticket: ticket.take(),
-                            timer: None,
-                            deadline: None,
-                            booked: Booked::Already,
-                        })
-                    }
-                },
+                WaitProj::Readiness { ticket, timer, deadline, booked } => {
+                    let ready = outline::poll_ready(service, cx);
+                    ready!(poll_readiness(ready, ticket, timer, *deadline, *booked, limiter, cx))
+                }
             };
             match then {
                 Continue(wait) => self.set(wait),
@@ -160,6 +139,43 @@ fn poll_turn<St: Engine, E>(
             booked,
         }),
         Err(refusal) => Break(Go::Refused(refusal)),
+    })
+}
+
+/// It has its turn, and waits for the inner service, of which `ready` is what it says.
+fn poll_readiness<St: Engine, E>(
+    ready: Poll<Result<(), E>>,
+    ticket: &mut Option<Ticket<St>>,
+    timer: Pin<&mut Option<Sleep>>,
+    deadline: Option<Deadline>,
+    booked: Booked,
+    limiter: &Limiter<St>,
+    cx: &mut Context<'_>,
+) -> Poll<Then<St, E>> {
+    Poll::Ready(match ready {
+        // It may be polled long after its turn has come: nothing is begun past its deadline.
+        Poll::Ready(Ok(())) if !deadline::is_behind(deadline) => {
+            if booked == Booked::WhenMade {
+                limiter.goes();
+            }
+            if let Some(ticket) = ticket.take() {
+                ticket.used();
+            }
+            Break(Go::Call)
+        }
+        Poll::Ready(Err(error)) => Break(Go::Broken(error)),
+        ready => {
+            if ready.is_pending() {
+                ready!(deadline::poll_passed(timer, deadline, cx));
+            }
+            let refusal = Refusal::new(Reason::DeadlineExceeded);
+            refuse_or(refusal, limiter, || Wait::Readiness {
+                ticket: ticket.take(),
+                timer: None,
+                deadline: None,
+                booked: Booked::Already,
+            })
+        }
     })
 }
 

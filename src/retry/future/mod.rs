@@ -56,11 +56,8 @@ pin_project! {
     }
 }
 
-type StepOf<S, P, Req> = Step<
-    Held<S, P, Req>,
-    Failure<S, P, Req>,
-    <P as Retryable<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Rest,
->;
+type StepOf<S, P, Req> = Step<Held<S, P, Req>, Failure<S, P, Req>, Rest<S, P, Req>>;
+type Rest<S, P, Req> = <P as Retryable<Req, <S as Service<Req>>::Response, <S as Service<Req>>::Error>>::Rest;
 
 /// What a further attempt is made of.
 pub(crate) struct Spare<S, O> {

@@ -8,7 +8,7 @@ use std::{
 use tower_service::Service;
 
 use super::{
-    Answer, Attempt, AttemptProj, Held, Output, ResponseFuture, Spare, Step, StepOf, StepProj, note_wait,
+    Answer, Attempt, AttemptProj, Held, Output, ResponseFuture, Rest, Spare, Step, StepOf, StepProj, note_wait,
     wait::{Wait, poll_patience, poll_ready_in_time},
 };
 use crate::{
@@ -81,14 +81,7 @@ where
                 return Some(held.map(|held| pass(this.protocol, this.context, held, attempts)));
             }
         };
-        let keeps = this.deadline.is_some();
-        // No arm for both, for an error would be moved there and asked about again.
-        let (rest, last) = match held {
-            Ok(held) if keeps && P::is_whole(&held) => (None, Some(Ok(P::bare(held)))),
-            Ok(held) => (P::rest(held), None),
-            Err(error) if keeps => (None, Some(Err(error))),
-            Err(_) => (None, None),
-        };
+        let GivenUp { rest, last } = give_up::<S, P, Req>(held, this.deadline.is_some());
         let yields = this.number.is_multiple_of(AT_ONCE);
         if let Some(cx) = at_once
             && delay == Span::ZERO
@@ -257,6 +250,29 @@ where
         let mut rejected = this.protocol.reject(this.context, this.shared.ledger.late())?;
         P::note_rejection(&mut rejected, attempts);
         Ok(rejected)
+    }
+}
+
+/// What becomes of an answer that is given up for a further attempt.
+struct GivenUp<R, A> {
+    /// It is read, for the sake of its connection.
+    rest: Option<R>,
+    /// It is kept, for a deadline that may come first.
+    last: Option<A>,
+}
+
+#[inline(always)]
+fn give_up<S, P, Req>(answer: Answer<S, P, Req>, keeps: bool) -> GivenUp<Rest<S, P, Req>, Answer<S, P, Req>>
+where
+    S: Service<Req>,
+    P: Retryable<Req, S::Response, S::Error>,
+{
+    // No arm for both, for an error would be moved there and asked about again.
+    match answer {
+        Ok(held) if keeps && P::is_whole(&held) => GivenUp { rest: None, last: Some(Ok(P::bare(held))) },
+        Ok(held) => GivenUp { rest: P::rest(held), last: None },
+        Err(error) if keeps => GivenUp { rest: None, last: Some(Err(error)) },
+        Err(_) => GivenUp { rest: None, last: None },
     }
 }
 
