@@ -17,8 +17,8 @@ pub(crate) struct Instance<S, Why = ()> {
 /// What the last `poll_ready` of the layer did with the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Readiness<Why> {
-    /// It asked, so that the instance may hold something for the next call. Still so after that call, which costs a
-    /// clone more when the door closes, and those that go nothing.
+    /// It asked, so that the instance may hold something for the next call. It stays so after that call: calls that go
+    /// have nothing to note, and a door that closes later costs one clone more.
     Asked,
     /// It left the instance alone: the next call is refused, for this.
     Refused(Why),
@@ -47,9 +47,11 @@ impl<S, Why> Instance<S, Why> {
     where
         S: Clone,
     {
-        if let Readiness::Asked = mem::replace(&mut self.readiness, Readiness::Refused(why)) {
+        // First: where a clone panics, it is still known that something is held.
+        if self.is_asked() {
             give_back(&mut self.service);
         }
+        self.readiness = Readiness::Refused(why);
     }
 
     /// Did the last `poll_ready` ask for the readiness of the instance?
@@ -103,8 +105,8 @@ impl<S, Why> Instance<S, Why> {
         S: Clone,
     {
         if self.is_asked() {
-            self.readiness = Readiness::Unasked;
             give_back(&mut self.service);
+            self.readiness = Readiness::Unasked;
         }
     }
 
@@ -124,11 +126,12 @@ impl<S, Why> Instance<S, Why> {
         S: Clone,
     {
         let was_asked = self.is_asked();
+        let unready = self.service.clone();
+        let readied = mem::replace(&mut self.service, unready);
         if was_asked {
             self.readiness = Readiness::Unasked;
         }
-        let unready = self.service.clone();
-        (mem::replace(&mut self.service, unready), was_asked)
+        (readied, was_asked)
     }
 }
 
@@ -146,4 +149,56 @@ impl<S: Clone, Why> Clone for Instance<S, Why> {
 pub(crate) fn give_back<S: Clone>(readied: &mut S) {
     let unready = readied.clone();
     drop(mem::replace(readied, unready));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::Relaxed},
+        },
+    };
+
+    use super::*;
+
+    /// Holds something once it was asked, as a clone does not. A clone may panic.
+    struct Holds {
+        _held: Option<Arc<()>>,
+        fails: Arc<AtomicBool>,
+    }
+
+    impl Clone for Holds {
+        fn clone(&self) -> Self {
+            assert!(!self.fails.swap(false, Relaxed), "no clone");
+            Holds { _held: None, fails: Arc::clone(&self.fails) }
+        }
+    }
+
+    /// What is held is given back at the next closed door, if it could not be at this one.
+    #[test]
+    fn a_clone_that_panics_forgets_nothing() {
+        for by_call in [false, true] {
+            let (held, fails) = (Arc::new(()), Arc::new(AtomicBool::new(true)));
+            let mut instance = Instance::new(Holds { _held: Some(Arc::clone(&held)), fails });
+            instance.readiness = Readiness::Asked;
+            let gives_back =
+                |instance: &mut Instance<Holds>| if by_call { instance.give_back() } else { instance.refuse(()) };
+            assert!(catch_unwind(AssertUnwindSafe(|| gives_back(&mut instance))).is_err());
+            assert_eq!(Arc::strong_count(&held), 2);
+            instance.refuse(());
+            assert_eq!((Arc::strong_count(&held), instance.is_refused()), (1, true));
+        }
+    }
+
+    /// Whoever is refused stays so until readiness is asked for, whatever is given back meanwhile.
+    #[test]
+    fn a_refusal_stays() {
+        let mut instance = Instance::new(());
+        instance.refuse(());
+        instance.give_back();
+        instance.unready();
+        assert!(!instance.take().1 && instance.is_refused());
+    }
 }

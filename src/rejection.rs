@@ -207,8 +207,8 @@ impl Rejection {
         }
     }
 
-    /// The rejection behind a response that a policy made, or (feature `tonic`) behind the status that a handler has
-    /// made of one.
+    /// The rejection behind a response that a policy made, or (feature `tonic`) that a handler has passed on: behind a
+    /// status with the rejection's own code, in a response of trailers only.
     #[cfg(feature = "http")]
     pub fn in_response<B>(response: &http::Response<B>) -> Option<&Rejection> {
         Self::in_extensions(response.extensions())
@@ -219,9 +219,12 @@ impl Rejection {
     #[inline]
     pub(crate) fn in_extensions(extensions: &http::Extensions) -> Option<&Rejection> {
         let rejection = extensions.get();
-        // There tonic leaves the status that its headers were made of.
+        // There tonic leaves the status that its headers were made of. With another code it is what the handler says.
         #[cfg(feature = "tonic")]
-        let rejection = rejection.or_else(|| Rejection::of(extensions.get::<tonic::Status>()?));
+        let rejection = rejection.or_else(|| {
+            let status = extensions.get::<tonic::Status>()?;
+            Rejection::of(status).filter(|r| i32::from(status.code()).unsigned_abs() == r.reason().grpc_code())
+        });
         rejection
     }
 

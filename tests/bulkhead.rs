@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -924,6 +924,26 @@ async fn a_shorter_lease_lets_in_who_waits() {
     let start = Instant::now();
     waits.await.unwrap();
     assert_eq!(start.elapsed(), ms(0));
+    drop(body);
+}
+
+/// Who waits has set its timer by the longer one.
+#[tokio::test(start_paused = true)]
+async fn a_shorter_lease_is_waited_for_by_those_who_wait_already() {
+    let layer = builder(1).queue(1).wait(ms(100_000)).permit_lease(ms(60_000)).build().unwrap();
+    let mut service = layer.layer(streams(1_000, true));
+    let body = reads(&mut service, 2).await;
+    let start = Instant::now();
+    let waits = async { drop(service.call(Request::new(())).await.unwrap()) };
+    let shortens = async {
+        advance(ms(5_000)).await;
+        let config = BulkheadConfig { permit_lease: ms(10_000), ..snapshot(&layer).config };
+        layer.handle().update(config).unwrap();
+    };
+    // Each is polled by its own waker alone.
+    let mut both = FuturesUnordered::from_iter([waits.boxed_local(), shortens.boxed_local()]);
+    while both.next().await.is_some() {}
+    assert_eq!(start.elapsed(), ms(10_000));
     drop(body);
 }
 

@@ -1246,6 +1246,18 @@ async fn those_who_wait_for_a_store_are_seen_and_go_in_shadow() {
     assert_eq!((snapshot.waiting, snapshot.admitted, snapshot.rejected, snapshot.would_have_rejected), (0, 3, 0, 0));
 }
 
+/// Without tokio's timer nothing can be waited for: a panic that leaves nothing behind.
+#[test]
+fn a_pause_without_a_timer_leaves_nobody_waiting() {
+    let later = Fixed(Grant::Denied { retry_after: ms(100) });
+    let layer = limit(Quota::per_second(3)).wait(ms(60_000)).store(later).build().unwrap();
+    let service = layer.clone().plain().layer(Probe::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let run = std::panic::AssertUnwindSafe(|| runtime.block_on(service.oneshot(())));
+    assert!(std::panic::catch_unwind(run).is_err());
+    assert_eq!(layer.handle().snapshot().waiting, 0);
+}
+
 /// A store that does not answer holds a call until its deadline at most, whichever it has.
 #[tokio::test(start_paused = true)]
 async fn a_store_is_waited_for_until_the_deadline() {

@@ -4,12 +4,12 @@
 use std::{
     collections::VecDeque,
     fmt,
-    future::Future,
+    future::{Future, ready},
     io,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -112,7 +112,7 @@ impl Service<u32> for Backend {
 
 /// Attempts without a wait between them that end at once: still others get their turn, and a timeout outside its end.
 #[tokio::test(start_paused = true)]
-async fn totalat_once_do_not_keep_the_thread() {
+async fn attempts_at_once_do_not_keep_the_thread() {
     for deadline in [None, Some(Deadline::after(ms(1_000)))] {
         let layer = retry().attempts(u32::MAX).backoff(Backoff::Constant(Duration::ZERO)).build().unwrap().plain();
         let failing = service_fn(|(): ()| async { Err::<(), _>(Oops(1)) });
@@ -247,6 +247,39 @@ async fn the_numbers_change_while_it_runs() {
         });
         assert_eq!(attempts(&layer, &backend, get()).await, (503, total, Stopped::Attempts));
     }
+}
+
+/// The last error is kept for a deadline that may come first, and no longer than that.
+#[tokio::test(start_paused = true)]
+async fn the_last_error_goes_before_the_next_attempt_comes() {
+    struct Noted(u32, Arc<Mutex<Vec<String>>>);
+    impl Drop for Noted {
+        fn drop(&mut self) {
+            self.1.lock().unwrap().push(format!("error {} goes", self.0));
+        }
+    }
+    impl fmt::Debug for Noted {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+    impl fmt::Display for Noted {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+    impl std::error::Error for Noted {}
+
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let (noted, calls) = (Arc::clone(&log), Arc::new(AtomicU32::new(0)));
+    let service = service_fn(move |(): ()| {
+        let n = calls.fetch_add(1, SeqCst) + 1;
+        noted.lock().unwrap().push(format!("call {n}"));
+        ready(if n < 3 { Err(Noted(n, Arc::clone(&noted))) } else { Ok(()) })
+    });
+    let layer = retry().backoff(Backoff::Constant(ms(10))).build().unwrap().plain();
+    Deadline::after(ms(5_000)).scope(layer.layer(service).oneshot(())).await.unwrap();
+    assert_eq!(*log.lock().unwrap(), ["call 1", "error 1 goes", "call 2", "error 2 goes", "call 3"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -544,7 +577,7 @@ async fn no_sleep_ends_past_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_attempt_with_less_time_than_totaltake() {
+async fn no_attempt_with_less_time_than_attempts_take() {
     let layer = retry().build().unwrap().plain();
     let good = Backend { start: Some(Instant::now()), ..Backend::default() }.takes(ms(40));
     for _ in 0..20 {
@@ -1255,7 +1288,7 @@ async fn a_grpc_stream_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_number_of_totalgoes_along() {
+async fn the_number_of_attempts_goes_along() {
     let name = HeaderName::from_static("x-attempts");
     let layer = retry().attempts(3).attempt_header(name).build().unwrap();
     let backend = Http::new().with(200, &[("grpc-status", "14")]);
@@ -1541,7 +1574,7 @@ async fn a_shedding_server_stops_retries() {
 }
 
 #[tokio::test]
-async fn previous_totalare_an_extension() {
+async fn previous_attempts_are_an_extension() {
     let name = HeaderName::from_static("x-attempts");
     let seen = service_fn(|request: Request<Body>| async move {
         Ok::<_, io::Error>(Response::new(request.extensions().get::<PreviousAttempts>().copied()))

@@ -86,8 +86,10 @@ impl Held {
                 self.settle(left, waits)?;
                 break;
             }
-            if timer.is_none() {
-                timer.set(Some(sleep_until(self.limiter.next_look(self.limiter.now(), waits.ends()))));
+            // It may have been told of a longer lease.
+            let look = self.limiter.next_look(self.limiter.now(), waits.ends());
+            if timer.as_ref().as_pin_ref().is_none_or(|sleep| sleep.deadline() > look) {
+                timer.set(Some(sleep_until(look)));
             }
             if let Some(sleep) = timer.as_mut().as_pin_mut() {
                 ready!(sleep.poll(cx));

@@ -221,6 +221,7 @@ impl Limiter {
     }
 
     pub(crate) fn update(&self, config: BulkheadConfig) {
+        let lease = self.common.settings.lease();
         let from = self.common.settings.store(config);
         self.for_all(|limiter| {
             limiter.room.set_patience(settings::patience(&self.common.settings));
@@ -228,7 +229,12 @@ impl Limiter {
         });
         self.was_resized(from, config.limit);
         // Who waits has been told of the old lease, and may be all there is.
-        self.for_all(|limiter| limiter.put_out_stalled(limiter.now()));
+        self.for_all(|limiter| {
+            limiter.put_out_stalled(limiter.now());
+            if self.common.settings.lease() < lease {
+                limiter.room.call_waiters();
+            }
+        });
     }
 
     /// Gives the room the limit of the settings.

@@ -80,6 +80,9 @@ where
             <Http as Protocol<Request<B>, Response<RB>, E>>::deadline(&request),
             Deadline::current(),
         );
+        if deadline::has_passed(deadline) {
+            return Given::Nothing(bad.result);
+        }
         let stage = Stage::Readying { backup: self.0.clone(), request: Some(request), deadline, timer: None };
         let rejection = bad.result.as_ref().ok().and_then(HeldResponse::rejection);
         let first = Some((bad.mark(rejection), bad.result));

@@ -46,7 +46,7 @@ impl Http {
         }
         // The length of a gRPC response says nothing: its end is in the trailers.
         let bytes = match length {
-            _ if grpc => None,
+            _ if grpc || has_ended => None,
             Header::Is(n) => Some(n),
             _ => body.size_hint().exact(),
         };

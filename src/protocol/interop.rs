@@ -54,6 +54,16 @@ mod tests {
         assert_eq!(Rejection::of(&status).map(Rejection::reason), Some(Reason::BulkheadFull));
     }
 
+    /// A handler that passes it on, and one that says something else because of it.
+    #[test]
+    fn as_the_answer_of_a_handler() {
+        let answer = tonic::Status::from(rejection()).into_http::<()>();
+        assert_eq!(Rejection::in_response(&answer).map(Rejection::reason), Some(Reason::BulkheadFull));
+        let mut other = tonic::Status::not_found("nobody of that name");
+        other.set_source(std::sync::Arc::new(rejection()));
+        assert!(Rejection::in_response(&other.into_http::<()>()).is_none());
+    }
+
     #[test]
     fn as_a_response() {
         let response = rejection().into_response();

@@ -174,6 +174,12 @@ impl<T: Default> Line<T> {
         all
     }
 
+    /// What those left who wait, and leave anew when they have looked again.
+    pub(crate) fn payloads(&mut self) -> impl Iterator<Item = T> {
+        let waiting = self.places.iter_mut().filter(|place| place.fate == Fate::Waits);
+        waiting.map(|place| std::mem::take(&mut place.payload))
+    }
+
     /// Whose turn is it? The highest band's, unless one was passed over for too long.
     fn turn(&self) -> Option<usize> {
         let there = || (0..BANDS).filter(|&b| self.bands[b].len > 0);

@@ -168,6 +168,14 @@ impl Room {
         self.unlock(line, wakes);
     }
 
+    /// Has everybody who waits look again.
+    pub(crate) fn call_waiters(&self) {
+        let mut wakes = Wakes::default();
+        let mut line = self.lock();
+        line.payloads().for_each(|waker| wakes.add(waker));
+        self.unlock(line, wakes);
+    }
+
     /// How many wait, and since when the one who has waited longest.
     pub(crate) fn waiting(&self) -> (usize, Option<u64>) {
         let line = self.lock();

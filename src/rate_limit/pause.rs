@@ -58,7 +58,9 @@ impl<St: Engine> Pause<St> {
     pub(crate) fn new(until: Instant, limiter: Shared<Limiter<St>>) -> Self {
         let number = limiter.pausing.lock().number();
         limiter.waits();
-        Pause { timer: sleep_until(until), seat: Seat { number, limiter } }
+        // First, for without a timer of tokio's there is a panic.
+        let seat = Seat { number, limiter };
+        Pause { timer: sleep_until(until), seat }
     }
 
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Paused> {

@@ -202,7 +202,7 @@ mod http_form {
         }
 
         fn bare(mut held: HeldResponse<RB>) -> HeldResponse<RB> {
-            let rejection = held.parts.extensions.remove::<Rejection>();
+            let rejection = held.rejection().cloned();
             held.parts.extensions.clear();
             rejection.into_iter().for_each(|ours| drop(held.parts.extensions.insert(ours)));
             held

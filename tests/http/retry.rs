@@ -22,7 +22,8 @@ use axum::{
     serve::ListenerExt,
 };
 use buttress::{
-    Attempts, Backoff, BoxError, Budget, Outcome, Retry, RetryBuilder, RetryLayer, Stopped, testing::OutcomesLayer,
+    Attempts, Backoff, BoxError, Budget, Deadline, Error, Outcome, Reason, Rejection, Retry, RetryBuilder, RetryLayer,
+    Stopped, TimeoutLayer, testing::OutcomesLayer,
 };
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::{StreamExt, stream};
@@ -51,7 +52,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
     health_server::{Health, HealthServer},
 };
-use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
     health::{ask, channel},
@@ -496,5 +497,46 @@ async fn around_an_axum_router() {
         let request = Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!((response.status(), hits.load(SeqCst)), (StatusCode::OK, 3));
+    }
+}
+
+/// Answers with a status that a handler has made of a timeout of its own. Its clones are never ready.
+struct PassesOn(Rejection, bool);
+
+impl Clone for PassesOn {
+    fn clone(&self) -> Self {
+        PassesOn(self.0.clone(), false)
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for PassesOn {
+    type Response = Response<Full<Bytes>>;
+    type Error = io::Error;
+    type Future = std::future::Ready<Result<Self::Response, io::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+        if self.1 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn call(&mut self, _: Request<Full<Bytes>>) -> Self::Future {
+        ready(Ok(Status::from(self.0.clone()).into_http()))
+    }
+}
+
+/// The last answer comes back where there is no time for another, and still says what it was.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_kept_says_what_it_was() {
+    let timeout = TimeoutLayer::builder().after(Duration::from_millis(1)).build().unwrap().plain();
+    let hangs = service_fn(|()| std::future::pending::<Result<(), io::Error>>());
+    let Err(Error::Rejected(rejection)) = timeout.layer(hangs).oneshot(()).await else { panic!("no timeout") };
+    for attempts in [1, 2] {
+        let outcomes = OutcomesLayer::new();
+        let layer = retry().attempts(attempts).build().unwrap();
+        let service = outcomes.layer(layer.layer(PassesOn(rejection.clone(), true)));
+        let request =
+            Request::builder().header(header::CONTENT_TYPE, "application/grpc").body(Full::default()).unwrap();
+        let answer = Deadline::after(Duration::from_secs(5)).scope(service.oneshot(request)).await.unwrap();
+        assert_eq!(Rejection::in_response(&answer).map(Rejection::reason), Some(Reason::Timeout), "{attempts}");
+        assert_eq!(outcomes.handle().take(), [Outcome::Failure], "{attempts}");
     }
 }

@@ -173,6 +173,8 @@ where
                         if let Some(reservation) = reservation {
                             reservation.spend();
                         }
+                        // What there is of the last attempt goes before the next one is begun.
+                        drop(last);
                         this.step.set(None);
                         let own_budget = own_budget(this.protocol, this.shared, this.spare);
                         self.call_again(own_budget, outline::call);
