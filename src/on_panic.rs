@@ -13,8 +13,8 @@ pub(crate) fn on_panic<T>(then: impl Fn(), run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// As [`on_panic`], for code that takes something large along, which would be moved into a closure: it runs between this
-/// and [`disarm`](Self::disarm).
+/// As [`on_panic`], for code that takes something large along, which would be moved into a closure: it runs between
+/// this and [`disarm`](Self::disarm).
 pub(crate) struct Armed<F: Fn()>(pub(crate) F);
 
 impl<F: Fn()> Armed<F> {

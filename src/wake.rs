@@ -14,8 +14,8 @@ pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     }
 }
 
-/// Those who wait for one thing, each under a number of its own. Whoever locks them clones what goes in before the lock,
-/// and drops and wakes what comes out after it.
+/// Those who wait for one thing, each under a number of its own. Whoever locks them clones what goes in before the
+/// lock, and drops and wakes what comes out after it.
 #[derive(Debug, Default)]
 pub(crate) struct Wakers {
     next: u64,

@@ -37,16 +37,7 @@ impl Breaker {
     /// As [`succeeded`](Self::succeeded), where the breaker is held for longer than that.
     #[inline]
     pub(crate) fn succeeded_and_goes_on(this: &Shared<Breaker>, pass: Pass) {
-        let (booked, now) = if pass.has_ticks() {
-            let now = time::now();
-            (this.book_in_tick(pass, this.stripe(), now), Some(now))
-        } else {
-            (this.machine.succeeded_in_turn(pass), None)
-        };
-        if booked != Booked::Done {
-            this.booked(pass, booked, now);
-        }
-        this.reporter().ended(Outcome::Success);
+        this.book_success(pass, this.stripe(), None);
     }
 
     /// A success of a call of this generation, at a time that is at hand.
@@ -55,12 +46,20 @@ impl Breaker {
             self.reporter().ended(Outcome::Success);
             return self.settle(Ticket::plain(generation), Outcome::Success, false, self.at(now), None);
         };
-        let booked = match pass.has_ticks() {
-            true => self.book_in_tick(pass, thread_number(), now),
-            false => self.machine.succeeded_in_turn(pass),
+        self.book_success(pass, thread_number(), Some(now));
+    }
+
+    /// Books it and tells of it. The clock is asked only by a window of time, and where the time is not at hand.
+    #[inline(always)]
+    fn book_success(&self, pass: Pass, stripe: usize, now: Option<Instant>) {
+        let (booked, now) = if pass.has_ticks() {
+            let now = now.unwrap_or_else(time::now);
+            (self.book_in_tick(pass, stripe, now), Some(now))
+        } else {
+            (self.machine.succeeded_in_turn(pass), now)
         };
         if booked != Booked::Done {
-            self.booked(pass, booked, Some(now));
+            self.booked(pass, booked, now);
         }
         self.reporter().ended(Outcome::Success);
     }

@@ -80,8 +80,8 @@ impl<B> FallbackLayer<crate::Backup<B>> {
     /// if the backup is not ready by the call's deadline.
     ///
     /// It has the response type of the service that it stands in for. Around one under a policy, which has a body type
-    /// of its own, put the backup under a layer of that kind too, as here, or make the bodies of both one type again, by
-    /// `MapResponseBodyLayer::new(axum::body::Body::new)` of `tower_http` directly inside of this layer:
+    /// of its own, put the backup under a layer of that kind too, as here; or make the bodies of both one type again,
+    /// by `MapResponseBodyLayer::new(axum::body::Body::new)` of `tower_http` directly inside of this layer.
     ///
     /// ```
     /// use buttress::{BulkheadLayer, FallbackLayer};

@@ -6,17 +6,14 @@ use http_body::Body;
 
 use crate::{
     outcome::{End, Outcome},
-    protocol::{Degraded, Http, HttpContext, Watch, classify, cut, hint, judge::Judge, number},
+    protocol::{Degraded, Http, HttpClassify, HttpContext, Watch, classify, cut, hint, judge::Judge, number},
     rejection::Rejection,
 };
 
 impl Http {
     /// The verdict on a body that came to its end.
     pub(super) fn judge_end(&self, grpc: bool, trailers: Option<&HeaderMap>) -> End {
-        End::Outcome(match &self.classify {
-            Some(own) => own.end(grpc, trailers),
-            None => classify::default_end(grpc, trailers),
-        })
+        end_of_body(self.classify.as_deref(), grpc, trailers)
     }
 
     /// Judges the head. `None`: the response is over with it, and the watch is gone. Then there was no [`Judge`], which
@@ -90,6 +87,14 @@ impl Http {
         }
         outcome.map(End::Outcome)
     }
+}
+
+/// The verdict on a body that came to its end, by the user's own classification if there is one.
+pub(super) fn end_of_body(own: Option<&dyn HttpClassify>, grpc: bool, trailers: Option<&HeaderMap>) -> End {
+    End::Outcome(match own {
+        Some(own) => own.end(grpc, trailers),
+        None => classify::default_end(grpc, trailers),
+    })
 }
 
 /// What a policy of ours further in has said of its answer. Out of line, for most answers are not of a policy.

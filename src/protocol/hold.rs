@@ -28,7 +28,8 @@ pub trait Hold<Req, Res, Err>: Protocol<Req, Res, Err> {
     #[doc(hidden)]
     fn pass<W: Watch>(&self, context: &Self::Context, held: Self::Held, watch: Option<W>) -> Self::Response<W>;
 
-    /// As [`pass`](Self::pass), as the last thing a poll does: what it had to wrap it would move once more.
+    /// As [`pass`](Self::pass), as the last thing that a poll does: an answer is large, and wrapped by the poll itself
+    /// it would be moved once more.
     #[doc(hidden)]
     #[inline(always)]
     fn pass_at_once<W: Watch>(

@@ -15,7 +15,7 @@ use crate::{
     deadline::Entered,
     outcome::End,
     permit::Cause,
-    protocol::{BoxError, HttpClassify, Watch, classify, cut, hint, transport},
+    protocol::{BoxError, HttpClassify, Watch, classify, cut, head::end_of_body, hint, transport},
     rejection::Rejection,
 };
 
@@ -169,11 +169,7 @@ impl<W: Watch> Judge<W> {
     /// The response is over, with or without trailers.
     pub(crate) fn end(&mut self, trailers: Option<&HeaderMap>) {
         if !self.settled && self.watch.is_some() {
-            let outcome = match &self.classify {
-                Some(own) => own.end(self.grpc, trailers),
-                None => classify::default_end(self.grpc, trailers),
-            };
-            self.settle(End::Outcome(outcome));
+            self.settle(end_of_body(self.classify.as_deref(), self.grpc, trailers));
         }
         if let Some(watch) = &mut self.watch {
             watch.over();

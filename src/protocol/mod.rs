@@ -229,8 +229,8 @@ pub trait Protocol<Req, Res, Err>: Clone + sealed::Sealed {
     fn close_connection<W: Watch>(_answer: &mut Self::Response<W>) {}
 
     /// The inner service has answered. `watch` is told of the end, now or when the body is over; it is gone afterwards.
-    /// By reference, because where there is no body it need not be moved for that. Always ready: answers are large, and
-    /// a poll that had to wrap this one would move it once more.
+    /// By reference, because where there is no body it need not be moved for that. Always ready: an answer is large, and
+    /// wrapped by the poll that gives it back it would be moved once more.
     #[doc(hidden)]
     fn finish<W: Watch>(
         &self,

@@ -116,8 +116,8 @@ impl Leases {
         self.next_look.load(Ordering::Relaxed)
     }
 
-    /// The length of leases has been changed. A time long past, and each time another one: whoever looks right now by the
-    /// old length must see that it is not what it was.
+    /// The length of leases has been changed. A time long past, and each time another one: whoever looks right now by
+    /// the old length must see that it is not what it was.
     pub(crate) fn look_anew(&self) {
         let changes = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
         self.next_look.store(changes, Ordering::SeqCst);

@@ -68,9 +68,9 @@
 //! # Cancel safety
 //!
 //! Dropping the response future gives the place in the line back at once. Units that were taken for a call that was
-//! made stay taken; those of a call that was dropped before that go back. Two kinds do not: what a store has granted; and,
-//! of a key, what a call took for which the inner service had not been asked, because a deadline had passed that the
-//! call itself does not have.
+//! made stay taken; those of a call that was dropped before that go back. Two kinds do not: what a store has granted;
+//! and, of a key, what a call took for which the inner service had not been asked, because a deadline had passed that
+//! the call itself does not have.
 
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "keys, costs and headers are for HTTP"))]
 pub(crate) mod bucket;

@@ -64,9 +64,9 @@
 //!
 //! # Cost
 //!
-//! One counter for an admitted call of a breaker, a bulkhead, a rate limit, a retry or a hedge, and no allocation. All threads
-//! add to that one counter of the recorder, so two of them fight over its cache line (together 28 million calls a
-//! second of a breaker, where one alone makes 30). Timeouts, deadlines, adaptive rates and fallbacks cost nothing
+//! One counter for an admitted call of a breaker, a bulkhead, a rate limit, a retry or a hedge, and no allocation. All
+//! threads add to that one counter of the recorder, so two of them fight over its cache line (together 28 million calls
+//! a second of a breaker, where one alone makes 30). Timeouts, deadlines, adaptive rates and fallbacks cost nothing
 //! before they act.
 
 use std::{
