@@ -1246,6 +1246,25 @@ async fn those_who_wait_for_a_store_are_seen_and_go_in_shadow() {
     assert_eq!((snapshot.waiting, snapshot.admitted, snapshot.rejected, snapshot.would_have_rejected), (0, 3, 0, 0));
 }
 
+/// A store that says zero is asked each millisecond, and what a call is and costs is looked at anew each time.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_says_at_once_is_asked_each_millisecond() {
+    struct AtOnce(Arc<AtomicU32>);
+    impl Store<Arc<str>> for AtOnce {
+        type Acquire = Ready<Grant>;
+        fn acquire(&self, _key: &Arc<str>, cost: NonZeroU32) -> Ready<Grant> {
+            assert_eq!(self.0.fetch_add(1, SeqCst) + 1, cost.get());
+            ready(Grant::Denied { retry_after: ms(0) })
+        }
+    }
+    let (asked, costs) = (Arc::new(AtomicU32::new(0)), AtomicU32::new(0));
+    let layer = limit(Quota::per_second(3)).wait(ms(5)).cost_fn(move |_| costs.fetch_add(1, SeqCst) + 1);
+    let layer = layer.store(AtOnce(Arc::clone(&asked))).build().unwrap();
+    let start = Instant::now();
+    assert_eq!(layer.layer(http()).oneshot(Request::default()).await.unwrap().status(), 429);
+    assert_eq!((asked.load(SeqCst), start.elapsed()), (6, ms(5)));
+}
+
 /// Without tokio's timer nothing can be waited for: a panic that leaves nothing behind.
 #[test]
 fn a_pause_without_a_timer_leaves_nobody_waiting() {

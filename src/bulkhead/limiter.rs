@@ -14,7 +14,7 @@ use crate::{
     priority::Priority,
     queue::{Entrant, Entry, Room},
     rejection::Reason,
-    time::Instant,
+    time::{Instant, nanos},
 };
 
 #[cfg(feature = "http")]
@@ -221,17 +221,17 @@ impl Limiter {
     }
 
     pub(crate) fn update(&self, config: BulkheadConfig) {
-        let lease = self.common.settings.lease();
-        let from = self.common.settings.store(config);
+        let before = self.common.settings.store(config);
         self.for_all(|limiter| {
             limiter.room.set_patience(settings::patience(&self.common.settings));
             limiter.room.look_anew();
         });
-        self.was_resized(from, config.limit);
+        self.was_resized(before.limit, config.limit);
         // Who waits has been told of the old lease, and may be all there is.
+        let is_shorter = nanos(config.permit_lease) < before.lease;
         self.for_all(|limiter| {
             limiter.put_out_stalled(limiter.now());
-            if self.common.settings.lease() < lease {
+            if is_shorter {
                 limiter.room.call_waiters();
             }
         });

@@ -22,6 +22,13 @@ pub(crate) struct Settings {
     updating: Updating,
 }
 
+/// What an update has changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before {
+    pub(crate) limit: usize,
+    pub(crate) lease: u64,
+}
+
 impl Settings {
     pub(crate) fn new(config: BulkheadConfig) -> Self {
         let settings = Settings {
@@ -35,13 +42,13 @@ impl Settings {
         settings
     }
 
-    /// Gives back what the limit was.
-    pub(crate) fn store(&self, config: BulkheadConfig) -> usize {
+    /// Gives back what the limit and the lease were: one update sees what the one before it has left.
+    pub(crate) fn store(&self, config: BulkheadConfig) -> Before {
         let _one = self.updating.one();
         self.queue.store(config.queue, Relaxed);
         self.wait.store(nanos(config.wait), Relaxed);
-        self.lease.store(nanos(config.permit_lease), Relaxed);
-        self.set_limit(config.limit)
+        let lease = self.lease.swap(nanos(config.permit_lease), Relaxed);
+        Before { limit: self.set_limit(config.limit), lease }
     }
 
     pub(crate) fn load(&self) -> BulkheadConfig {

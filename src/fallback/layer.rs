@@ -77,7 +77,7 @@ impl<B> FallbackLayer<crate::Backup<B>> {
     ///
     /// The request's body has to be [`Replay`](crate::Replay); of one above 64 KiB, each chunk counting 64 bytes more,
     /// nothing is sent again. The backup's own failure or error is dropped, and the first answer comes back; so it does
-    /// if the backup is not ready by the call's deadline.
+    /// if the backup is not ready by the call's deadline, or that has passed already.
     ///
     /// It has the response type of the service that it stands in for. Around one under a policy, which has a body type
     /// of its own, put the backup under a layer of that kind too, as here; or make the bodies of both one type again,

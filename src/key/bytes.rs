@@ -75,7 +75,8 @@ impl From<String> for KeyBytes<'_> {
     }
 }
 
-/// Its eight bytes, the most significant first; in digits for what takes keys as text (a store, `quota_fn`).
+/// Its eight bytes, the most significant first; in digits for what takes keys as text (a store, `quota_fn`), where it
+/// is one key with the text of these digits.
 impl From<u64> for KeyBytes<'_> {
     #[inline]
     fn from(number: u64) -> Self {

@@ -43,7 +43,7 @@ impl RateLimitBuilder {
     ///
     /// The store is asked for the key as text: as it is, a number in digits, and behind a DEL (U+007F) in hexadecimal
     /// what is no text, begins with that sign, or is the layer's name. For a request without a key (and on plain
-    /// services that know none) it is asked for the layer's name. A number and the text of its digits are one key here.
+    /// services that know none) it is asked for the layer's name.
     ///
     /// With [`wait`](Self::wait) a call that is denied asks again when the store said that it may, for as long as it
     /// may wait. There is no line: of those that come back in the same moment the store takes whom it likes, so let it
