@@ -9,6 +9,7 @@ use crate::{
         bucket::{Bucket, Place},
         gcra::Left,
         limiter::Limiter,
+        pause::Seat,
     },
     rejection::Reason,
     time::Span,
@@ -25,8 +26,10 @@ pub(crate) enum Decision<A> {
     Shadowed,
     /// Its turn comes.
     Wait(Queued),
-    /// The store was asked.
-    Ask(A, Patience),
+    /// The store was asked, by this key.
+    Ask(A, Arc<str>, Patience),
+    /// Others wait to ask the store.
+    Behind(Seat, Patience),
     No(Refusal),
 }
 
