@@ -7,6 +7,7 @@ mod breaker;
 mod bulkhead;
 mod drain;
 mod fallback;
+mod floor;
 mod hedge;
 mod rate_limit;
 mod retry;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Case> {
         rate_limit::cases(),
         retry::cases(),
         hedge::cases(),
+        floor::cases(),
         fallback::cases(),
         drain::cases(),
     ];

@@ -113,7 +113,7 @@ fn ours() -> RetryLayer<buttress::Plain> {
 
 /// Every other attempt of a thread fails, whichever clone makes it.
 #[derive(Debug, Clone, Copy)]
-struct Fails;
+pub struct Fails;
 
 thread_local! {
     static FAILED: Cell<bool> = const { Cell::new(false) };
