@@ -1,10 +1,10 @@
-//! Rate limits with a store of quotas outside of the layer, in virtual time: who is asked when, and in which order.
+//! Rate limits with a store of quotas outside of the layer, in virtual time: when it is asked, and what becomes of its answers.
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
     collections::HashMap,
     convert::Infallible,
-    future::{Future, Ready, pending, ready},
+    future::{Future, Ready, ready},
     num::NonZeroU32,
     pin::{Pin, pin},
     sync::{
@@ -25,8 +25,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    CircuitBreakerLayer, Deadline, Error, Grant, Key, LimitHeaders, Quota, RateLimitBuilder, RateLimitLayer, Reason,
-    Rejection, State, Store, testing::Probe,
+    CircuitBreakerLayer, Deadline, Error, Grant, Key, LimitHeaders, MissingKey, Quota, RateLimitBuilder,
+    RateLimitLayer, Reason, Rejection, State, Store, testing::Probe,
 };
 
 fn ms(n: u64) -> Duration {
@@ -284,308 +284,50 @@ async fn a_deadline_that_passed_here_is_nobodys_failure() {
     assert_eq!(breaker.handle().snapshot().state, State::Closed);
 }
 
-// === the line of those who wait ===
-
-/// Has so many units, and one more each so often, of each key: a bucket far away. Every question takes a while.
-struct Paced {
-    burst: u32,
-    each: Duration,
-    takes: Duration,
-    /// When all of a key's are there.
-    full_at: Mutex<HashMap<String, Instant>>,
-    asked: Arc<AtomicU32>,
-}
-
-impl Paced {
-    fn new(burst: u32, each: Duration, takes: Duration) -> (Self, Arc<AtomicU32>) {
-        let asked = Arc::new(AtomicU32::new(0));
-        (Paced { burst, each, takes, full_at: Mutex::default(), asked: Arc::clone(&asked) }, asked)
+/// It was told to come back before its deadline, and is polled after that: no unit is spent on it.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_after_its_deadline_asks_for_nothing() {
+    let asked = Arc::new(AtomicU32::new(0));
+    for (noticed, status, questions) in [(150, 200, 2), (151, 504, 1)] {
+        asked.store(0, SeqCst);
+        let layer = limit(Quota::per_second(3)).wait(ms(60_000)).store(SecondTime(Arc::clone(&asked))).build().unwrap();
+        let mut service = layer.layer(http());
+        let mut request = Request::new(());
+        request.extensions_mut().insert(Deadline::after(ms(150)));
+        let mut call = pin!(readied::<_, Request<()>>(&mut service).await.call(request));
+        assert!(poll_once(call.as_mut()).is_pending());
+        advance(ms(noticed)).await;
+        let Poll::Ready(answer) = poll_once(call.as_mut()) else { panic!("it still waits") };
+        assert_eq!((answer.unwrap().status().as_u16(), asked.load(SeqCst)), (status, questions));
     }
 }
 
-impl Store<Arc<str>> for Paced {
-    type Acquire = Pin<Box<dyn Future<Output = Grant> + Send>>;
-    fn acquire(&self, key: &Arc<str>, cost: NonZeroU32) -> Self::Acquire {
-        self.asked.fetch_add(1, SeqCst);
-        let (now, mut all) = (Instant::now(), self.full_at.lock().unwrap());
-        let full_at = all.entry(key.to_string()).or_insert(now);
-        let (next, latest) = ((*full_at).max(now) + cost.get() * self.each, now + self.burst * self.each);
-        let grant = if next <= latest {
-            *full_at = next;
-            let left = (latest - next).as_nanos() / self.each.as_nanos();
-            Grant::Granted { remaining: left as u32, reset: next - now }
-        } else {
-            Grant::Denied { retry_after: next - latest }
-        };
-        let takes = self.takes;
-        Box::pin(async move {
-            if !takes.is_zero() {
-                sleep(takes).await;
-            }
-            grant
+/// Lets a call in that asks a second time.
+struct SecondTime(Arc<AtomicU32>);
+
+impl Store<Arc<str>> for SecondTime {
+    type Acquire = Ready<Grant>;
+    fn acquire(&self, _key: &Arc<str>, _cost: NonZeroU32) -> Ready<Grant> {
+        ready(match self.0.fetch_add(1, SeqCst) {
+            0 => Grant::Denied { retry_after: ms(100) },
+            _ => Grant::Granted { remaining: 0, reset: ms(100) },
         })
     }
 }
 
-/// Which call came when to the inner service.
-type Came = Arc<Mutex<Vec<(u64, Duration)>>>;
-
-fn noting(
-    came: &Came,
-) -> impl Service<Request<u64>, Response = Response<Empty<Bytes>>, Error = Infallible, Future = Ready<Answer>>
-+ Clone
-+ Send
-+ use<> {
-    let (came, start) = (Arc::clone(came), Instant::now());
-    service_fn(move |request: Request<u64>| {
-        came.lock().unwrap().push((*request.body(), start.elapsed()));
-        ready(Ok(Response::new(Empty::new())))
-    })
-}
-
-fn numbered(key: &str, n: u64) -> Request<u64> {
-    keyed(key).map(|()| n)
-}
-
-/// In the order in which they came, and the store is asked about twice for each that goes: when it goes, and when the
-/// next one is told to come back.
+/// A key that is gone when it is looked at again is missing, as at the first look.
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_for_a_store_go_in_order_and_one_of_them_asks() {
-    let came = Came::default();
-    let (store, asked) = Paced::new(1, ms(100), ms(0));
-    let layer = per_header(Quota::per_second(10)).wait(ms(60_000)).store(store).build().unwrap();
-    let service = layer.layer(noting(&came));
-    let calls: Vec<_> = (0..200).map(|n| tokio::spawn(service.clone().oneshot(numbered("a", n)))).collect();
-    sleep(ms(5)).await;
-    // Whoever comes while others wait is one of them, and does not ask.
-    assert_eq!((asked.load(SeqCst), layer.handle().snapshot().waiting), (2, 199));
-    for call in calls {
-        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+async fn a_key_that_is_gone_when_a_call_comes_back_is_missing() {
+    for (missing, reason) in [(MissingKey::Reject, Some(Reason::KeyMissing)), (MissingKey::Unlimited, None)] {
+        let looks = AtomicU32::new(0);
+        let key = move |_: &http::request::Parts| (looks.fetch_add(1, SeqCst) == 0).then(|| "a".to_owned());
+        let store = SecondTime(Arc::default());
+        let layer = limit(Quota::per_second(3)).key_fn(key).missing_key(missing).wait(ms(1_000)).store(store);
+        let layer = layer.build().unwrap();
+        let answer = layer.clone().layer(http()).oneshot(Request::default()).await.unwrap();
+        assert_eq!(Rejection::in_response(&answer).map(Rejection::reason), reason);
+        let snapshot = layer.handle().snapshot();
+        let rejected = u64::from(reason.is_some());
+        assert_eq!((snapshot.admitted, snapshot.rejected, snapshot.waiting), (1 - rejected, rejected, 0));
     }
-    let expected: Vec<_> = (0..200).map(|n| (n, n as u32 * ms(100))).collect();
-    assert_eq!(*came.lock().unwrap(), expected);
-    let snapshot = layer.handle().snapshot();
-    assert_eq!((snapshot.waiting, snapshot.admitted, snapshot.rejected), (0, 200, 0));
-    assert_eq!(asked.load(SeqCst), 2 * 200 - 1);
-}
-
-/// As many ask at once as the store has said that there are units.
-#[tokio::test(start_paused = true)]
-async fn what_a_store_has_left_is_for_those_behind() {
-    for takes in [ms(0), ms(10)] {
-        let came = Came::default();
-        let store = Lumps { takes, used: Mutex::default(), start: Instant::now() };
-        let layer = per_header(Quota::per_second(10)).wait(ms(60_000)).store(store).build().unwrap();
-        let service = layer.layer(noting(&came));
-        let calls: Vec<_> = (0..50).map(|n| tokio::spawn(service.clone().oneshot(numbered("a", n)))).collect();
-        for call in calls {
-            assert_eq!(call.await.unwrap().unwrap().status(), 200);
-        }
-        let came = came.lock().unwrap();
-        assert_eq!(came.len(), 50);
-        // One asks first, and nine more once it was told how many there are.
-        for (place, (n, at)) in came.iter().enumerate() {
-            let begins = ms(1_000) * (place as u32 / 10);
-            assert_eq!(*n, place as u64);
-            assert!((begins..=begins + 2 * takes).contains(at), "{n} at {at:?}");
-        }
-    }
-}
-
-/// Ten units in each second, all at its beginning.
-struct Lumps {
-    start: Instant,
-    takes: Duration,
-    used: Mutex<(u64, u32)>,
-}
-
-impl Store<Arc<str>> for Lumps {
-    type Acquire = Pin<Box<dyn Future<Output = Grant> + Send>>;
-    fn acquire(&self, _key: &Arc<str>, _cost: NonZeroU32) -> Self::Acquire {
-        let (gone, takes) = (self.start.elapsed(), self.takes);
-        let mut used = self.used.lock().unwrap();
-        if used.0 != gone.as_secs() {
-            *used = (gone.as_secs(), 0);
-        }
-        let reset = ms(1_000 * (gone.as_secs() + 1)) - gone;
-        let grant = if used.1 < 10 {
-            used.1 += 1;
-            Grant::Granted { remaining: 10 - used.1, reset }
-        } else {
-            Grant::Denied { retry_after: reset.saturating_sub(takes) }
-        };
-        Box::pin(async move {
-            if !takes.is_zero() {
-                sleep(takes).await;
-            }
-            grant
-        })
-    }
-}
-
-/// Nobody waits for units of somebody else.
-#[tokio::test(start_paused = true)]
-async fn each_key_has_a_line_of_its_own() {
-    let came = Came::default();
-    let (store, _) = Paced::new(1, ms(100), ms(0));
-    let service = per_header(Quota::per_second(10)).wait(ms(60_000)).store(store).build().unwrap().layer(noting(&came));
-    let calls: Vec<_> = (0..10)
-        .flat_map(|n| ["a", "b"].map(|key| tokio::spawn(service.clone().oneshot(numbered(key, n)))))
-        .chain([tokio::spawn(service.clone().oneshot(numbered("c", 0)))])
-        .collect();
-    for call in calls {
-        call.await.unwrap().unwrap();
-    }
-    let expected: Vec<_> = (0..10).flat_map(|n| [(n, n as u32 * ms(100)); 2]).collect();
-    let mut came = came.lock().unwrap().clone();
-    came.sort_unstable();
-    assert_eq!(came, [[(0, ms(0))].as_slice(), &expected].concat());
-}
-
-/// One that leaves passes its turn on: while it pauses, while it asks, and from amidst of the line.
-#[tokio::test(start_paused = true)]
-async fn whoever_leaves_the_line_of_a_store_keeps_nobody_waiting() {
-    for (takes, leaves_at) in [(ms(0), ms(50)), (ms(40), ms(150))] {
-        let came = Came::default();
-        let (store, _) = Paced::new(1, ms(100), takes);
-        let layer = per_header(Quota::per_second(10)).wait(ms(60_000)).store(store).build().unwrap();
-        let service = layer.layer(noting(&came));
-        let call = |n| tokio::spawn(service.clone().oneshot(numbered("a", n)));
-        let first = call(0);
-        sleep(ms(1)).await;
-        let others: Vec<_> = (1..6).map(call).collect();
-        sleep(leaves_at).await;
-        for n in [0, 2] {
-            others[n].abort();
-        }
-        assert_eq!(first.await.unwrap().unwrap().status(), 200);
-        for (n, call) in others.into_iter().enumerate() {
-            assert_eq!(call.await.is_ok(), n != 0 && n != 2);
-        }
-        let order: Vec<_> = came.lock().unwrap().iter().map(|(n, _)| *n).collect();
-        assert_eq!((order, layer.handle().snapshot().waiting), (vec![0, 2, 4, 5], 0));
-    }
-}
-
-/// Whoever can't be served in time knows at once, by what the store has told the others.
-#[tokio::test(start_paused = true)]
-async fn who_would_wait_too_long_is_refused_without_a_question() {
-    let (store, asked) = Paced::new(1, ms(5_000), ms(0));
-    let layer = per_header(Quota::per_second(10)).headers(LimitHeaders::Draft10).wait(ms(5_000)).store(store);
-    let layer = layer.build().unwrap();
-    let service = layer.clone().layer(http());
-    service.clone().oneshot(keyed("a")).await.unwrap();
-    let waits = tokio::spawn(service.clone().oneshot(keyed("a")));
-    sleep(ms(1_000)).await;
-    assert_eq!(asked.load(SeqCst), 2);
-    let mut hurries = keyed("a");
-    hurries.extensions_mut().insert(Deadline::after(ms(3_999)));
-    let start = Instant::now();
-    let refused = service.clone().oneshot(hurries).await.unwrap();
-    let rejection = Rejection::in_response(&refused).unwrap();
-    assert_eq!((rejection.reason(), rejection.retry_after()), (Reason::RateLimited, Some(ms(4_000))));
-    assert_eq!(refused.headers()["ratelimit"], "\"default\";r=0;t=4");
-    assert_eq!(refused.headers()["retry-after"], "4");
-    assert_eq!((start.elapsed(), asked.load(SeqCst)), (ms(0), 2));
-    assert_eq!(waits.await.unwrap().unwrap().status(), 200);
-    let snapshot = layer.handle().snapshot();
-    assert_eq!((snapshot.admitted, snapshot.rejected, snapshot.waiting), (2, 1, 0));
-}
-
-/// When the store says that it takes too long for the first, all of whom that is true go, and none of them asks.
-#[tokio::test(start_paused = true)]
-async fn what_the_first_is_told_is_told_to_all() {
-    /// Says half a second, and then a long time.
-    struct Longer(Arc<AtomicU32>);
-    impl Store<Arc<str>> for Longer {
-        type Acquire = Ready<Grant>;
-        fn acquire(&self, _key: &Arc<str>, _cost: NonZeroU32) -> Ready<Grant> {
-            let retry_after = if self.0.fetch_add(1, SeqCst) == 0 { ms(500) } else { ms(20_000) };
-            ready(Grant::Denied { retry_after })
-        }
-    }
-    let asked = Arc::new(AtomicU32::new(0));
-    let layer = limit(Quota::per_second(1)).wait(ms(10_000)).store(Longer(Arc::clone(&asked))).build().unwrap();
-    let service = layer.clone().plain().layer(Probe::new());
-    let start = Instant::now();
-    let calls: Vec<_> = (0..100).map(|_| tokio::spawn(service.clone().oneshot(()))).collect();
-    for call in calls {
-        let Err(Error::Rejected(rejection)) = call.await.unwrap() else { panic!("not refused") };
-        assert_eq!((rejection.reason(), rejection.retry_after()), (Reason::RateLimited, Some(ms(20_000))));
-    }
-    assert_eq!((start.elapsed(), asked.load(SeqCst)), (ms(500), 2));
-}
-
-/// A store that never answers the first keeps the others no longer than they may wait; by its deadline a call is gone,
-/// and asks for nothing any more.
-#[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_come_holds_nobody_longer_than_it_may_wait() {
-    /// Denies the first question, and has no answer to the second.
-    struct Lost(Arc<AtomicU32>);
-    impl Store<Arc<str>> for Lost {
-        type Acquire = Pin<Box<dyn Future<Output = Grant> + Send>>;
-        fn acquire(&self, _key: &Arc<str>, _cost: NonZeroU32) -> Self::Acquire {
-            match self.0.fetch_add(1, SeqCst) {
-                0 => Box::pin(ready(Grant::Denied { retry_after: ms(100) })),
-                1 => Box::pin(pending()),
-                _ => Box::pin(ready(Grant::Granted { remaining: 0, reset: ms(100) })),
-            }
-        }
-    }
-    let asked = Arc::new(AtomicU32::new(0));
-    let layer = limit(Quota::per_second(1)).wait(ms(1_000)).store(Lost(Arc::clone(&asked))).build().unwrap();
-    let service = layer.clone().plain().layer(Probe::new());
-    let start = Instant::now();
-    let first: JoinHandle<_> = tokio::spawn(service.clone().oneshot(()));
-    sleep(ms(1)).await;
-    let other = tokio::spawn(service.clone().oneshot(()));
-    let late = Deadline::after(ms(500)).scope(service.clone().oneshot(())).await;
-    let Err(Error::Rejected(rejection)) = late else { panic!("{late:?}") };
-    assert_eq!((rejection.reason(), start.elapsed()), (Reason::DeadlineExceeded, ms(501)));
-    assert_eq!(asked.load(SeqCst), 2);
-    other.await.unwrap().unwrap();
-    assert_eq!((start.elapsed(), asked.load(SeqCst), layer.handle().snapshot().waiting), (ms(1_001), 3, 1));
-    first.abort();
-    assert!(first.await.is_err());
-    assert_eq!(layer.handle().snapshot().waiting, 0);
-}
-
-/// A call that has another key when it is looked at anew goes to the line of that, and keeps nobody of its old key
-/// waiting.
-#[tokio::test(start_paused = true)]
-async fn a_key_that_changes_is_another_line() {
-    /// Has one unit each 100 ms for a, and none for b in the first second.
-    struct Two(Instant, AtomicU32);
-    impl Store<Arc<str>> for Two {
-        type Acquire = Ready<Grant>;
-        fn acquire(&self, key: &Arc<str>, _cost: NonZeroU32) -> Ready<Grant> {
-            let (gone, granted) = (self.0.elapsed(), Grant::Granted { remaining: 0, reset: ms(100) });
-            let next = if &**key == "b" { ms(1_000) } else { self.1.load(SeqCst) * ms(100) };
-            if gone < next {
-                return ready(Grant::Denied { retry_after: next - gone });
-            }
-            self.1.fetch_add(1, SeqCst);
-            ready(granted)
-        }
-    }
-    let looks = AtomicU32::new(0);
-    // The second call is b from its second question on.
-    let key = move |parts: &http::request::Parts| {
-        let changes = parts.headers["x-api-key"] == "changes" && looks.fetch_add(1, SeqCst) > 0;
-        Some(if changes { "b" } else { "a" }.to_owned())
-    };
-    let came = Came::default();
-    let store = Two(Instant::now(), AtomicU32::new(0));
-    let layer = limit(Quota::per_second(10)).key_fn(key).wait(ms(60_000)).store(store).build().unwrap();
-    let service = layer.clone().layer(noting(&came));
-    let calls: Vec<_> = ["", "changes", "", ""]
-        .into_iter()
-        .zip(0..)
-        .map(|(key, n)| tokio::spawn(service.clone().oneshot(numbered(key, n))))
-        .collect();
-    for call in calls {
-        assert_eq!(call.await.unwrap().unwrap().status(), 200);
-    }
-    let expected = [(0, ms(0)), (2, ms(100)), (3, ms(200)), (1, ms(1_000))];
-    assert_eq!((&came.lock().unwrap()[..], layer.handle().snapshot().waiting), (&expected[..], 0));
 }

@@ -46,11 +46,8 @@ impl RateLimitBuilder {
     /// services that know none) it is asked for the layer's name.
     ///
     /// With [`wait`](Self::wait) a call that is denied asks again when the store said that it may, for as long as it
-    /// may wait. Those of one key wait in a line, in the order in which they came, and one of them asks for all: what
-    /// it is told goes for those behind it, and for whoever comes meanwhile. Once it is let in, so many of the next ask
-    /// as the store has `remaining`. So in each process a key that is used up costs the store some two questions for a
-    /// call that goes, however many wait. A store that says zero is asked each millisecond. If the first gets no
-    /// answer, the others ask when they have waited for as long as they may.
+    /// may wait. There is no line: of those that come back in the same moment the store takes whom it likes, so let it
+    /// give each its own instant if that matters. One that says zero is asked each millisecond.
     pub fn store<T: Store<Arc<str>>>(self, store: T) -> RateLimitBuilder<Remote<T>> {
         RateLimitBuilder { identity: self.identity, quota: self.quota, rules: self.rules, seed: store, has_store: true }
     }

@@ -9,7 +9,6 @@ use crate::{
         bucket::{Bucket, Place},
         gcra::Left,
         limiter::Limiter,
-        pause::Seat,
     },
     rejection::Reason,
     time::Span,
@@ -26,10 +25,8 @@ pub(crate) enum Decision<A> {
     Shadowed,
     /// Its turn comes.
     Wait(Queued),
-    /// The store was asked, by this key.
-    Ask(A, Arc<str>, Patience),
-    /// Others wait to ask the store.
-    Behind(Seat, Patience),
+    /// The store was asked.
+    Ask(A, Patience),
     No(Refusal),
 }
 

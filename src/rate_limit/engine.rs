@@ -21,12 +21,8 @@ pub trait Engine: sealed::Sealed + Send + Sync + Sized + 'static {
     #[doc(hidden)]
     fn make(seed: Self::Seed, setup: Setup) -> Self;
 
-    /// The key by which a store is asked.
     #[doc(hidden)]
-    fn key(&self, key: Option<&[u8]>) -> Option<Arc<str>>;
-
-    #[doc(hidden)]
-    fn ask(&self, key: &Arc<str>, cost: NonZeroU32) -> Option<Self::Acquire>;
+    fn ask(&self, key: Option<&[u8]>, cost: NonZeroU32) -> Option<Self::Acquire>;
 
     #[doc(hidden)]
     fn local(&self) -> Option<&Local>;
@@ -57,12 +53,7 @@ impl Engine for Local {
     }
 
     #[inline(always)]
-    fn key(&self, _key: Option<&[u8]>) -> Option<Arc<str>> {
-        None
-    }
-
-    #[inline(always)]
-    fn ask(&self, _key: &Arc<str>, _cost: NonZeroU32) -> Option<Self::Acquire> {
+    fn ask(&self, _key: Option<&[u8]>, _cost: NonZeroU32) -> Option<Self::Acquire> {
         None
     }
 
@@ -80,12 +71,11 @@ impl<St: Store<Arc<str>>> Engine for Remote<St> {
         Remote { store, common: setup.name }
     }
 
-    fn key(&self, key: Option<&[u8]>) -> Option<Arc<str>> {
-        Some(key.map_or_else(|| Arc::clone(&self.common), |key| text(key, &self.common)))
-    }
-
-    fn ask(&self, key: &Arc<str>, cost: NonZeroU32) -> Option<St::Acquire> {
-        Some(self.store.acquire(key, cost))
+    fn ask(&self, key: Option<&[u8]>, cost: NonZeroU32) -> Option<St::Acquire> {
+        Some(match key {
+            Some(key) => self.store.acquire(&text(key, &self.common), cost),
+            None => self.store.acquire(&self.common, cost),
+        })
     }
 
     fn local(&self) -> Option<&Local> {

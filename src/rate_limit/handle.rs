@@ -23,7 +23,7 @@ pub struct RateLimitSnapshot {
     pub rejected: u64,
     /// Calls that went on only because of shadow, since `build()`.
     pub would_have_rejected: u64,
-    /// Calls that wait for their turn now; with a store those that it told to come back, and those behind them.
+    /// Calls that wait for their turn now; with a store those that it told to come back.
     pub waiting: usize,
     /// Keys that have a state of their own now; 0 with a store.
     pub keys: usize,

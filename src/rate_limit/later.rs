@@ -16,7 +16,6 @@ use crate::{
         decision::{After, Decision, Patience, Queued, Refusal, Until},
         limiter::Limiter,
         local::Ask,
-        pause::Place,
         store::{Grant, Local},
         taken::{Joined, Taken},
     },
@@ -74,34 +73,6 @@ impl<St: Engine> Limiter<St> {
         }
     }
 
-    /// Behind those who wait to ask the store for this key it has to wait as well.
-    #[cold]
-    pub(super) fn decide_by_store(
-        &self,
-        key: Option<&[u8]>,
-        cost: NonZeroU32,
-        deadline: Option<Deadline>,
-    ) -> Decision<St::Acquire> {
-        let Some(key) = self.store.key(key) else { return Decision::Go(After::default(), 0) };
-        let patience = Patience { until: self.until(self.now(), deadline), deadline };
-        let others_wait = self.rules.wait.is_some() && self.waiting.load(Relaxed) > 0;
-        if others_wait
-            && !self.in_shadow()
-            && let Some(seat) = self.pausing.join(&key)
-        {
-            return Decision::Behind(seat, patience);
-        }
-        match self.store.ask(&key, cost) {
-            Some(acquire) => Decision::Ask(acquire, key, patience),
-            None => Decision::Go(After::default(), 0),
-        }
-    }
-
-    /// A store can't let it in before that.
-    pub(crate) fn denied(&self, at: u64, now: u64) -> Refusal {
-        Refusal::new(Reason::RateLimited).after(Duration::from_nanos(at.saturating_sub(now)), self)
-    }
-
     /// Until when a call may wait that came `now`.
     pub(super) fn until(&self, now: u64, deadline: Option<Deadline>) -> Until {
         let own = now.saturating_add(nanos(self.rules.wait.unwrap_or_default()));
@@ -116,27 +87,14 @@ impl<St: Engine> Limiter<St> {
         self.waiting.fetch_sub(1, Relaxed);
     }
 
-    /// What a store's answer means to a call that may have a place in a line. `Err`: it may ask again then.
-    pub(crate) fn answered(
-        &self,
-        grant: Grant,
-        until: Until,
-        place: &mut Option<Place<St>>,
-    ) -> Result<Result<After, Refusal>, u64> {
+    /// What a store's answer means. `Err`: it may be asked again then.
+    pub(crate) fn answered(&self, grant: Grant, until: Until) -> Result<Result<After, Refusal>, u64> {
+        let now = self.now();
         Ok(match grant {
-            Grant::Granted { remaining, reset } => {
-                if let Some(place) = place.take() {
-                    place.let_in(remaining);
-                }
-                Ok(self.after_grant(remaining, reset))
-            }
+            Grant::Granted { remaining, reset } => Ok(self.after_grant(remaining, reset)),
             Grant::Never => Err(Refusal::new(Reason::CostAboveBurst)),
             Grant::Denied { retry_after } => {
-                let at = self.now().saturating_add(nanos(retry_after).max(1));
-                // First, so that those behind it know, too, if it leaves.
-                if let Some(place) = place {
-                    place.told(at);
-                }
+                let at = now.saturating_add(nanos(retry_after).max(1));
                 if self.rules.wait.is_some() && at <= until.0 {
                     // In shadow it would wait; there it goes at once.
                     return if self.in_shadow() { Ok(Ok(After::default())) } else { Err(at) };
@@ -160,18 +118,23 @@ impl<St: Engine> Limiter<St> {
         self.rules.http.shows().then(|| Shown::new(self.policy(), 0, nanos(retry_after)))
     }
 
-    /// Asks the store once more. By which key?
-    pub(crate) fn ask_again<P, Req, Res, Err>(&self, protocol: &P, request: &mut Req) -> Option<(St::Acquire, Arc<str>)>
+    /// Asks the store once more. `None`: there is nothing to be asked for.
+    pub(crate) fn ask_again<P, Req, Res, Err>(
+        &self,
+        protocol: &P,
+        request: &mut Req,
+    ) -> Result<Option<St::Acquire>, Refusal>
     where
         P: Protocol<Req, Res, Err>,
     {
         self.rules.look(protocol, request, |whose, units| {
-            let key = match whose {
-                Whose::Keyless => self.store.key(None)?,
-                Whose::Key(key) => self.store.key(Some(key))?,
-                Whose::Nobodys { .. } => return None,
-            };
-            Some((self.store.ask(&key, NonZeroU32::new(units)?)?, key))
+            let Some(cost) = NonZeroU32::new(units) else { return Ok(None) };
+            match whose {
+                Whose::Keyless => Ok(self.store.ask(None, cost)),
+                Whose::Key(key) => Ok(self.store.ask(Some(key), cost)),
+                Whose::Nobodys { refuse: true } => Err(Refusal::new(Reason::KeyMissing)),
+                Whose::Nobodys { refuse: false } => Ok(None),
+            }
         })
     }
 

@@ -18,7 +18,7 @@ use crate::{
     rate_limit::{
         Engine, Quota,
         bucket::Bucket,
-        decision::{After, Decision, Refusal},
+        decision::{After, Decision, Patience, Refusal},
         gcra::Left,
         local::Ask,
         pause::Pausing,
@@ -132,7 +132,10 @@ impl<St: Engine> Limiter<St> {
 
     fn decide_of(&self, key: Option<&[u8]>, cost: NonZeroU32, deadline: Option<Deadline>) -> Decision<St::Acquire> {
         let Some(Local(buckets)) = self.store.local() else {
-            return self.decide_by_store(key, cost, deadline);
+            return match self.store.ask(key, cost) {
+                Some(acquire) => Decision::Ask(acquire, Patience { until: self.until(self.now(), deadline), deadline }),
+                None => Decision::Go(After::default(), 0),
+            };
         };
         let tier = key.and_then(|key| self.tier(key));
         let now = self.now();

@@ -42,9 +42,7 @@
 //!
 //! [`RateLimitBuilder::store`] takes a [`Store`] that decides in the place of the layer's own. A store that answers
 //! when it is first polled costs a call one allocation; while it is pending the call holds nothing of the inner
-//! service. It waits until its deadline at most, and is refused then with 504 or DEADLINE_EXCEEDED. Calls that may
-//! [`wait`](RateLimitBuilder::wait) do so in a line for each key, of which one at a time asks the store: a crowd that
-//! waits here is not a crowd of questions there.
+//! service. It waits until its deadline at most, and is refused then with 504 or DEADLINE_EXCEEDED.
 //!
 //! # Where readiness comes first
 //!
@@ -99,7 +97,6 @@ mod service;
 mod short_way;
 mod steer;
 mod store;
-mod store_line;
 pub(crate) mod taken;
 mod ticket;
 mod wait;

@@ -1,138 +1,86 @@
-//! The wait of a call that a store has told to come back, or that came behind such a one.
+//! The wait of a call that a store has told to come back.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
+
+use pin_project_lite::pin_project;
 
 use crate::{
-    deadline,
-    rate_limit::{Engine, decision::Patience, limiter::Limiter, store_line::Lines},
+    rate_limit::{Engine, limiter::Limiter},
     stripe::Shared,
-    time::{Sleep, poll_at},
-    wake::wake_all,
+    time::{Instant, Sleep, sleep_until},
+    wake::{Wakers, wake_all},
 };
 
-/// Those who wait to ask a store.
+/// Those who have been told to come back.
 #[derive(Debug, Default)]
-pub(crate) struct Pausing(Mutex<Lines>);
-
-/// A place in the line of a key.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    key: Arc<str>,
-    number: u64,
-}
+pub(crate) struct Pausing(Mutex<Wakers>);
 
 impl Pausing {
-    /// A place behind others, if any wait.
-    pub(crate) fn join(&self, key: &Arc<str>) -> Option<Seat> {
-        let number = self.lock().join(key)?;
-        Some(Seat { key: Arc::clone(key), number })
-    }
-
-    /// A place for one that was told to come back then.
-    pub(crate) fn begin(&self, key: Arc<str>, at: u64) -> Seat {
-        let number = self.lock().begin(Arc::clone(&key), at);
-        Seat { key, number }
-    }
-
     /// Each of them looks whether it still has to wait.
     pub(crate) fn call_all(&self) {
-        self.change(Lines::call_all);
+        let all = self.lock().take();
+        wake_all(all);
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Lines, &mut Vec<Waker>) -> T) -> T {
-        let mut wake = Vec::new();
-        let changed = change(&mut self.lock(), &mut wake);
-        wake_all(wake);
-        changed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Lines> {
+    fn lock(&self) -> MutexGuard<'_, Wakers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A call in a line, counted as waiting for as long as it is there.
-pub(crate) struct Place<St: Engine> {
-    seat: Seat,
+pin_project! {
+    /// One of them, counted as waiting for as long as it is there.
+    pub(crate) struct Pause<St: Engine> {
+        #[pin]
+        timer: Sleep,
+        seat: Seat<St>,
+    }
+}
+
+struct Seat<St: Engine> {
+    number: u64,
     limiter: Shared<Limiter<St>>,
 }
 
 /// How a pause has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Paused {
-    /// The store may be asked.
+    /// The store may be asked again.
     ToTheEnd,
-    /// The store may be asked at this time, and that is too late.
-    TooLate(u64),
-    /// Its deadline has come, and not its turn.
-    Deadline,
     /// It is in shadow now, where nobody waits.
     ByShadow,
 }
 
-impl<St: Engine> Place<St> {
-    pub(crate) fn new(seat: Seat, limiter: Shared<Limiter<St>>) -> Self {
+impl<St: Engine> Pause<St> {
+    pub(crate) fn new(until: Instant, limiter: Shared<Limiter<St>>) -> Self {
+        let number = limiter.pausing.lock().number();
         limiter.waits();
-        Place { seat, limiter }
+        // First, for without a timer of tokio's there is a panic.
+        let seat = Seat { number, limiter };
+        Pause { timer: sleep_until(until), seat }
     }
 
-    pub(crate) fn is_of(&self, key: &str) -> bool {
-        *self.seat.key == *key
-    }
-
-    /// Waits until it may ask: in its turn, or when it has waited for as long as it may, for whoever is before it may
-    /// wait for an answer that does not come.
-    pub(crate) fn poll(
-        &self,
-        mut timer: Pin<&mut Option<Sleep>>,
-        patience: Patience,
-        cx: &mut Context<'_>,
-    ) -> Poll<Paused> {
-        let until = patience.until.0;
-        loop {
-            let waker = cx.waker().clone();
-            let (seen, old) = self.limiter.pausing.lock().look(&self.seat.key, self.seat.number, waker);
-            drop(old);
-            // The shadow may have come before the waker was there.
-            if self.limiter.in_shadow() {
-                return Poll::Ready(Paused::ByShadow);
-            }
-            if seen.at > until {
-                return Poll::Ready(Paused::TooLate(seen.at));
-            }
-            let at = if seen.has_turn { seen.at } else { until };
-            if at <= self.limiter.now() {
-                // No unit is spent on what nobody waits for.
-                let is_late = !seen.has_turn && deadline::has_passed(patience.deadline);
-                return Poll::Ready(if is_late { Paused::Deadline } else { Paused::ToTheEnd });
-            }
-            let Some(instant) = self.limiter.instant(at) else { return Poll::Pending };
-            ready!(poll_at(timer.as_mut(), instant, cx));
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Paused> {
+        let this = self.project();
+        if this.timer.poll(cx).is_ready() {
+            return Poll::Ready(Paused::ToTheEnd);
         }
-    }
-
-    /// It has asked, and was told to come back then.
-    pub(crate) fn told(&self, at: u64) {
-        self.limiter.pausing.change(|lines, wake| lines.told(&self.seat.key, self.seat.number, at, wake));
-    }
-
-    /// It has asked and was let in, and so many units are left.
-    pub(crate) fn let_in(self, left: u32) {
-        let Seat { key, number } = &self.seat;
-        let gone = self.limiter.pausing.change(|lines, wake| lines.let_in(key, *number, left, wake));
-        drop(gone);
+        let Seat { number, limiter } = this.seat;
+        let waker = cx.waker().clone();
+        let old = limiter.pausing.lock().wait(*number, waker);
+        drop(old);
+        // It may have come before the waker was there.
+        if limiter.in_shadow() { Poll::Ready(Paused::ByShadow) } else { Poll::Pending }
     }
 }
 
-impl<St: Engine> Drop for Place<St> {
+impl<St: Engine> Drop for Seat<St> {
     fn drop(&mut self) {
         self.limiter.waits_no_more();
-        let Seat { key, number } = &self.seat;
-        let gone = self.limiter.pausing.change(|lines, wake| lines.leave(key, *number, wake));
+        let gone = self.limiter.pausing.lock().leave(self.number);
         drop(gone);
     }
 }

@@ -31,8 +31,8 @@ pub trait Store<K>: Send + Sync + 'static {
     /// Takes so many units of the quota of this key, if they are there.
     ///
     /// It is asked within the layer's `call`, so it must not block; a panic in it reaches the caller. A call that was
-    /// told to come back, and may [`wait`](crate::RateLimitBuilder::wait), asks again in its turn, with what `key_fn`
-    /// and `cost_fn` say then. A call that comes behind others asks in its turn only.
+    /// told to come back, and may [`wait`](crate::RateLimitBuilder::wait), asks again, with what `key_fn` and `cost_fn`
+    /// say then.
     fn acquire(&self, key: &K, cost: NonZeroU32) -> Self::Acquire;
 }
 
@@ -41,7 +41,7 @@ pub trait Store<K>: Send + Sync + 'static {
 pub enum Grant {
     /// The units are taken.
     Granted {
-        /// Whole units that are left. So many of those that wait behind this call ask next.
+        /// Whole units that are left.
         remaining: u32,
         /// Until the whole quota is there again.
         reset: Duration,

@@ -5,7 +5,6 @@ use std::{
     mem,
     ops::ControlFlow::{self, Break, Continue},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -16,13 +15,12 @@ use crate::{
     deadline::{self, Deadline},
     instance::give_back,
     outline,
-    polled::POLLED,
     protocol::Protocol,
     rate_limit::{
         Engine,
         decision::{After, Patience, Refusal},
         limiter::Limiter,
-        pause::{Paused, Place},
+        pause::{Pause, Paused},
         store::Grant,
         ticket::{Booked, Ticket},
     },
@@ -37,17 +35,10 @@ pin_project! {
         // In the line.
         Turn { #[pin] timer: Option<Sleep>, ticket: Option<Ticket<St>>, patience: Patience },
         // For the answer of the store, by the deadline. `fresh`: the instance beside it is still ready from before the
-        // call. It has a place if it was told to come back before.
-        Answer {
-            #[pin] acquire: St::Acquire,
-            key: Arc<str>,
-            place: Option<Place<St>>,
-            #[pin] timer: Option<Sleep>,
-            patience: Patience,
-            fresh: bool,
-        },
-        // In the line of those who ask the store later.
-        Pause { place: Option<Place<St>>, #[pin] timer: Option<Sleep>, patience: Patience },
+        // call.
+        Answer { #[pin] acquire: St::Acquire, #[pin] timer: Option<Sleep>, patience: Patience, fresh: bool },
+        // For another answer, later.
+        Pause { #[pin] pause: Pause<St>, patience: Patience },
         // For the inner service, by the deadline. What the call has taken goes back if nobody waits for it.
         Readiness { ticket: Option<Ticket<St>>, #[pin] timer: Option<Sleep>, deadline: Option<Deadline>, booked: Booked },
     }
@@ -68,12 +59,8 @@ impl<St: Engine> Wait<St> {
         Wait::Turn { timer: None, ticket: Some(ticket), patience }
     }
 
-    pub(super) fn answer(acquire: St::Acquire, key: Arc<str>, patience: Patience, fresh: bool) -> Self {
-        Wait::Answer { acquire, key, place: None, timer: None, patience, fresh }
-    }
-
-    pub(super) fn behind(place: Place<St>, patience: Patience) -> Self {
-        Wait::Pause { place: Some(place), timer: None, patience }
+    pub(super) fn answer(acquire: St::Acquire, patience: Patience, fresh: bool) -> Self {
+        Wait::Answer { acquire, timer: None, patience, fresh }
     }
 
     pub(super) fn readiness(ticket: Option<Ticket<St>>, deadline: Option<Deadline>) -> Self {
@@ -100,33 +87,26 @@ impl<St: Engine> Wait<St> {
         loop {
             let then = match self.as_mut().project() {
                 WaitProj::Turn { timer, ticket, patience } => ready!(poll_turn(timer, ticket, *patience, limiter, cx)),
-                WaitProj::Answer { acquire, key, place, timer, patience, fresh } => match acquire.poll(cx) {
-                    Poll::Ready(grant) => {
-                        let asked = Asked { key, place, patience: *patience, fresh };
-                        answered(grant, asked, limiter, service, after)
-                    }
+                WaitProj::Answer { acquire, timer, patience, fresh } => match acquire.poll(cx) {
+                    Poll::Ready(grant) => answered(grant, *patience, fresh, limiter, service, after),
                     Poll::Pending => {
                         hold_nothing(fresh, service);
                         ready!(deadline::poll_passed(timer, patience.deadline, cx));
                         refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed)
                     }
                 },
-                WaitProj::Pause { place, timer, patience } => {
-                    let paused = ready!(place.as_ref().expect(POLLED).poll(timer, *patience, cx));
-                    match paused {
-                        Paused::ByShadow => Continue(Wait::readiness(None, None)),
-                        Paused::TooLate(at) => refuse_or(limiter.denied(at, limiter.now()), limiter, Wait::shadowed),
-                        Paused::Deadline => refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed),
-                        Paused::ToTheEnd => Continue(match limiter.ask_again(protocol, request) {
-                            Some((acquire, key)) => {
-                                // Behind others it is the turn of somebody else now, if it has another key than before.
-                                let place = place.take().filter(|place| place.is_of(&key));
-                                Wait::Answer { acquire, key, place, timer: None, patience: *patience, fresh: false }
-                            }
-                            None => Wait::readiness(None, patience.deadline),
-                        }),
+                WaitProj::Pause { pause, patience } => match ready!(pause.poll(cx)) {
+                    Paused::ByShadow => Continue(Wait::readiness(None, None)),
+                    // No unit is spent on what nobody waits for.
+                    Paused::ToTheEnd if deadline::is_behind(patience.deadline) => {
+                        refuse_or(Refusal::new(Reason::DeadlineExceeded), limiter, Wait::shadowed)
                     }
-                }
+                    Paused::ToTheEnd => match limiter.ask_again(protocol, request) {
+                        Ok(Some(acquire)) => Continue(Wait::answer(acquire, *patience, false)),
+                        Ok(None) => Continue(Wait::readiness(None, patience.deadline)),
+                        Err(refusal) => refuse_or(refusal, limiter, Wait::shadowed),
+                    },
+                },
                 WaitProj::Readiness { ticket, timer, deadline, booked } => {
                     let ready = outline::poll_ready(service, cx);
                     ready!(poll_readiness(ready, ticket, timer, *deadline, *booked, limiter, cx))
@@ -204,24 +184,16 @@ fn poll_readiness<St: Engine, E>(
     })
 }
 
-/// What there is of a call that has asked.
-struct Asked<'a, St: Engine> {
-    key: &'a Arc<str>,
-    place: &'a mut Option<Place<St>>,
-    patience: Patience,
-    fresh: &'a mut bool,
-}
-
 /// The store has answered.
 fn answered<S: Clone, St: Engine, E>(
     grant: Grant,
-    asked: Asked<'_, St>,
+    patience: Patience,
+    fresh: &mut bool,
     limiter: &Shared<Limiter<St>>,
     service: &mut S,
     after: &mut After,
 ) -> Then<St, E> {
-    let Asked { key, place, patience, fresh } = asked;
-    match limiter.answered(grant, patience.until, place) {
+    match limiter.answered(grant, patience.until) {
         Ok(Ok(granted)) => {
             *after = granted;
             if *fresh && !deadline::is_behind(patience.deadline) {
@@ -236,8 +208,10 @@ fn answered<S: Clone, St: Engine, E>(
         },
         Err(at) => {
             hold_nothing(fresh, service);
-            let begin = || Place::new(limiter.pausing.begin(Arc::clone(key), at), limiter.clone());
-            Continue(Wait::behind(place.take().unwrap_or_else(begin), patience))
+            match limiter.instant(at) {
+                Some(at) => Continue(Wait::Pause { pause: Pause::new(at, limiter.clone()), patience }),
+                None => Break(Go::Refused(Refusal::late(at, limiter.now()))),
+            }
         }
     }
 }

@@ -20,7 +20,6 @@ use crate::{
         decision::{After, Decision, Queued},
         future::{self, Refused},
         limiter::Limiter,
-        pause::Place,
         store::Local,
         ticket::Ticket,
         wait::{Go, Wait},
@@ -64,10 +63,7 @@ impl<F, S, Req, St: Engine> Waiting<F, S, Req, St> {
                 let ticket = Ticket { limiter: limiter.clone(), bucket, units, place: Some(place) };
                 (Wait::turn(ticket, patience), after)
             }
-            Decision::Ask(acquire, key, patience) => (Wait::answer(acquire, key, patience, fresh), After::default()),
-            Decision::Behind(seat, patience) => {
-                (Wait::behind(Place::new(seat, limiter.clone()), patience), After::default())
-            }
+            Decision::Ask(acquire, patience) => (Wait::answer(acquire, patience, fresh), After::default()),
             // The inner service was not asked whether it is ready, for no unit was there then.
             Decision::Go(after, units) => {
                 // With keys that is rare: a deadline had passed then and there is none now. They have given their units
