@@ -458,6 +458,33 @@ async fn after_an_overload_of_the_impatient_a_burst_is_served_in_its_order() {
     assert_eq!(*order.lock().unwrap(), (10..20).collect::<Vec<_>>());
 }
 
+/// At the default wait of 30 s, an overload of a minute; then somebody waits every few seconds, and never for long.
+/// Nobody would be late in order any more, so it is order again.
+#[tokio::test(start_paused = true)]
+async fn an_overload_is_forgotten_although_somebody_waits_now_and_then() {
+    let layer = builder(1).queue(10_000).build().unwrap().plain();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&order);
+    let service = layer.layer(service_fn(move |n: u32| {
+        seen.lock().unwrap().push(n);
+        async {
+            sleep(ms(10)).await;
+            Ok::<_, Infallible>(())
+        }
+    }));
+    // Twice of what it can do.
+    for _ in 0..12_000 {
+        tokio::spawn(service.clone().oneshot(0));
+        sleep(ms(5)).await;
+    }
+    for _ in 0..24 {
+        (1..4).for_each(|n| _ = tokio::spawn(service.clone().oneshot(n)));
+        sleep(ms(5_000)).await;
+    }
+    let order = order.lock().unwrap();
+    assert_eq!(order[order.len() - 3..], [1, 2, 3]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_wait_to_the_instant() {
     let layer = build(1, 5);

@@ -42,8 +42,9 @@
 //!   send along.
 //! - Within a band it is first come, first served, until overload lasts: when for a whole `wait` whoever was the oldest
 //!   had waited for more than half of it. (Where the oldest has less time by its deadline, that takes the place of
-//!   `wait`.) Then the newest is served first, until the band has been empty for a fifth of `wait`. The backend answers
-//!   as many either way, but now to callers that are still there. A burst, however large, is served in its order.
+//!   `wait`.) Then the newest is served first, until the band has been empty for a fifth of `wait`, or a whole `wait`
+//!   has passed in which somebody waited now and then, but never without a break for half of it. The backend answers as
+//!   many either way, but now to callers that are still there. A burst, however large, is served in its order.
 //! - A reader that stalls keeps its response open. After [`permit_lease`](BulkheadBuilder::permit_lease) without a
 //!   frame handed out its permit stops counting, and the next call that finds the bulkhead full goes in for it; its
 //!   stream goes on uncounted. A stream that is quiet for so long by itself is the same: raise the lease where that is

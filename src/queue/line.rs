@@ -64,6 +64,9 @@ struct Band {
     /// When somebody was last seen waiting, and for how long nobody must be until all is calm.
     busy: u64,
     calm_after: u64,
+    /// Since when somebody has always waited, and when that had last lasted for too long.
+    never_empty_since: u64,
+    crowded: u64,
     /// Calls of others since this one was served, or came to be.
     passed_over: u32,
 }
@@ -77,6 +80,8 @@ impl Band {
         newest_first: false,
         busy: 0,
         calm_after: 0,
+        never_empty_since: 0,
+        crowded: 0,
         passed_over: 0,
     };
 
@@ -215,6 +220,15 @@ impl<T: Default> Line<T> {
                 let calm = fifo / 5 * 2;
                 band.calm_after = if band.newest_first { calm.min(band.calm_after) } else { calm };
             }
+            // In order nobody would wait for longer than the line is never empty.
+            match oldest {
+                None => band.never_empty_since = now,
+                Some(_) if !band.newest_first || now.saturating_sub(band.never_empty_since) > fifo => {
+                    band.crowded = now;
+                }
+                Some(_) => {}
+            }
+            let is_forgotten = oldest.is_none() && newest_after > 0 && now.saturating_sub(band.crowded) > newest_after;
             let late = oldest.is_some_and(|(waited, _)| waited > fifo);
             band.newest_first |= band.lasts(newest_after, now);
             match band.episode {
@@ -222,7 +236,7 @@ impl<T: Default> Line<T> {
                 // In order, an oldest who has not waited for long says that the line is short. Newest first it does
                 // not: those who have waited are passed over then.
                 Some(_) if !band.newest_first && oldest.is_some() && !late => band.episode = None,
-                Some(_) if now.saturating_sub(band.busy) > band.calm_after => band.episode = None,
+                Some(_) if is_forgotten || now.saturating_sub(band.busy) > band.calm_after => band.episode = None,
                 _ => {}
             }
             band.newest_first = band.episode.is_some() && (band.newest_first || band.lasts(newest_after, now));

@@ -73,6 +73,8 @@ struct ModelBand {
     newest_first: bool,
     busy: u64,
     calm_after: u64,
+    never_empty_since: u64,
+    crowded: u64,
     passed_over: u32,
 }
 
@@ -107,6 +109,13 @@ impl Model {
                 let least = if band.newest_first { band.calm_after } else { u64::MAX };
                 band.calm_after = least.min(fifo / 5 * 2);
             }
+            let band = &mut self.bands[rank];
+            if oldest.is_none() {
+                band.never_empty_since = now;
+            } else if !band.newest_first || now - band.never_empty_since > fifo {
+                band.crowded = now;
+            }
+            let is_forgotten = oldest.is_none() && newest_after != 0 && now - band.crowded > newest_after;
             let newest_first = self.bands[rank].newest_first || self.lasts(rank, newest_after, now);
             let band = &mut self.bands[rank];
             if band.episode.is_none() {
@@ -115,6 +124,7 @@ impl Model {
                 }
             } else if oldest.is_some_and(|w| now - w.since <= fifo) && !newest_first
                 || now - band.busy > band.calm_after
+                || is_forgotten
             {
                 band.episode = None;
             }

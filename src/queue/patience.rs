@@ -7,6 +7,9 @@
 //! - A band's *episode* begins when its oldest has waited for longer than `fifo`, and ends when the band has been empty
 //!   for 0.4 of that (or, while it is still served in order, as soon as the oldest has waited for less).
 //! - An episode that has lasted for `newest_after` is an overload: the newest is served first.
+//! - It is over, too, when the band is empty and, for as long as that, was never without an empty moment for longer
+//!   than `fifo`: in order, nobody would have been late. Else a backend with much to do, where somebody waits every few
+//!   seconds, would serve its callers newest first for ever after.
 //! - Neither is more than the oldest allows: half of what it may wait in all, by its deadline, is late, and an episode
 //!   as long as that is an overload. Callers whose deadlines are short would never wait for `fifo`: they would be
 //!   called off before, or be served with no time left, every one of them.
