@@ -7,7 +7,7 @@ use std::{
     future::ready,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     task::{Context, Poll},
     time::Duration,
@@ -22,8 +22,8 @@ use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use buttress::{
-    AdaptiveRateLayer, Answer, Deadline, Error, FallbackContext, FallbackLayer, Key, LimitHeaders, Outcome, Quota,
-    RateLimitLayer, Reason, Rejection,
+    AdaptiveRateLayer, Answer, CircuitBreakerLayer, Deadline, Error, FallbackContext, FallbackLayer, Key, LimitHeaders,
+    Outcome, Quota, RateLimitLayer, Reason, Registry, Rejection,
     observe::{Event, Kind},
     testing::{OutcomesLayer, Probe},
 };
@@ -232,20 +232,101 @@ async fn grpc_says_it_in_the_head_or_in_the_trailers() {
 async fn hints_are_followed() {
     for (headers, wait) in [
         (&[("x-status", "429"), ("x-say-retry-after", "7")][..], Some(7)),
-        (&[("x-status", "503"), ("x-say-retry-after", "7")], Some(7)),
+        (&[("x-status", "503"), ("x-say-retry-after", "7")], None),
         (&[("x-status", "429"), ("x-say-retry-after", "3600")], Some(60)),
         (&[("x-say-ratelimit", "\"default\";r=0;t=5")], Some(5)),
         (&[("x-say-x-ratelimit-remaining", "0"), ("x-say-x-ratelimit-reset", "4")], Some(4)),
+        (&[("x-say-ratelimit", "\"a\";r=0;t=50"), ("x-say-ratelimit-policy", "\"a\";q=10;w=20")], Some(2)),
         (&[("x-say-ratelimit", "\"default\";r=3;t=5")], None),
         (&[("x-say-ratelimit", "nonsense;;;r=;t=0=")], None),
         (&[("x-status", "500")], None),
         (&[("x-status", "503"), ("x-say-retry-after", "soon")], None),
     ] {
-        let service = layer().layer(echo());
+        let layer = layer();
+        let service = layer.layer(echo());
         send(&service, asks(headers)).await;
+        assert_eq!(layer.handle().snapshot().held_for, wait.map(Duration::from_secs), "{headers:?}");
         assert_eq!(refusal(&service).await, wait.map(Duration::from_secs), "{headers:?}");
         advance(wait.map_or(ms(0), Duration::from_secs)).await;
+        assert_eq!(layer.handle().snapshot().held_for, None);
         assert_eq!(refusal(&service).await, None, "{headers:?}");
+    }
+}
+
+/// One instance of three drains and says when to come back; one route of ten has an open breaker and says so, too. That
+/// stops nobody who calls the others.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_says_when_to_come_back_speaks_for_itself() {
+    async fn good<S>(inner: S, calls: u32, path: fn(u32) -> &'static str) -> u32
+    where
+        S: Service<Request<()>, Response: IsResponse, Error = Infallible> + Clone,
+    {
+        let service = layer().layer(over_a_wire(inner));
+        let mut good = 0;
+        for n in 0..calls {
+            sleep(ms(10)).await;
+            let request = Request::get(path(n)).header("x-status", if path(n) == "/bad" { "500" } else { "200" });
+            good += u32::from(send(&service, request.body(()).unwrap()).await.status() == 200);
+        }
+        good
+    }
+
+    let registry = Registry::new();
+    let drains = registry.drain_layer().layer(echo());
+    drop(registry.drain());
+    let turn = Arc::new(AtomicU32::new(0));
+    let balancer = service_fn(move |request: Request<()>| {
+        let (drains, its_turn) = (drains.clone(), turn.fetch_add(1, SeqCst).is_multiple_of(3));
+        async move {
+            Ok::<_, Infallible>(match its_turn {
+                true => drains.oneshot(request).await?.map(drop),
+                false => echo().oneshot(request).await?.map(drop),
+            })
+        }
+    });
+    assert_eq!(good(balancer, 3_000, |_| "/").await, 2_000);
+
+    let breaker = CircuitBreakerLayer::builder().per_key(Key::GrpcMethod).build().unwrap();
+    let path = |n: u32| if n.is_multiple_of(10) { "/bad" } else { "/good" };
+    assert_eq!(good(breaker.layer(echo()), 6_000, path).await, 5_400);
+}
+
+/// What comes over a wire: status and headers, and no extensions.
+fn over_a_wire<S>(inner: S) -> impl Service<Request<()>, Response = Response<Empty<Bytes>>, Error = Infallible> + Clone
+where
+    S: Service<Request<()>, Response: IsResponse, Error = Infallible> + Clone,
+{
+    service_fn(move |request| {
+        let inner = inner.clone();
+        async move {
+            let mut response = inner.oneshot(request).await?.without_body().map(|()| Empty::new());
+            response.extensions_mut().clear();
+            Ok(response)
+        }
+    })
+}
+
+/// A backend whose units come back one by one tells of them. A client that hears of them gets as many as there are, and
+/// not what there is once a minute.
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_told_of_is_used() {
+    for headers in [LimitHeaders::Off, LimitHeaders::Draft10] {
+        let quota = RateLimitLayer::builder().quota(Quota::per(600, ms(60_000))).headers(headers).build().unwrap();
+        let client = AdaptiveRateLayer::builder().wait(ms(500)).build().unwrap();
+        let service = client.layer(over_a_wire(quota.layer(echo())));
+        let (start, mut last, mut longest, mut good) = (Instant::now(), Instant::now(), ms(0), 0);
+        // Fifteen a second, where ten are there.
+        while start.elapsed() < ms(400_000) {
+            sleep(ms(66)).await;
+            if send(&service, asks(&[])).await.status() == 200 {
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                good += 1;
+            }
+        }
+        // A throttled answer over HTTP says "in a second", for a second is the least that it can say.
+        assert!(longest <= ms(1_600), "{headers:?}: nothing for {longest:?}");
+        assert!(good > 3_500, "{headers:?}: {good} of 4,600 that there are");
     }
 }
 

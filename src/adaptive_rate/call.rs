@@ -41,14 +41,9 @@ impl Keeper for Call {
                     self.controller.hold(hint);
                 }
             }
-            // A server that is down and says when to come back means it.
-            End::Outcome(Outcome::Failure) => {
-                if let Some(hint) = self.hint {
-                    self.controller.hold(hint);
-                }
-            }
             End::Refused | End::DeadlinePassed { had: Some(Duration::ZERO) } => self.controller.was_held_back(),
-            // Nothing was learnt of the backend.
+            // Nothing was learnt of how much the backend takes. A failure that says when to come back speaks for what has
+            // failed, and that may be one instance of many that drains, or one route.
             _ => {}
         }
     }

@@ -1,6 +1,9 @@
 //! Reading an adaptive rate while it runs.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use crate::{
     adaptive_rate::controller::Controller,
@@ -20,6 +23,8 @@ pub struct AdaptiveRateHandle {
 pub struct AdaptiveRateSnapshot {
     /// Calls per second that may be sent; `None` until the first throttled answer. At least 0.5.
     pub rate: Option<f64>,
+    /// For how long nothing is sent, because the backend asked for that. `None`: it may be.
+    pub held_for: Option<Duration>,
     /// Throttled answers since `build()`.
     pub throttled: u64,
     /// Calls that were refused since `build()`.
@@ -49,8 +54,10 @@ impl AdaptiveRateHandle {
 }
 
 fn snapshot(controller: &Controller) -> AdaptiveRateSnapshot {
+    let held_for = controller.pacer.held_until().saturating_sub(controller.now());
     AdaptiveRateSnapshot {
         rate: controller.pacer.rate(),
+        held_for: Some(Duration::from_nanos(held_for)).filter(|held_for| !held_for.is_zero()),
         throttled: controller.throttled.load(Relaxed),
         rejected: controller.rejected.load(Relaxed),
         would_have_rejected: controller.would_have_rejected.load(Relaxed),
@@ -67,6 +74,7 @@ impl Watched for Striped<Controller> {
     fn figures(&self, visit: &mut dyn FnMut(&'static str, Figure)) {
         let seen = snapshot(self);
         visit("rate", seen.rate.into());
+        visit("held_for", seen.held_for.into());
         visit("throttled", Figure::Count(seen.throttled));
         visit("rejected", Figure::Count(seen.rejected));
         visit("would_have_rejected", Figure::Count(seen.would_have_rejected));

@@ -84,6 +84,11 @@ impl Pacer {
         self.line.call_first();
     }
 
+    /// Until when nothing is sent.
+    pub(crate) fn held_until(&self) -> u64 {
+        self.hold_until.load(Relaxed)
+    }
+
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         self.line.len()

@@ -9,5 +9,6 @@ pub(crate) const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry
 
 /// draft-ietf-httpapi-ratelimit-headers-10.
 pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub(crate) const X_RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 pub(crate) const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
     protocol::{
-        names::{RATE_LIMIT, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET},
+        names::{RATE_LIMIT, RATE_LIMIT_POLICY, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET},
         number,
     },
     rate_limit::{Quota, gcra::Left},
@@ -31,7 +31,6 @@ pub enum LimitHeaders {
     Both,
 }
 
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const X_RATE_LIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 
 const NANOS: u64 = 1_000_000_000;
