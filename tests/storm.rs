@@ -11,9 +11,12 @@ use std::{
     time::Duration,
 };
 
-use buttress::{Budget, RetryLayer};
-use tokio::time::{Instant, interval, sleep};
-use tower::{Layer, Service, ServiceExt};
+use buttress::{Budget, HedgeLayer, RetryLayer, TimeoutLayer};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, interval, sleep, sleep_until},
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 const CLIENTS: u64 = 100;
 /// 20 calls a second.
@@ -127,4 +130,47 @@ async fn without_a_budget_it_is() {
     let in_outage: u64 = seen.attempts[OUTAGE].iter().sum();
     let calls = CALLS * OUTAGE.len() as u64;
     assert!(in_outage * 10 > calls * 28, "{in_outage} attempts for {calls} calls");
+}
+
+/// A backend that is busy and well, until somebody adds too much: 16 workers that take 50 ms in the mean and end what they
+/// have begun, whoever has left, at 85 % of what they can do. A hedge sends to it what its budget allows, and what is
+/// slow then makes more hedges: with a retry's budget of a fifth it would never get out of that again.
+#[tokio::test(start_paused = true)]
+async fn a_hedge_by_its_defaults_does_not_drown_a_busy_backend() {
+    fastrand::seed(1);
+    let workers = Arc::new(Semaphore::new(16));
+    let backend = service_fn(move |takes: Duration| {
+        let workers = Arc::clone(&workers);
+        let work = async move {
+            let _worker = workers.acquire().await.expect("it is not closed");
+            sleep(takes).await;
+        };
+        async { tokio::spawn(work).await.map_err(|_| Away) }
+    });
+    let hedge = HedgeLayer::builder().quantile(0.95).build().expect("valid").boxed();
+    let attempt = TimeoutLayer::builder().after(Duration::from_millis(500)).build().expect("valid").boxed();
+    // The second attempt takes as long as that takes, and not as the first one.
+    let service = hedge.clone().clone_with(|_| Some(exponential(0.05))).layer(attempt.layer(backend));
+    let (start, mut next) = (Instant::now(), Instant::now());
+    let mut last_minute = Vec::new();
+    while start.elapsed() < Duration::from_secs(180) {
+        next += exponential(1.0 / (0.85 * 320.0));
+        sleep_until(next).await;
+        let call = tokio::spawn(service.clone().oneshot(exponential(0.05)));
+        if start.elapsed() > Duration::from_secs(120) {
+            last_minute.push(call);
+        }
+    }
+    let (all, mut good) = (last_minute.len(), 0);
+    for call in last_minute {
+        good += usize::from(call.await.expect("no panic").is_ok());
+    }
+    let figures = hedge.handle().snapshot();
+    let extra = figures.hedges as f64 / figures.calls as f64;
+    assert!(good * 100 > all * 99 && extra < 0.06, "{good} of {all}, with {extra:.2} more attempts");
+}
+
+/// In seconds.
+fn exponential(mean: f64) -> Duration {
+    Duration::from_secs_f64(-mean * (1.0 - fastrand::f64()).ln())
 }

@@ -104,6 +104,9 @@ impl CircuitBreakerBuilder {
     }
 
     /// Opens when at least `rate` of the window took longer than `over`. 0 to 1; 1 ns to 365 days. Default: off.
+    ///
+    /// All that is inside of the breaker is measured: also how long a retry there waits between its attempts, or a call
+    /// for its turn at a rate or a bulkhead. Put it inside of those.
     pub fn slow_calls(mut self, over: Duration, rate: f64) -> Self {
         self.config.slow_call = over;
         self.config.slow_call_rate = Some(rate);
