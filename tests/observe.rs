@@ -313,6 +313,27 @@ fn further_attempts_and_what_stops_them_are_counted() {
 }
 
 #[test]
+fn an_adaptive_rate_shows_for_how_long_nothing_is_sent() {
+    recorded(|handle| async move {
+        let rate = AdaptiveRateLayer::builder().name("api").build().unwrap();
+        let throttled = || http::Response::builder().status(429).header("retry-after", "7");
+        let backend = tower::service_fn(move |_: http::Request<()>| {
+            std::future::ready(throttled().body(http_body_util::Empty::<bytes::Bytes>::new()))
+        });
+        let held = || value(&handle, "buttress_held_seconds{name=\"api\",policy=\"adaptive_rate\"}");
+        publish();
+        assert!(held().is_nan());
+        rate.layer(backend).oneshot(http::Request::new(())).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        publish();
+        assert_eq!(held(), 5.0);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        publish();
+        assert!(held().is_nan());
+    });
+}
+
+#[test]
 fn a_bulkhead_shows_who_is_in_and_who_waits() {
     recorded(|handle| async move {
         let probe = Probe::new();

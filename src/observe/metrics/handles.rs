@@ -64,7 +64,7 @@ const QUEUE_WAIT: &str = "buttress_queue_wait_seconds";
 const OLDEST_WAIT: &str = "buttress_oldest_wait_seconds";
 
 /// Figures of a policy that are gauges when they are published: there, here, and in words.
-const FLEETING: [(&str, &str, &str); 11] = [
+const FLEETING: [(&str, &str, &str); 12] = [
     ("in_flight", "buttress_in_flight", "Calls in flight."),
     ("waiting", "buttress_waiting", "Calls that wait for their turn."),
     ("oldest_wait", OLDEST_WAIT, "For how long the one has waited who has waited longest."),
@@ -72,6 +72,7 @@ const FLEETING: [(&str, &str, &str); 11] = [
     ("slow_call_rate", "buttress_slow_call_rate", "The share of slow calls in the window."),
     ("probes_out", "buttress_probes_out", "Probes that are running."),
     ("rate", "buttress_rate", "Calls a second that are allowed."),
+    ("held_for", "buttress_held_seconds", "For how long nothing is sent, because the backend asked for that."),
     ("budget_left", "buttress_budget_left", "What is left of the budget."),
     ("keys", "buttress_keys", "Keys with a state of their own."),
     ("open_keys", "buttress_open_keys", "Keys whose circuit breaker is open."),

@@ -32,6 +32,7 @@
 //! | `buttress_slow_call_rate` | gauge | | the share of slow calls in a breaker's window | published |
 //! | `buttress_probes_out` | gauge | | probes that are running | published |
 //! | `buttress_rate` | gauge | | calls a second that an adaptive rate allows | published |
+//! | `buttress_held_seconds` | gauge | | for how long an adaptive rate sends nothing, because the backend asked for that | published |
 //! | `buttress_budget_left` | gauge | | further attempts that a budget would give, or the tokens it has | published |
 //! | `buttress_keys` | gauge | | keys with a state of their own | published |
 //! | `buttress_open_keys` | gauge | | keys whose breaker is open or forced open | published |
