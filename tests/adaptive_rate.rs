@@ -236,7 +236,8 @@ async fn hints_are_followed() {
         (&[("x-status", "429"), ("x-say-retry-after", "3600")], Some(60)),
         (&[("x-say-ratelimit", "\"default\";r=0;t=5")], Some(5)),
         (&[("x-say-x-ratelimit-remaining", "0"), ("x-say-x-ratelimit-reset", "4")], Some(4)),
-        (&[("x-say-ratelimit", "\"a\";r=0;t=50"), ("x-say-ratelimit-policy", "\"a\";q=10;w=20")], Some(2)),
+        (&[("x-say-ratelimit", "\"a\";r=0;t=20"), ("x-say-ratelimit-policy", "\"a\";q=10;w=20")], Some(2)),
+        (&[("x-say-ratelimit", "\"a\";r=0;t=15"), ("x-say-ratelimit-policy", "\"a\";q=10;w=20")], Some(15)),
         (&[("x-say-ratelimit", "\"default\";r=3;t=5")], None),
         (&[("x-say-ratelimit", "nonsense;;;r=;t=0=")], None),
         (&[("x-status", "500")], None),
@@ -328,6 +329,36 @@ async fn a_quota_that_is_told_of_is_used() {
         assert!(longest <= ms(1_600), "{headers:?}: nothing for {longest:?}");
         assert!(good > 3_500, "{headers:?}: {good} of 4,600 that there are");
     }
+}
+
+/// A hundred calls in each whole minute, as most counters do it, where five a second come: until the minute is over
+/// nothing is there, and the client knows it before it is refused.
+#[tokio::test(start_paused = true)]
+async fn a_quota_of_whole_minutes_is_kept() {
+    let layer = layer();
+    let (start, used) = (Instant::now(), Arc::new(Mutex::new((0, 0))));
+    let backend = service_fn(move |_: Request<()>| {
+        let now = start.elapsed().as_secs();
+        let mut used = used.lock().unwrap();
+        if used.0 != now / 60 {
+            *used = (now / 60, 0);
+        }
+        used.1 += 1;
+        let left = 100_u64.saturating_sub(used.1);
+        let answer = Response::builder()
+            .status(if used.1 > 100 { 429 } else { 200 })
+            .header("ratelimit-policy", "\"a\";q=100;w=60")
+            .header("ratelimit", format!("\"a\";r={left};t={}", 60 - now % 60));
+        ready(Ok::<_, Infallible>(answer.body(Empty::<Bytes>::new()).unwrap()))
+    });
+    let service = layer.layer(backend);
+    let mut good = 0;
+    while start.elapsed() < Duration::from_secs(600) {
+        sleep(ms(200)).await;
+        good += u32::from(send(&service, asks(&[])).await.status() == 200);
+    }
+    let snapshot = layer.handle().snapshot();
+    assert_eq!((good, snapshot.throttled, snapshot.rate), (1_000, 0, None));
 }
 
 /// What a policy of our own further in says of its quota the backend has not said.

@@ -1174,3 +1174,18 @@ async fn a_rejection_is_found_in_the_response() {
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(Rejection::in_response(&response).unwrap().policy(), "hedge");
 }
+
+/// By itself a hedge may add one call in twenty and one a second, of the last ten seconds.
+#[tokio::test(start_paused = true)]
+async fn the_default_budget_is_a_twentieth_and_one_a_second() {
+    let hedge = HedgeLayer::builder().after(Duration::ZERO).build().unwrap().plain();
+    let service = hedge.layer(tower::service_fn(|()| async {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(())
+    }));
+    for _ in 0..1_000 {
+        service.clone().oneshot(()).await.unwrap();
+    }
+    let seen = hedge.handle().snapshot();
+    assert_eq!((seen.hedges, seen.stopped_by_budget), (10 + 50, 1_000 - 60));
+}

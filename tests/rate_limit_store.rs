@@ -1,4 +1,5 @@
-//! Rate limits with a store of quotas outside of the layer, in virtual time: when it is asked, and what becomes of its answers.
+//! Rate limits with a store of quotas outside of the layer, in virtual time: when it is asked, and what becomes of its
+//! answers.
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{

@@ -132,9 +132,9 @@ async fn without_a_budget_it_is() {
     assert!(in_outage * 10 > calls * 28, "{in_outage} attempts for {calls} calls");
 }
 
-/// A backend that is busy and well, until somebody adds too much: 16 workers that take 50 ms in the mean and end what they
-/// have begun, whoever has left, at 85 % of what they can do. A hedge sends to it what its budget allows, and what is
-/// slow then makes more hedges: with a retry's budget of a fifth it would never get out of that again.
+/// A backend that is busy and well, until somebody adds too much: 16 workers that take 50 ms in the mean and end what
+/// they have begun, whoever has left, at 85 % of what they can do. A hedge sends to it what its budget allows, and what
+/// is slow then makes more hedges: with a retry's budget of a fifth it would never get out of that again.
 #[tokio::test(start_paused = true)]
 async fn a_hedge_by_its_defaults_does_not_drown_a_busy_backend() {
     fastrand::seed(1);

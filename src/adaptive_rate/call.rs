@@ -42,8 +42,8 @@ impl Keeper for Call {
                 }
             }
             End::Refused | End::DeadlinePassed { had: Some(Duration::ZERO) } => self.controller.was_held_back(),
-            // Nothing was learnt of how much the backend takes. A failure that says when to come back speaks for what has
-            // failed, and that may be one instance of many that drains, or one route.
+            // Nothing was learnt of how much the backend takes. A failure that says when to come back speaks for what
+            // has failed, and that may be one instance of many that drains, or one route.
             _ => {}
         }
     }

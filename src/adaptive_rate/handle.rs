@@ -23,7 +23,7 @@ pub struct AdaptiveRateHandle {
 pub struct AdaptiveRateSnapshot {
     /// Calls per second that may be sent; `None` until the first throttled answer. At least 0.5.
     pub rate: Option<f64>,
-    /// For how long nothing is sent, because the backend asked for that. `None`: it may be.
+    /// For how much longer the backend wants nothing sent; in shadow calls go all the same. `None`: it wants no pause.
     pub held_for: Option<Duration>,
     /// Throttled answers since `build()`.
     pub throttled: u64,

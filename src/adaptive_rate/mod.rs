@@ -25,12 +25,12 @@
 //!   of the AWS SDKs (their retry mode "adaptive"): 0.7 of what was sent, then along a curve back to it and beyond,
 //!   at most twice of what is really sent, never below one call in two seconds.
 //! - **Hints.** `Retry-After` and `grpc-retry-pushback-ms` on a throttled answer, and `RateLimit` or
-//!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before, but after a minute at most,
-//!   and where `RateLimit-Policy` says how fast units come back, after what one takes
-//!   ([`held_for`](AdaptiveRateSnapshot::held_for)). What can't be read is no hint, nor is what a policy of ours further
-//!   in answers. (A rate limit of ours there that writes headers does so on answers of the backend too, and those count:
-//!   it belongs outside.) A failure that says when to come back speaks for what has failed, such as one instance of many
-//!   that drains, and stops nobody else; a retry obeys it for its own call.
+//!   `X-RateLimit-Remaining` headers that say that nothing is left: nothing is sent before
+//!   ([`held_for`](AdaptiveRateSnapshot::held_for)), but after a minute at most. Where `RateLimit-Policy` shows that
+//!   units come back one by one, it is what one of them takes. What can't be read is no hint, nor is what a policy of
+//!   ours further in answers. (A rate limit of ours there that writes headers does so on answers of the backend too,
+//!   and those count: it belongs outside.) A failure that says when to come back speaks for what has failed, such as
+//!   one instance of many that drains, and stops nobody else; a retry obeys it for its own call.
 //! - A call that would come too early is refused at once with [`Reason::Throttled`](crate::Reason), or waits as long as
 //!   [`wait`](AdaptiveRateBuilder::wait) allows, in order and 16,384 of them at most. Nobody who waits has taken
 //!   anything: a rate that drops, a hint and a rate that climbs are theirs too, and one that learns that its turn comes
@@ -39,7 +39,8 @@
 //!   does one that is not polled before that.
 //! - Put it inside of retries: each attempt is a call to the backend. And give each host, and each tenant that the
 //!   backend counts by itself, a layer of its own: what one of them is told holds all that go through it.
-//! - It never forgets that it was throttled: after hours of silence the first seconds climb from one call in two seconds.
+//! - It never forgets that it was throttled: after hours of silence the first seconds may climb from one call in two
+//!   seconds.
 //! - It is for backends that throttle when they are sent too much. One that throttles a few calls in a hundred whatever
 //!   it is sent is sent less and less; and a `Retry-After`, which is whole seconds, holds up everything for as long, so
 //!   that a small quota over HTTP is used better by a [rate limit](crate::rate_limit) of the same size on this side.

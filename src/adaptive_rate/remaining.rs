@@ -1,8 +1,9 @@
 //! How long a server says that nothing is left of the quota: `RateLimit` (draft 10) and `X-RateLimit-*`.
 //!
-//! "Until the reset" may be until *all* is there again: where units come back one by one, as with our own rate limit, a
-//! client that waits for that leaves nearly all of its quota unused. So where the quota is told too
-//! (`RateLimit-Policy`), it is no longer than one unit takes at that. If that is too early, a throttled answer says so.
+//! Where the units of a window come back all at once, at its end, that is until the reset. Where they come back one by
+//! one, as with our own rate limit, the reset is when *all* are there again: whoever waits for that is silent for a
+//! whole window. `RateLimit-Policy` tells the two apart: with nothing left, all of the second kind are a whole window
+//! away.
 
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ pub(crate) fn nothing_for(headers: &HeaderMap) -> Option<Duration> {
     let draft = items(headers, RATE_LIMIT).filter_map(|item| {
         let until = seconds(item.parameter("t")?)?;
         let nothing = number(item.parameter("r")?)? == 0;
-        let each = || items(headers, RATE_LIMIT_POLICY).find(|policy| policy.name == item.name)?.each();
-        nothing.then(|| each().map_or(until, |each| until.min(each)))
+        let policies = || items(headers, RATE_LIMIT_POLICY).filter(|policy| policy.name == item.name);
+        nothing.then(|| policies().filter_map(|policy| policy.one_by_one(until)).max().unwrap_or(until))
     });
     let legacy = || {
         let nothing = number(headers.get(X_RATE_LIMIT_REMAINING)?.to_str().ok()?)? == 0;
@@ -50,14 +51,18 @@ fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Item<'_>
 impl<'a> Item<'a> {
     /// The last of that name.
     fn parameter(self, name: &str) -> Option<&'a str> {
-        let all = self.parameters.split(';').filter_map(|p| p.trim().split_once('='));
-        all.filter(|(its, _)| *its == name).map(|(_, value)| value).next_back()
+        let all = self.parameters.split(';').filter_map(|p| p.split_once('='));
+        all.filter(|(its, _)| its.trim() == name).map(|(_, value)| value.trim()).next_back()
     }
 
-    /// Of a policy: how long one unit takes.
-    fn each(self) -> Option<Duration> {
-        let units = number(self.parameter("q")?)?;
-        seconds(self.parameter("w")?)?.checked_div(u32::try_from(units).unwrap_or(u32::MAX))
+    /// Of a policy: how long one unit takes, if all are back in `until` and come one by one. `None`, too, where a unit
+    /// is not a call.
+    fn one_by_one(self, until: Duration) -> Option<Duration> {
+        let units = u32::try_from(number(self.parameter("q")?)?).ok().filter(|units| *units > 0)?;
+        let window = seconds(self.parameter("w")?).filter(|window| !window.is_zero())?;
+        let are_calls = self.parameter("qu").is_none_or(|unit| unit == "\"requests\"");
+        let each = window / units;
+        (are_calls && until + each >= window).then(|| until.min(each))
     }
 }
 
@@ -87,6 +92,7 @@ mod tests {
     fn both_kinds() {
         assert_eq!(read(&[("ratelimit", "\"default\";r=0;t=5")]), Some(5));
         assert_eq!(read(&[("ratelimit", "\"default\";r=1;t=5")]), None);
+        assert_eq!(read(&[("ratelimit", "\"default\";r=1;t=5;r=0")]), Some(5), "the last of a name counts");
         assert_eq!(
             read(&[("ratelimit", "\"a\";r=0;t=5, \"b\" ; r=0 ; t=7"), ("ratelimit", "\"c\";r=9;t=60")]),
             Some(7)
@@ -104,23 +110,37 @@ mod tests {
         }
     }
 
-    /// As our own rate limit tells of 600 a minute, of which the last was taken just now.
     #[test]
-    fn no_longer_than_one_unit_takes() {
-        let says = |policies: &[&str]| {
+    fn units_that_come_back_one_by_one_are_told_from_those_of_a_window() {
+        let says = |reset: u64, policies: &[&str]| {
             let mut headers = HeaderMap::new();
-            headers.append("ratelimit", "\"default\";r=0;t=60".parse().unwrap());
+            headers.append("ratelimit", format!("\"default\";r=0;t={reset}").parse().unwrap());
             for policy in policies {
                 headers.append("ratelimit-policy", policy.parse().unwrap());
             }
             nothing_for(&headers).unwrap().as_millis()
         };
-        assert_eq!(says(&["\"default\";q=600;w=60"]), 100);
-        assert_eq!(says(&["\"other\";q=1;w=30, \"default\" ; q=10 ; w=60;qu=\"requests\""]), 6_000);
-        assert_eq!(says(&["\"other\";q=1;w=30", "\"default\";q=10;w=60"]), 6_000);
-        assert_eq!(says(&["\"default\";q=1;w=3600"]), 60_000);
-        for no_policy in ["\"other\";q=600;w=60", "\"default\";q=0;w=60", "\"default\";q=600", "default;;=", ""] {
-            assert_eq!(says(&[no_policy]), 60_000, "{no_policy}");
+        // As our own rate limit tells of 600 a minute, the last of which was taken just now, or a unit ago.
+        let ours = "\"default\";q=600;w=60";
+        assert_eq!([says(60, &[ours]), says(61, &[ours])], [100, 100]);
+        assert_eq!(says(55, &["\"default\";q=10;w=60"]), 6_000);
+        assert_eq!(says(1, &["\"default\";q=10;w=1"]), 100);
+        // The rest of a minute.
+        assert_eq!([says(59, &[ours]), says(53, &["\"default\";q=10;w=60"])], [59_000, 53_000]);
+        assert_eq!(says(60, &["\"other\";q=1;w=30, \"default\" ; q=10 ; w=60;qu=\"requests\""]), 6_000);
+        assert_eq!(says(60, &["\"default\";q=0;w=60", "\"default\";q=10;w=60"]), 6_000);
+        assert_eq!(says(60, &["\"default\";q=1;w=3600"]), 60_000);
+        for no_policy in [
+            "\"other\";q=600;w=60",
+            "\"default\";q=0;w=60",
+            "\"default\";q=9999999999;w=60",
+            "\"default\";q=600;w=0",
+            "\"default\";q=600;w=60;qu=\"content-bytes\"",
+            "\"default\";q=600",
+            "default;;=",
+            "",
+        ] {
+            assert_eq!(says(60, &[no_policy]), 60_000, "{no_policy}");
         }
     }
 

@@ -24,10 +24,10 @@
 //! one window more, so that a crowd of sleepers can't exceed it, whenever they went to sleep. It is given back if it is
 //! not made after all: the caller left, or the backend did not become ready.
 //!
-//! How large? What further attempts add makes calls slow, and slow calls make further attempts, where the backend goes on
-//! with what its caller has left. So a budget with a ratio of `r` can hold a backend down, long after what began it, that
-//! is asked for more than `1 / (1 + r)` of what it can do without: 83 % with 0.2, 95 % with 0.05. A breaker outside of
-//! the retry ends that; else choose `r` by how busy the backend may be.
+//! How large? What further attempts add makes calls slow, and slow calls make further attempts, where the backend goes
+//! on with what its caller has left. So a budget with a ratio of `r` can hold a backend down, long after what began it,
+//! that is asked for more than `1 / (1 + r)` of what it can do: 83 % with 0.2, 95 % with 0.05. A breaker outside of the
+//! retry ends that; else choose `r` by how busy the backend may be.
 //!
 //! What it does not bound is how fast the budget is used. In the first second of an outage the allowance of a whole
 //! window may be used at once, and again when those have left the window. A small `ratio` and a short window make that
@@ -171,6 +171,12 @@ impl Budget {
         Ok(Budget(Arc::new(Kind::ByKey(ByKey::new(key, self, Numbers { ratio, minimum, tick })))))
     }
 
+    /// The default of a hedge: as many as are slow where nothing is wrong. A retry's share would keep a busy backend
+    /// down.
+    pub(crate) fn of_a_hedge() -> Self {
+        Self::share(0.05, 1, Duration::from_secs(10))
+    }
+
     fn share(ratio: f64, min_per_second: u32, over: Duration) -> Self {
         let million = 1_000_000.0;
         let minimum = (f64::from(min_per_second) * over.as_secs_f64() * million).round() as u64;
@@ -276,14 +282,6 @@ impl Budget {
 impl Default for Budget {
     fn default() -> Self {
         Self::share(0.2, 1, Duration::from_secs(10))
-    }
-}
-
-impl Budget {
-    /// The default of a hedge. As many as are slow where nothing is wrong; a retry's share would keep a busy backend
-    /// down.
-    pub(crate) fn of_a_hedge() -> Self {
-        Self::share(0.05, 1, Duration::from_secs(10))
     }
 }
 

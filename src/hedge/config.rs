@@ -83,15 +83,16 @@ impl HedgeBuilder {
     shared_setters!();
 
     /// How long to wait for an attempt before the next one is sent beside it. 0 to 365 days; with 0 all are sent as
-    /// soon as the first one is not ready at once. There is no default: set this or [`quantile`](Self::quantile); of
-    /// several the last one counts.
+    /// soon as the first one is not ready at once, as far as the [`budget`](Self::budget) goes. There is no default:
+    /// set this or [`quantile`](Self::quantile); of several the last one counts.
     pub fn after(mut self, d: Duration) -> Self {
         (self.config.after, self.config.quantile) = (Some(d), None);
         self
     }
 
     /// Waits as long as this share of the first attempts took at most, above 0 and below 1: with 0.95 about one call in
-    /// twenty gets a second attempt. Measured over the last 30 to 40 s, and at least 1 ms.
+    /// twenty gets a second attempt. With less it is more calls, and they need a larger [`budget`](Self::budget).
+    /// Measured over the last 30 to 40 s, and at least 1 ms.
     ///
     /// Before there are [`minimum_samples`](Self::minimum_samples) nobody knows how long that is, and no further
     /// attempt is made, not even for one that failed.
@@ -113,9 +114,9 @@ impl HedgeBuilder {
     }
 
     /// What further attempts may add to all calls together. Default: an own one of 5 % of the calls and one a second,
-    /// over 10 s, which is what a quantile of 0.95 asks for. A larger one is used up when the backend is slow because it
-    /// has much to do, and may [keep it so](crate::budget). One budget for all layers, retries and hedges, that call the
-    /// same backend bounds all that they add.
+    /// over 10 s, which is what a quantile of 0.95 asks for. A larger one is used up when the backend is slow because
+    /// it has much to do, and may [keep it so](crate::budget). One budget for all layers, retries and hedges, that call
+    /// the same backend bounds all that they add.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self

@@ -88,8 +88,8 @@
 //! [`Budget`](crate::Budget): each further attempt of either is taken from it, and **each call pays into it once**: the
 //! retry does, and a hedge that it calls or polls on the same budget does not. Where something between them makes the
 //! inner call in a task of its own (a buffer), the hedge can't see that and pays for each attempt of the retry too. Let
-//! the budget be small ([how large](crate::budget)): where the backend is slow because it has much to do, the hedge uses
-//! all of it.
+//! the budget be small ([how large](crate::budget)): where the backend is slow because it has much to do, the hedge
+//! uses all of it.
 //!
 //! Of [`Budget::tokens`](crate::Budget::tokens) each attempt that failed takes one, and a success gives back its share.
 //! A further attempt takes none, but there have to be enough for it.

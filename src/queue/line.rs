@@ -64,9 +64,9 @@ struct Band {
     /// When somebody was last seen waiting, and for how long nobody must be until all is calm.
     busy: u64,
     calm_after: u64,
-    /// Since when somebody has always waited, and when that had last lasted for too long.
+    /// Since when somebody has always waited, and when that was last for longer than `fifo`.
     never_empty_since: u64,
-    crowded: u64,
+    crowded_at: u64,
     /// Calls of others since this one was served, or came to be.
     passed_over: u32,
 }
@@ -81,7 +81,7 @@ impl Band {
         busy: 0,
         calm_after: 0,
         never_empty_since: 0,
-        crowded: 0,
+        crowded_at: 0,
         passed_over: 0,
     };
 
@@ -223,12 +223,12 @@ impl<T: Default> Line<T> {
             // In order nobody would wait for longer than the line is never empty.
             match oldest {
                 None => band.never_empty_since = now,
-                Some(_) if !band.newest_first || now.saturating_sub(band.never_empty_since) > fifo => {
-                    band.crowded = now;
-                }
+                Some(_) if now.saturating_sub(band.never_empty_since) > fifo => band.crowded_at = now,
                 Some(_) => {}
             }
-            let is_forgotten = oldest.is_none() && newest_after > 0 && now.saturating_sub(band.crowded) > newest_after;
+            // Where the newest is first at once, each empty moment would be the end.
+            let is_forgotten =
+                oldest.is_none() && newest_after > 0 && now.saturating_sub(band.crowded_at) > newest_after;
             let late = oldest.is_some_and(|(waited, _)| waited > fifo);
             band.newest_first |= band.lasts(newest_after, now);
             match band.episode {

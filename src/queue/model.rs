@@ -74,7 +74,7 @@ struct ModelBand {
     busy: u64,
     calm_after: u64,
     never_empty_since: u64,
-    crowded: u64,
+    crowded_at: u64,
     passed_over: u32,
 }
 
@@ -112,10 +112,10 @@ impl Model {
             let band = &mut self.bands[rank];
             if oldest.is_none() {
                 band.never_empty_since = now;
-            } else if !band.newest_first || now - band.never_empty_since > fifo {
-                band.crowded = now;
+            } else if now - band.never_empty_since > fifo {
+                band.crowded_at = now;
             }
-            let is_forgotten = oldest.is_none() && newest_after != 0 && now - band.crowded > newest_after;
+            let is_forgotten = oldest.is_none() && newest_after != 0 && now - band.crowded_at > newest_after;
             let newest_first = self.bands[rank].newest_first || self.lasts(rank, newest_after, now);
             let band = &mut self.bands[rank];
             if band.episode.is_none() {
@@ -275,6 +275,38 @@ fn a_burst_is_served_in_order_and_what_follows_an_overload_newest_first() {
     push(&mut line, 289, 11);
     line.call(290, &mut |id| called.push(id));
     assert_eq!(called[9..], [10]);
+}
+
+/// After an overload somebody always waits for `long`, then nobody for a moment, so often. Who of two is called then?
+fn called_after(rounds: u64, long: u64) -> u32 {
+    let mut line: Line<u32> = Line::new(GENTLE);
+    let push = |line: &mut Line<u32>, now, id| {
+        let place = line.push(now, entrant(Priority::Default, 100_000), 100, &mut |_| {}).unwrap();
+        *line.payload(place) = id;
+    };
+    (1..=5).for_each(|id| push(&mut line, 0, id));
+    // From 260 on the newest is first.
+    for now in [60, 160, 259, 260, 261] {
+        assert!(line.call(now, &mut |_| {}));
+    }
+    let mut now = 262;
+    for _ in 0..rounds {
+        push(&mut line, now, 1);
+        push(&mut line, now, 2);
+        assert!(line.call(now + long / 2, &mut |_| {}));
+        assert!(line.call(now + long, &mut |_| {}));
+        now += long + 1;
+    }
+    push(&mut line, now, 1);
+    push(&mut line, now, 2);
+    let mut called = 0;
+    line.call(now, &mut |id| called = id);
+    called
+}
+
+#[test]
+fn an_overload_is_forgotten_only_where_nobody_would_be_late_in_order() {
+    assert_eq!([called_after(20, 51), called_after(3, 50), called_after(20, 50)], [2, 2, 1]);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! The deadline of the task, before readiness and before the call; a counted reference on a line of the thread's own; a
 //! count, and a deposit that mostly goes without a look at the clock; an instance and a request to spare; a way out of
 //! line for a call that has to wait; our error type. For a further attempt: whose error it is, one look at the clock,
-//! one compare-and-swap on a limit that is known, readiness. There is no form, no verdict, no backoff, no hint, no other
-//! kind of budget, no shadow, nobody who steers. It is the path of a hedge that does not fire, too.
+//! one compare-and-swap on a limit that is known, readiness. There is no form, no verdict, no backoff, no hint, no
+//! other kind of budget, no shadow, nobody who steers. It is the path of a hedge that does not fire, too.
 
 use std::{
     cell::Cell,
