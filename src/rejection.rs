@@ -44,6 +44,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// In the order of their declaration.
+    #[cfg(any(feature = "http", feature = "metrics"))]
+    pub(crate) const ALL: [Reason; 13] = [
+        Self::CircuitOpen,
+        Self::ForcedOpen,
+        Self::BulkheadFull,
+        Self::QueueTimeout,
+        Self::ShedByPriority,
+        Self::RateLimited,
+        Self::CostAboveBurst,
+        Self::KeyMissing,
+        Self::Overloaded,
+        Self::Throttled,
+        Self::Timeout,
+        Self::DeadlineExceeded,
+        Self::Draining,
+    ];
+
     /// The stable name, as it stands in answers, events and metrics: `circuit_open`, ...
     pub fn as_str(self) -> &'static str {
         match self {

@@ -42,8 +42,8 @@
 //! ```
 //!
 //! A load balancer goes on sending for a while after readiness has turned: what comes in that time is refused, and such
-//! a refusal is safe to be sent again. To lose none of it for callers that do not, wait between turning readiness and
-//! draining.
+//! a refusal is safe to be sent again: our retries and hedges see by the header `x-rejected` that it drains, and do not
+//! wait for this instance. To lose none of it for callers that do not, wait between turning readiness and draining.
 //!
 //! # Cost
 //!

@@ -48,6 +48,8 @@ pub(crate) mod names;
 pub(crate) mod number;
 #[cfg(feature = "http")]
 mod peek;
+#[cfg(feature = "http")]
+pub(crate) mod peer;
 mod plain;
 #[cfg(feature = "http")]
 mod refusal;
@@ -80,6 +82,7 @@ pub use self::{
     hold::HeldResponse,
     http_form::HttpContext,
     keyed_by::KeyedBy,
+    peer::PeerRefusals,
     replay::Replay,
 };
 

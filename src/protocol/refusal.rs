@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::{
     protocol::{
-        names::{GRPC_DETAILS, GRPC_MESSAGE, GRPC_PUSHBACK, GRPC_STATUS},
+        names::{GRPC_DETAILS, GRPC_MESSAGE, GRPC_PUSHBACK, GRPC_STATUS, REJECTED},
         number,
         text::Text,
     },
@@ -38,6 +38,8 @@ pub(crate) fn response(form: Form, rejection: Rejection) -> Response<Bytes> {
         Form::Grpc => in_grpc(&mut response, &rejection, text),
         Form::Http { is_head } => in_http(&mut response, &rejection, text, is_head),
     });
+    let reason = HeaderValue::from_static(rejection.reason().as_str());
+    response.headers_mut().insert(REJECTED, reason);
     response.extensions_mut().insert(rejection);
     response
 }
@@ -207,6 +209,7 @@ mod tests {
         let (r, body) = http(None);
         assert_eq!(r.status(), 503);
         assert_eq!(r.headers()["content-type"], "application/problem+json");
+        assert_eq!(r.headers()["x-rejected"], "circuit_open");
         assert!(!r.headers().contains_key("retry-after"));
         assert_eq!(
             body,
@@ -257,7 +260,8 @@ mod tests {
             [
                 ("content-type", "application/grpc"),
                 ("grpc-message", "the circuit breaker is open"),
-                ("grpc-status", "14")
+                ("grpc-status", "14"),
+                ("x-rejected", "circuit_open")
             ]
         );
     }

@@ -61,8 +61,9 @@
 //!
 //! After a [`Backoff`], or when the server says: `Retry-After` in seconds or as a date, `grpc-retry-pushback-ms`,
 //! `RetryInfo`. A pushback that is negative or can't be read means "no". Hints are capped by
-//! [`max_hint`](RetryBuilder::max_hint). A delay of zero costs no timer; after each 32 attempts of a call other tasks
-//! get their turn all the same.
+//! [`max_hint`](RetryBuilder::max_hint). When an instance that drains will be back is no hint
+//! ([`Draining`](crate::Reason), by its header): another one may take the call now. A delay of zero costs no timer;
+//! after each 32 attempts of a call other tasks get their turn all the same.
 //!
 //! These numbers can change while it runs: [`RetryHandle::update`] takes a [`RetryConfig`].
 //!
@@ -95,6 +96,11 @@
 //! Outside of a retry: a timeout for the whole call, a breaker that counts calls. Inside: a timeout for each attempt, a
 //! breaker or a bulkhead that counts attempts. Two retries, one in the other, multiply: nine attempts of three. Under
 //! shadow the first answer is passed on, and the event tells what delay there would have been.
+//!
+//! Of a timeout around it a retry knows on gRPC, by `grpc-timeout`. Over HTTP it waits on until that runs out, and the
+//! answer is lost: a [`Deadline`](crate::Deadline) on the request, or a
+//! [`DeadlineLayer`](crate::DeadlineLayer), gives it the last answer in time. And a call that waits to be made again is
+//! under way to all that is around it: a bulkhead there is full of those that a server has told to come back later.
 //!
 //! # Cost
 //!

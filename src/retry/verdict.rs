@@ -134,8 +134,9 @@ mod http_form {
     use crate::protocol::{
         Degraded, HeldResponse, Http, HttpContext, Replay, ResponseBody, classify,
         hint::{self, Hint},
-        transport,
+        peer, transport,
     };
+    use crate::rejection::Reason;
 
     /// So much of a failed response is read, for the sake of its connection.
     const MOST_REST: u64 = 16 * 1024;
@@ -173,7 +174,12 @@ mod http_form {
                 _ => return verdict,
             };
             let headers = held.trailers().unwrap_or(&held.parts.headers);
-            let hint = hint::for_retry(context.is_grpc(), headers);
+            let hint = match hint::for_retry(context.is_grpc(), headers) {
+                // Whoever drains is one of several: that it will be back then is of no use to a call that another one
+                // may take now.
+                Hint::After(_) if peer::reason(headers) == Some(Reason::Draining) => Hint::None,
+                hint => hint,
+            };
             let may_help = if self.has_own_classification() && outcome == Outcome::Failure {
                 true
             } else if context.is_grpc() {

@@ -14,21 +14,7 @@ use crate::{
 
 const OUTCOMES: [&str; 5] = ["success", "failure", "throttled", "cancelled", "ignored"];
 const STATES: [State; 5] = [State::Closed, State::Open, State::HalfOpen, State::ForcedOpen, State::ForcedClosed];
-const REASONS: [Reason; 13] = [
-    Reason::CircuitOpen,
-    Reason::ForcedOpen,
-    Reason::BulkheadFull,
-    Reason::QueueTimeout,
-    Reason::ShedByPriority,
-    Reason::RateLimited,
-    Reason::CostAboveBurst,
-    Reason::KeyMissing,
-    Reason::Overloaded,
-    Reason::Throttled,
-    Reason::Timeout,
-    Reason::DeadlineExceeded,
-    Reason::Draining,
-];
+const REASONS: [Reason; Reason::ALL.len()] = Reason::ALL;
 
 /// An event finds its counter by the number of what it tells, so each stands where that number is.
 const _: () = {

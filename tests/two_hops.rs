@@ -1,0 +1,251 @@
+//! Two processes that both use these policies, with a wire between them: status, headers and bodies get over it, and
+//! extensions do not. In virtual time.
+#![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
+
+use std::{
+    future::pending,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, Request, Response};
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
+use tokio::time::{Instant, interval, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+
+use buttress::{
+    AdaptiveRateLayer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, HedgeLayer, Key, PeerRefusals, Quota,
+    RateLimitLayer, Registry, RetryLayer, State, TimeoutLayer,
+};
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+type Hop = BoxCloneService<Request<Body>, Response<Body>, io::Error>;
+
+const WHOSE: HeaderName = HeaderName::from_static("x-whose");
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn asks(whose: &'static str, grpc: bool) -> Request<Body> {
+    let request = Request::builder().header(WHOSE, whose);
+    let request = if grpc { request.header("content-type", "application/grpc") } else { request };
+    request.body(empty()).unwrap()
+}
+
+/// Of gRPC it is a trailers-only one.
+fn answer(status: u16, grpc: bool) -> Response<Body> {
+    let answer = Response::builder().status(status);
+    let answer =
+        if grpc { answer.header("content-type", "application/grpc").header("grpc-status", "0") } else { answer };
+    answer.body(empty()).unwrap()
+}
+
+fn is_grpc(request: &Request<Body>) -> bool {
+    request.headers().contains_key("content-type")
+}
+
+/// Answers well after this time.
+fn takes(
+    time: Duration,
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = io::Error, Future: Send> + Clone + Send + 'static {
+    service_fn(move |request| async move {
+        sleep(time).await;
+        Ok(answer(200, is_grpc(&request)))
+    })
+}
+
+fn over_a_wire<S, B>(server: S) -> Hop
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = io::Error, Future: Send> + Clone + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    BoxCloneService::new(server.map_response(|mut response: Response<B>| {
+        response.extensions_mut().clear();
+        response.map(|body| body.map_err(io::Error::other).boxed_unsync())
+    }))
+}
+
+/// Of the calls of "us", of all that are made, which share was answered well?
+async fn ours<S, B>(client: S, per_second: u32, seconds: u32, grpc: bool, whose: impl Fn(u32) -> &'static str) -> f64
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = io::Error, Future: Send> + Clone + Send + 'static,
+    B: Send + 'static,
+{
+    let mut beat = interval(Duration::from_secs(1) / per_second);
+    let mut ours = Vec::new();
+    for n in 0..per_second * seconds {
+        beat.tick().await;
+        let call = tokio::spawn(client.clone().oneshot(asks(whose(n), grpc)));
+        if whose(n) == "us" {
+            ours.push(call);
+        }
+    }
+    let (all, mut good) = (ours.len(), 0);
+    for call in ours {
+        let is_good = |response: &Response<B>| match response.headers().get("grpc-status") {
+            Some(status) => status == "0",
+            None => response.status().is_success(),
+        };
+        good += usize::from(call.await.unwrap().is_ok_and(|response| is_good(&response)));
+    }
+    good as f64 / all as f64
+}
+
+fn breaker() -> CircuitBreakerLayer {
+    CircuitBreakerLayer::builder().build().unwrap().classify(PeerRefusals)
+}
+
+/// A server that can do 80 a second and sheds the rest is asked for three times of that.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_sheds_is_not_down() {
+    for grpc in [false, true] {
+        let bulkhead = BulkheadLayer::builder().limit(8).build().unwrap();
+        let server = over_a_wire(bulkhead.layer(takes(ms(100))));
+        let share = ours(breaker().layer(server.clone()), 240, 20, grpc, |_| "us").await;
+        assert!((0.32..0.34).contains(&share), "{share} of what is asked, where a third can be done");
+        // By the default tables it is.
+        let defaults = CircuitBreakerLayer::builder().build().unwrap();
+        let share = ours(defaults.layer(server), 240, 20, grpc, |_| "us").await;
+        assert!(share < 0.2, "{share}");
+    }
+}
+
+/// One tenant's calls hang and fill the room that is for them.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_whose_room_is_full_slows_no_other() {
+    for grpc in [false, true] {
+        let server = service_fn(|request: Request<Body>| async move {
+            if request.headers()[WHOSE] == "hangs" {
+                pending::<()>().await;
+            }
+            Ok::<_, io::Error>(answer(200, is_grpc(&request)))
+        });
+        let bulkhead = BulkheadLayer::builder().limit(4).per_key(Key::Header(WHOSE)).build().unwrap();
+        let rate = AdaptiveRateLayer::builder().build().unwrap().classify(PeerRefusals);
+        let attempt = TimeoutLayer::builder().after(ms(1_000)).build().unwrap();
+        let client = rate.layer(attempt.layer(over_a_wire(bulkhead.layer(server))));
+        let whose = |n: u32| if n.is_multiple_of(10) { "hangs" } else { "us" };
+        assert_eq!(ours(client, 200, 30, grpc, whose).await, 1.0);
+    }
+}
+
+/// What a caller does wrong by itself is nothing of the server.
+#[tokio::test(start_paused = true)]
+async fn a_mistake_of_one_caller_stops_no_other() {
+    for grpc in [false, true] {
+        let limit = || RateLimitLayer::builder().quota(Quota::per_second(1_000));
+        let by_cost = limit().cost_fn(|parts| if parts.headers[WHOSE] == "huge" { 5_000 } else { 1 });
+        let rate = AdaptiveRateLayer::builder().build().unwrap().classify(PeerRefusals);
+        let client = rate.layer(over_a_wire(by_cost.build().unwrap().layer(takes(ms(5)))));
+        let whose = |n: u32| if n.is_multiple_of(100) { "huge" } else { "us" };
+        assert_eq!(ours(client, 200, 30, grpc, whose).await, 1.0);
+
+        let key = |parts: &http::request::Parts| (parts.headers[WHOSE] == "us").then(|| "us".to_owned());
+        let server = limit().key_fn(key).build().unwrap().layer(takes(ms(5)));
+        let whose = |n: u32| if n.is_multiple_of(2) { "nobody" } else { "us" };
+        assert_eq!(ours(breaker().layer(over_a_wire(server)), 200, 30, grpc, whose).await, 1.0);
+    }
+}
+
+/// A probe that meets the breaker of the next hop has learnt nothing: the open times do not add up.
+#[tokio::test(start_paused = true)]
+async fn breakers_behind_one_another_do_not_add_up() {
+    let mut longest = ms(0);
+    for seed in 0..20 {
+        fastrand::seed(seed);
+        let down = Arc::new(AtomicBool::new(false));
+        let is_down = Arc::clone(&down);
+        let database = service_fn(move |_: Request<Body>| {
+            let status = if is_down.load(Relaxed) { 503 } else { 200 };
+            async move { Ok::<_, io::Error>(answer(status, false)) }
+        });
+        let (near, far) = (breaker(), CircuitBreakerLayer::builder().build().unwrap());
+        let client = near.clone().layer(over_a_wire(far.layer(database)));
+        ours(client.clone(), 50, 5, false, |_| "us").await;
+        down.store(true, Relaxed);
+        ours(client.clone(), 50, 40 + seed as u32 * 6, false, |_| "us").await;
+        down.store(false, Relaxed);
+        let start = Instant::now();
+        while near.handle().snapshot().state != State::Closed {
+            ours(client.clone(), 50, 1, false, |_| "us").await;
+        }
+        longest = longest.max(start.elapsed());
+    }
+    // A breaker opens for a minute at most, and for a fifth more by chance.
+    assert!(longest <= Duration::from_secs(73), "{longest:?}");
+}
+
+/// One of two instances drains and says when it will be back. The other one takes the call at once.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_drains_costs_no_call() {
+    for grpc in [false, true] {
+        let old = Registry::new();
+        let drains = over_a_wire(old.drain_layer().layer(takes(ms(20))));
+        drop(old.drain());
+        let (instances, turn) = ([drains, over_a_wire(takes(ms(20)))], Arc::new(AtomicUsize::new(0)));
+        let balancer = service_fn(move |request| {
+            let n = turn.fetch_add(1, Relaxed) % 2;
+            instances[n].clone().oneshot(request)
+        });
+        let retry = RetryLayer::builder().build().unwrap();
+        for _ in 0..10 {
+            let mut request = asks("us", grpc);
+            request.extensions_mut().insert(Deadline::after(ms(800)));
+            let response = retry.clone().layer(balancer.clone()).oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert!(response.headers().get("grpc-status").is_none_or(|status| status == "0"));
+        }
+        let hedge = HedgeLayer::builder().after(ms(100)).build().unwrap();
+        let start = Instant::now();
+        for _ in 0..10 {
+            let response = hedge.clone().layer(balancer.clone()).oneshot(asks("us", grpc)).await.unwrap();
+            assert!(response.status() == 200 && response.headers().get("grpc-status").is_none_or(|s| s == "0"));
+        }
+        assert_eq!(start.elapsed(), 10 * ms(20));
+    }
+}
+
+/// Every refusal says for what; an answer that is none does not, and what is no reason is none.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_its_reason() {
+    let limit = RateLimitLayer::builder().quota(Quota::per_second(1)).build().unwrap();
+    for grpc in [false, true] {
+        let service = limit.clone().layer(takes(ms(0)));
+        let reason = async || {
+            let response = service.clone().oneshot(asks("us", grpc)).await.unwrap();
+            response.headers().get("x-rejected").map(|reason| reason.to_str().unwrap().to_owned())
+        };
+        assert_eq!([reason().await, reason().await], [None, Some("rate_limited".to_owned())]);
+        sleep(ms(1_000)).await;
+    }
+    let says = |header: &'static str| {
+        service_fn(move |_: Request<Body>| async move {
+            let response = Response::builder().status(503).header("x-rejected", header);
+            Ok::<_, io::Error>(response.body(empty()).unwrap())
+        })
+    };
+    // Those that failed or were throttled, and those of them that failed.
+    for (header, counts) in [
+        ("bulkhead_full", (0, 0)),
+        ("rate_limited", (1, 0)),
+        ("timeout", (1, 1)),
+        ("", (1, 1)),
+        ("Bulkhead_Full", (1, 1)),
+        ("no_reason", (1, 1)),
+    ] {
+        let breaker = breaker();
+        breaker.layer(says(header)).oneshot(asks("us", false)).await.unwrap();
+        let snapshot = breaker.handle().snapshot();
+        assert_eq!((snapshot.failures, snapshot.consecutive_failures), counts, "{header}");
+    }
+}
