@@ -44,7 +44,8 @@
 //! (retry, and in it hedge), then what is for each attempt (adaptive rate, timeout). A timeout outside of what repeats
 //! bounds the whole call. A policy whose refusal callers should see, such as their own rate limit, goes outside of the
 //! fallback. A breaker with `slow_calls`, and a bulkhead that bounds what a client has under way, go inside of what
-//! waits (retry, adaptive rate). Where the server has these policies too, see [`PeerRefusals`].
+//! waits (retry, adaptive rate). Where the server has these policies too, see
+//! [`spare_peers`](CircuitBreakerBuilder::spare_peers).
 //!
 //! # What every layer keeps
 //!
@@ -174,7 +175,7 @@ pub use self::{
     deadline::{DeadlineBuilder, DeadlineHandle, DeadlineLayer, DeadlineSnapshot, Deadlines},
     fallback::{Answer, Backup, FallbackContext, LastGood},
     key::{Key, KeyBytes, MissingKey},
-    protocol::{Degraded, HttpClassify, KeyedBy, PeerRefusals, Replay, ResponseBody, default_end, default_head},
+    protocol::{Degraded, HttpClassify, KeyedBy, Replay, ResponseBody, default_end, default_head},
     rate_limit::LimitHeaders,
     retry::{PreviousAttempts, PreviousAttemptsLayer},
 };

@@ -56,6 +56,11 @@ pub trait Keeper {
     fn hint(&mut self, _after: Duration) {}
 
     /// See [`Watch`].
+    fn spares_peers(&self) -> bool {
+        false
+    }
+
+    /// See [`Watch`].
     fn unread(&mut self) {
         self.settle(End::Outcome(Outcome::Success));
     }
@@ -175,6 +180,10 @@ impl<K: Keeper> Watch for Permit<K> {
         if let Some(keeper) = &mut self.keeper {
             keeper.hint(after);
         }
+    }
+
+    fn spares_peers(&self) -> bool {
+        self.keeper.as_ref().is_some_and(K::spares_peers)
     }
 
     fn good_head(&mut self) {

@@ -3,7 +3,6 @@
 #![allow(clippy::disallowed_methods, reason = "tests read the clock they steer")]
 
 use std::{
-    future::pending,
     io,
     sync::{
         Arc,
@@ -14,13 +13,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
-use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use tokio::time::{Instant, interval, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 
 use buttress::{
-    AdaptiveRateLayer, BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, HedgeLayer, Key, PeerRefusals, Quota,
-    RateLimitLayer, Registry, RetryLayer, State, TimeoutLayer,
+    BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, HedgeLayer, Quota, RateLimitLayer, Registry, RetryLayer,
+    State,
 };
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -102,7 +101,7 @@ where
 }
 
 fn breaker() -> CircuitBreakerLayer {
-    CircuitBreakerLayer::builder().build().unwrap().classify(PeerRefusals)
+    CircuitBreakerLayer::builder().spare_peers(true).build().unwrap()
 }
 
 /// A server that can do 80 a second and sheds the rest is asked for three times of that.
@@ -120,40 +119,20 @@ async fn a_server_that_sheds_is_not_down() {
     }
 }
 
-/// One tenant's calls hang and fill the room that is for them.
+/// One tenant has used up its quota, and half of all calls name none.
 #[tokio::test(start_paused = true)]
-async fn a_tenant_whose_room_is_full_slows_no_other() {
+async fn what_a_caller_does_by_itself_opens_no_breaker_for_others() {
     for grpc in [false, true] {
-        let server = service_fn(|request: Request<Body>| async move {
-            if request.headers()[WHOSE] == "hangs" {
-                pending::<()>().await;
-            }
-            Ok::<_, io::Error>(answer(200, is_grpc(&request)))
-        });
-        let bulkhead = BulkheadLayer::builder().limit(4).per_key(Key::Header(WHOSE)).build().unwrap();
-        let rate = AdaptiveRateLayer::builder().build().unwrap().classify(PeerRefusals);
-        let attempt = TimeoutLayer::builder().after(ms(1_000)).build().unwrap();
-        let client = rate.layer(attempt.layer(over_a_wire(bulkhead.layer(server))));
-        let whose = |n: u32| if n.is_multiple_of(10) { "hangs" } else { "us" };
-        assert_eq!(ours(client, 200, 30, grpc, whose).await, 1.0);
-    }
-}
-
-/// What a caller does wrong by itself is nothing of the server.
-#[tokio::test(start_paused = true)]
-async fn a_mistake_of_one_caller_stops_no_other() {
-    for grpc in [false, true] {
-        let limit = || RateLimitLayer::builder().quota(Quota::per_second(1_000));
-        let by_cost = limit().cost_fn(|parts| if parts.headers[WHOSE] == "huge" { 5_000 } else { 1 });
-        let rate = AdaptiveRateLayer::builder().build().unwrap().classify(PeerRefusals);
-        let client = rate.layer(over_a_wire(by_cost.build().unwrap().layer(takes(ms(5)))));
-        let whose = |n: u32| if n.is_multiple_of(100) { "huge" } else { "us" };
-        assert_eq!(ours(client, 200, 30, grpc, whose).await, 1.0);
-
-        let key = |parts: &http::request::Parts| (parts.headers[WHOSE] == "us").then(|| "us".to_owned());
-        let server = limit().key_fn(key).build().unwrap().layer(takes(ms(5)));
-        let whose = |n: u32| if n.is_multiple_of(2) { "nobody" } else { "us" };
-        assert_eq!(ours(breaker().layer(over_a_wire(server)), 200, 30, grpc, whose).await, 1.0);
+        let limit = RateLimitLayer::builder().quota(Quota::per_second(50));
+        let key = |parts: &http::request::Parts| {
+            let whose = parts.headers[WHOSE].to_str().unwrap();
+            (whose != "nobody").then(|| whose.to_owned())
+        };
+        let server = over_a_wire(limit.key_fn(key).build().unwrap().layer(takes(ms(5))));
+        let greedy = |n: u32| if n.is_multiple_of(10) { "us" } else { "greedy" };
+        assert_eq!(ours(breaker().layer(server.clone()), 400, 20, grpc, greedy).await, 1.0);
+        let nobody = |n: u32| if n.is_multiple_of(2) { "nobody" } else { "us" };
+        assert_eq!(ours(breaker().layer(server), 80, 20, grpc, nobody).await, 1.0);
     }
 }
 
@@ -215,7 +194,24 @@ async fn an_instance_that_drains_costs_no_call() {
     }
 }
 
-/// Every refusal says for what; an answer that is none does not, and what is no reason is none.
+/// It is the only one that there is for this client, at the end of its one connection, and is back before it said.
+#[tokio::test(start_paused = true)]
+async fn one_that_drains_alone_is_waited_for() {
+    for grpc in [false, true] {
+        let old = Registry::new();
+        let (drains, new) = (over_a_wire(old.drain_layer().layer(takes(ms(1)))), over_a_wire(takes(ms(1))));
+        drop(old.drain());
+        let start = Instant::now();
+        let one = service_fn(move |request| {
+            let instance = if start.elapsed() > ms(700) { &new } else { &drains };
+            instance.clone().oneshot(request)
+        });
+        let response = RetryLayer::builder().build().unwrap().layer(one).oneshot(asks("us", grpc)).await.unwrap();
+        assert!(response.status() == 200 && response.headers().get("grpc-status").is_none_or(|s| s == "0"));
+    }
+}
+
+/// Every refusal says for what; an answer that is none does not.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_says_its_reason() {
     let limit = RateLimitLayer::builder().quota(Quota::per_second(1)).build().unwrap();
@@ -228,24 +224,57 @@ async fn a_refusal_says_its_reason() {
         assert_eq!([reason().await, reason().await], [None, Some("rate_limited".to_owned())]);
         sleep(ms(1_000)).await;
     }
-    let says = |header: &'static str| {
-        service_fn(move |_: Request<Body>| async move {
-            let response = Response::builder().status(503).header("x-rejected", header);
-            Ok::<_, io::Error>(response.body(empty()).unwrap())
-        })
-    };
-    // Those that failed or were throttled, and those of them that failed.
-    for (header, counts) in [
-        ("bulkhead_full", (0, 0)),
-        ("rate_limited", (1, 0)),
-        ("timeout", (1, 1)),
-        ("", (1, 1)),
-        ("Bulkhead_Full", (1, 1)),
-        ("no_reason", (1, 1)),
+}
+
+/// Only a refusal's own answer is one. Calls, and those of them that failed or were throttled.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_fit_is_no_refusal() {
+    for (status, header, counts) in [
+        (503, "bulkhead_full", (0, 0)),
+        (429, "rate_limited", (0, 0)),
+        (429, "bulkhead_full", (1, 1)),
+        (500, "bulkhead_full", (1, 1)),
+        (200, "bulkhead_full", (1, 0)),
+        (504, "timeout", (1, 1)),
+        (504, "deadline_exceeded", (1, 1)),
+        (503, "Bulkhead_Full", (1, 1)),
+        (503, "no_reason", (1, 1)),
+        (503, "", (1, 1)),
     ] {
         let breaker = breaker();
-        breaker.layer(says(header)).oneshot(asks("us", false)).await.unwrap();
+        let service = breaker.layer(service_fn(move |_: Request<Body>| async move {
+            let response = Response::builder().status(status).header("x-rejected", header);
+            Ok::<_, io::Error>(response.body(empty()).unwrap())
+        }));
+        service.oneshot(asks("us", false)).await.unwrap();
         let snapshot = breaker.handle().snapshot();
-        assert_eq!((snapshot.failures, snapshot.consecutive_failures), counts, "{header}");
+        assert_eq!((snapshot.calls, snapshot.failures), counts, "{status} {header}");
     }
+    // As does the code of gRPC.
+    for (code, calls) in [("8", 0), ("13", 1), ("14", 1), ("garbage", 1)] {
+        let breaker = breaker();
+        let service = breaker.layer(service_fn(move |_: Request<Body>| async move {
+            let response = Response::builder().header("content-type", "application/grpc").header("grpc-status", code);
+            Ok::<_, io::Error>(response.header("x-rejected", "bulkhead_full").body(empty()).unwrap())
+        }));
+        service.oneshot(asks("us", true)).await.unwrap();
+        assert_eq!(breaker.handle().snapshot().calls, calls, "{code}");
+    }
+}
+
+/// Callers that look at the status only are heard as ever.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_reads_the_status_only_opens_no_breaker() {
+    let n = AtomicUsize::new(0);
+    let (breaker, n) = (breaker(), Arc::new(n));
+    let service = breaker.layer(service_fn(move |_: Request<Body>| {
+        let status = if n.fetch_add(1, Relaxed).is_multiple_of(20) { 500 } else { 200 };
+        let body = Full::new(Bytes::from_static(b"hello")).map_err(|never| match never {}).boxed_unsync();
+        let response = Response::builder().status(status).header("content-length", "5");
+        async move { Ok::<_, io::Error>(response.body(body).unwrap()) }
+    }));
+    for _ in 0..500 {
+        drop(service.clone().oneshot(asks("us", false)).await.unwrap());
+    }
+    assert_eq!((breaker.handle().snapshot().rejected, breaker.handle().snapshot().cancelled), (0, 0));
 }

@@ -166,6 +166,10 @@ impl Keeper for Call {
         self.facts = Facts::Full(full);
     }
 
+    fn spares_peers(&self) -> bool {
+        self.breaker.common.fixed.spares_peers
+    }
+
     fn unread(&mut self) {
         if self.breaker.common.fixed.until == Until::End
             && let Facts::Full(full) = &mut self.facts

@@ -41,6 +41,7 @@ pub(crate) struct Fixed {
     pub(crate) open_fn: Option<OpenFn>,
     pub(crate) until: Until,
     pub(crate) blame_after: Duration,
+    pub(crate) spares_peers: bool,
     #[cfg(feature = "http")]
     pub(crate) keys: Keys,
 }
@@ -51,6 +52,7 @@ impl Default for Fixed {
             open_fn: None,
             until: Until::Head,
             blame_after: Duration::from_secs(1),
+            spares_peers: false,
             #[cfg(feature = "http")]
             keys: Keys::default(),
         }

@@ -41,9 +41,10 @@
 //! # }
 //! ```
 //!
-//! A load balancer goes on sending for a while after readiness has turned: what comes in that time is refused, and such
-//! a refusal is safe to be sent again: our retries and hedges see by the header `x-rejected` that it drains, and do not
-//! wait for this instance. To lose none of it for callers that do not, wait between turning readiness and draining.
+//! A load balancer goes on sending for a while after readiness has turned. What comes in that time is refused, and such
+//! a refusal is safe to be sent again: our retries and hedges see by the header `x-rejected` that it drains, and try
+//! once more before they wait for this instance. To lose none of it for callers that do not, wait between turning
+//! readiness and draining.
 //!
 //! # Cost
 //!

@@ -57,7 +57,7 @@ impl Meaning {
             // The backend, or a policy before it, asks for less. An open breaker is no reason to give up what runs.
             (_, End::Outcome(Outcome::Throttled) | End::Refused) => Meaning::Enough,
             (Verdict::Stop | Verdict::Again(Some(_)), _) => Meaning::Enough,
-            (Verdict::Again(None) | Verdict::Unsent, _) => Meaning::Failed,
+            (Verdict::Again(None) | Verdict::Elsewhere(_) | Verdict::Unsent, _) => Meaning::Failed,
             (Verdict::Done | Verdict::Never | Verdict::Late, _) => Meaning::Over,
         }
     }
@@ -153,7 +153,7 @@ impl Hedger {
     pub(crate) fn count_in_tokens(&self, verdict: Verdict) {
         match verdict {
             Verdict::Done => self.budget.succeeded(),
-            Verdict::Stop | Verdict::Again(_) | Verdict::Unsent => self.budget.failed(),
+            Verdict::Stop | Verdict::Again(_) | Verdict::Elsewhere(_) | Verdict::Unsent => self.budget.failed(),
             Verdict::Never | Verdict::Late => {}
         }
     }

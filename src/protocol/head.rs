@@ -6,7 +6,7 @@ use http_body::Body;
 
 use crate::{
     outcome::{End, Outcome},
-    protocol::{Degraded, Http, HttpClassify, HttpContext, Watch, classify, cut, hint, judge::Judge, number},
+    protocol::{Degraded, Http, HttpClassify, HttpContext, Watch, classify, cut, hint, judge::Judge, number, peer},
     rejection::Rejection,
 };
 
@@ -32,12 +32,16 @@ impl Http {
             watch.malformed();
         }
         let end = if W::JUDGES { self.judge_head_in_line(context, grpc, parts) } else { None };
-        if let Some(end) = end {
-            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
-                && watch.wants_hint()
-                && let Some(after) = hint::of(grpc, &parts.headers)
-            {
-                watch.hint(after);
+        if let Some(mut end) = end {
+            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
+                if watch.wants_hint()
+                    && let Some(after) = hint::of(grpc, &parts.headers)
+                {
+                    watch.hint(after);
+                }
+                if watch.spares_peers() && peer::has_refused(grpc, parts) {
+                    end = End::Refused;
+                }
             }
             watch.settle(end);
         }

@@ -82,7 +82,6 @@ pub use self::{
     hold::HeldResponse,
     http_form::HttpContext,
     keyed_by::KeyedBy,
-    peer::PeerRefusals,
     replay::Replay,
 };
 

@@ -65,6 +65,12 @@ pub trait Watch: Sealed {
     #[doc(hidden)]
     fn hint(&mut self, _after: Duration) {}
 
+    /// Is what a policy of ours has refused on the other side of the wire no failure to it?
+    #[doc(hidden)]
+    fn spares_peers(&self) -> bool {
+        false
+    }
+
     /// The verdict on an answer of which nobody has read anything, whose head was good: a success.
     #[doc(hidden)]
     fn unread(&mut self) {

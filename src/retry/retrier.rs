@@ -137,6 +137,9 @@ impl Retrier {
         let Ended { number, end, .. } = ended;
         let (hint, unsent) = match ended.verdict {
             Verdict::Again(hint) => (hint, false),
+            // Another instance may take it now. Where that drains too it may be the same one, at the end of the same
+            // connection: then this call waits, if it has the time.
+            Verdict::Elsewhere(after) => (Some(after).filter(|_| number > 1), false),
             Verdict::Unsent => (None, true),
             verdict => return Err(self.done(budget, number, end, verdict)),
         };
@@ -146,7 +149,12 @@ impl Retrier {
         if !can_again(unsent) {
             return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
-        let delay = self.settings.delay(hint, number, last_delay);
+        let mut delay = self.settings.delay(hint, number, last_delay);
+        if matches!(ended.verdict, Verdict::Elsewhere(_))
+            && ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay))
+        {
+            delay = self.settings.delay(None, number, last_delay);
+        }
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
             self.count_stopped(StoppedBy::Deadline);
             return Err(self.stop(budget, number, end, Stopped::Deadline));
@@ -190,7 +198,7 @@ impl Retrier {
                 self.count_stopped(StoppedBy::Deadline);
                 Stopped::Deadline
             }
-            Verdict::Never | Verdict::Again(_) | Verdict::Unsent => Stopped::NotRetryable,
+            Verdict::Never | Verdict::Again(_) | Verdict::Elsewhere(_) | Verdict::Unsent => Stopped::NotRetryable,
         };
         self.pass(number, end, stopped)
     }

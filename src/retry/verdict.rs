@@ -27,6 +27,8 @@ pub enum Verdict {
     Stop,
     /// Another one may help. When, if the server said so?
     Again(Option<Duration>),
+    /// As well, by another instance than this one, which drains and will be back then.
+    Elsewhere(Duration),
     /// As well, and it never reached the backend.
     Unsent,
 }
@@ -174,12 +176,7 @@ mod http_form {
                 _ => return verdict,
             };
             let headers = held.trailers().unwrap_or(&held.parts.headers);
-            let hint = match hint::for_retry(context.is_grpc(), headers) {
-                // Whoever drains is one of several: that it will be back then is of no use to a call that another one
-                // may take now.
-                Hint::After(_) if peer::reason(headers) == Some(Reason::Draining) => Hint::None,
-                hint => hint,
-            };
+            let hint = hint::for_retry(context.is_grpc(), headers);
             let may_help = if self.has_own_classification() && outcome == Outcome::Failure {
                 true
             } else if context.is_grpc() {
@@ -190,6 +187,7 @@ mod http_form {
             match hint {
                 _ if !may_help || !safe => Verdict::Never,
                 Hint::Stop => Verdict::Stop,
+                Hint::After(after) if peer::reason(headers) == Some(Reason::Draining) => Verdict::Elsewhere(after),
                 Hint::After(after) => Verdict::Again(Some(after)),
                 Hint::None => Verdict::Again(None),
             }
