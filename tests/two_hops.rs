@@ -164,31 +164,40 @@ async fn breakers_behind_one_another_do_not_add_up() {
     assert!(longest <= Duration::from_secs(73), "{longest:?}");
 }
 
-/// One of two instances drains and says when it will be back. The other one takes the call at once.
+/// Two instances of three drain and say when they will be back. The third takes the call at once, whether there is a
+/// deadline or not.
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_drains_costs_no_call() {
-    for grpc in [false, true] {
+async fn instances_that_drain_cost_no_call() {
+    for (grpc, drain) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
         let old = Registry::new();
         let drains = over_a_wire(old.drain_layer().layer(takes(ms(20))));
         drop(old.drain());
-        let (instances, turn) = ([drains, over_a_wire(takes(ms(20)))], Arc::new(AtomicUsize::new(0)));
+        let (well, turn) = (over_a_wire(takes(ms(20))), Arc::new(AtomicUsize::new(0)));
         let balancer = service_fn(move |request| {
-            let n = turn.fetch_add(1, Relaxed) % 2;
-            instances[n].clone().oneshot(request)
+            let n = turn.fetch_add(1, Relaxed) % (drain + 1);
+            if n < drain { drains.clone() } else { well.clone() }.oneshot(request)
         });
-        let retry = RetryLayer::builder().build().unwrap();
-        for _ in 0..10 {
+        let is_good = |response: &Response<Body>| {
+            response.status() == 200 && response.headers().get("grpc-status").is_none_or(|status| status == "0")
+        };
+        let retry = RetryLayer::builder().build().unwrap().layer(balancer.clone());
+        for _ in 0..3 {
             let mut request = asks("us", grpc);
             request.extensions_mut().insert(Deadline::after(ms(800)));
-            let response = retry.clone().layer(balancer.clone()).oneshot(request).await.unwrap();
-            assert_eq!(response.status(), 200);
-            assert!(response.headers().get("grpc-status").is_none_or(|status| status == "0"));
+            let response = retry.clone().oneshot(request).await.unwrap().map(|_| empty());
+            assert!(is_good(&response), "{response:?}");
         }
-        let hedge = HedgeLayer::builder().after(ms(100)).build().unwrap();
+        if drain > 1 {
+            continue;
+        }
+        // Backoff is 50 ms at most.
+        let start = Instant::now();
+        assert!(is_good(&retry.oneshot(asks("us", grpc)).await.unwrap().map(|_| empty())));
+        assert!(start.elapsed() <= ms(100));
+        let hedge = HedgeLayer::builder().after(ms(100)).build().unwrap().layer(balancer);
         let start = Instant::now();
         for _ in 0..10 {
-            let response = hedge.clone().layer(balancer.clone()).oneshot(asks("us", grpc)).await.unwrap();
-            assert!(response.status() == 200 && response.headers().get("grpc-status").is_none_or(|s| s == "0"));
+            assert!(is_good(&hedge.clone().oneshot(asks("us", grpc)).await.unwrap().map(|_| empty())));
         }
         assert_eq!(start.elapsed(), 10 * ms(20));
     }

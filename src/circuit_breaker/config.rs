@@ -208,15 +208,15 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Counts nothing of what a policy of this crate has refused on the server's side, as if it stood on this one: where
-    /// the server has such policies too. HTTP and gRPC only. Default: false.
+    /// Counts nothing of what a policy of this crate has refused on the server's side, as if it stood on this one:
+    /// where the server has such policies too. HTTP and gRPC only. Default: false.
     ///
-    /// Over a wire a bulkhead that sheds, one tenant's used-up quota, a breaker further down and an instance that drains
-    /// look like a server that is broken: 503 or 429, UNAVAILABLE or RESOURCE_EXHAUSTED. In front of a server that is
-    /// asked for three times what it can do a breaker then opens, and lets some hundredths of that through. But a
-    /// refusal says its [`Reason`](crate::Reason) in the header `x-rejected`, and this goes by it, where the status is
-    /// that of the reason; timeouts are failures all the same. It believes the server, and whoever is between: a server
-    /// that passes on what its own backend has answered, headers and all, passes the reason on.
+    /// Over a wire a bulkhead that sheds, one tenant's used-up quota, a breaker further down and an instance that
+    /// drains look like a server that is broken: 503 or 429, UNAVAILABLE or RESOURCE_EXHAUSTED. In front of a server
+    /// that is asked for three times what it can do a breaker then opens, and lets some hundredths of that through. But
+    /// a refusal says its [`Reason`](crate::Reason) in the header `x-rejected`, and this goes by it, where the status
+    /// is that of the reason; timeouts are failures all the same. It believes the server, and whoever is between: a
+    /// server that passes on what its own backend has answered, headers and all, passes the reason on.
     pub fn spare_peers(mut self, on: bool) -> Self {
         self.fixed.spares_peers = on;
         self
