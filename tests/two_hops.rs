@@ -12,14 +12,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Response};
+use http::{HeaderName, Method, Request, Response};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use tokio::time::{Instant, interval, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 
 use buttress::{
-    BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, HedgeLayer, Quota, RateLimitLayer, Registry, RetryLayer,
-    State,
+    BoxError, BulkheadLayer, CircuitBreakerLayer, Deadline, HedgeLayer, HttpClassify, Outcome, Quota, RateLimitLayer,
+    Registry, RetryLayer, State,
 };
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -164,8 +164,8 @@ async fn breakers_behind_one_another_do_not_add_up() {
     assert!(longest <= Duration::from_secs(73), "{longest:?}");
 }
 
-/// Two instances of three drain and say when they will be back. The third takes the call at once, whether there is a
-/// deadline or not.
+/// One instance of two drains and says when it will be back, or two of three do. The other one takes the call at once,
+/// where there is a deadline; without one a second refusal would be waited out.
 #[tokio::test(start_paused = true)]
 async fn instances_that_drain_cost_no_call() {
     for (grpc, drain) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
@@ -206,7 +206,7 @@ async fn instances_that_drain_cost_no_call() {
 /// It is the only one that there is for this client, at the end of its one connection, and is back before it said.
 #[tokio::test(start_paused = true)]
 async fn one_that_drains_alone_is_waited_for() {
-    for grpc in [false, true] {
+    for (grpc, attempts) in [(false, 2), (false, 3), (true, 2), (true, 3)] {
         let old = Registry::new();
         let (drains, new) = (over_a_wire(old.drain_layer().layer(takes(ms(1)))), over_a_wire(takes(ms(1))));
         drop(old.drain());
@@ -215,9 +215,29 @@ async fn one_that_drains_alone_is_waited_for() {
             let instance = if start.elapsed() > ms(700) { &new } else { &drains };
             instance.clone().oneshot(request)
         });
-        let response = RetryLayer::builder().build().unwrap().layer(one).oneshot(asks("us", grpc)).await.unwrap();
+        let retry = RetryLayer::builder().attempts(attempts).build().unwrap();
+        let response = retry.layer(one).oneshot(asks("us", grpc)).await.unwrap();
         assert!(response.status() == 200 && response.headers().get("grpc-status").is_none_or(|s| s == "0"));
     }
+}
+
+/// Where there is not the time for a backoff, there is none.
+#[tokio::test(start_paused = true)]
+async fn a_backoff_is_asked_for_once() {
+    let old = Registry::new();
+    let drains = over_a_wire(old.drain_layer().layer(takes(ms(1))));
+    drop(old.drain());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&asked);
+    let backoff = move |_| {
+        counts.fetch_add(1, Relaxed);
+        ms(100)
+    };
+    let retry = RetryLayer::builder().backoff_fn(backoff).build().unwrap();
+    let mut request = asks("us", false);
+    request.extensions_mut().insert(Deadline::after(ms(50)));
+    assert_eq!(retry.layer(drains).oneshot(request).await.unwrap().status(), 503);
+    assert_eq!(asked.load(Relaxed), 1);
 }
 
 /// Every refusal says for what; an answer that is none does not.
@@ -269,6 +289,41 @@ async fn what_does_not_fit_is_no_refusal() {
         service.oneshot(asks("us", true)).await.unwrap();
         assert_eq!(breaker.handle().snapshot().calls, calls, "{code}");
     }
+}
+
+/// Nor does an own classification see it, as it does not see a refusal of our own.
+#[tokio::test(start_paused = true)]
+async fn a_classification_is_not_asked_about_a_refusal() {
+    struct AllIsWell;
+    impl HttpClassify for AllIsWell {
+        fn head(&self, _: &Method, _: bool, _: &http::response::Parts) -> Option<Outcome> {
+            Some(Outcome::Success)
+        }
+    }
+    let breaker = breaker().classify(AllIsWell);
+    for (header, calls) in [("bulkhead_full", 0), ("no_reason", 1)] {
+        let service = breaker.clone().layer(service_fn(move |_: Request<Body>| async move {
+            let response = Response::builder().status(503).header("x-rejected", header);
+            Ok::<_, io::Error>(response.body(empty()).unwrap())
+        }));
+        service.oneshot(asks("us", false)).await.unwrap();
+        assert_eq!(breaker.handle().snapshot().calls, calls, "{header}");
+    }
+}
+
+/// A throttled answer into which somebody has copied the reason of another one is a throttled answer.
+#[tokio::test(start_paused = true)]
+async fn a_hint_of_one_that_does_not_drain_is_obeyed() {
+    let first = Arc::new(AtomicBool::new(true));
+    let service = RetryLayer::builder().build().unwrap().layer(service_fn(move |_: Request<Body>| {
+        let throttles = first.swap(false, Relaxed);
+        let response = Response::builder().status(if throttles { 429 } else { 200 });
+        let response = response.header("x-rejected", "draining").header("retry-after", "5").body(empty());
+        async move { Ok::<_, io::Error>(response.unwrap()) }
+    }));
+    let start = Instant::now();
+    assert_eq!(service.oneshot(asks("us", false)).await.unwrap().status(), 200);
+    assert_eq!(start.elapsed(), ms(5_000));
 }
 
 /// Callers that look at the status only are heard as ever.

@@ -216,7 +216,8 @@ impl CircuitBreakerBuilder {
     /// that is asked for three times what it can do a breaker then opens, and lets some hundredths of that through. But
     /// a refusal says its [`Reason`](crate::Reason) in the header `x-rejected`, and this goes by it, where the status
     /// is that of the reason; timeouts are failures all the same. It believes the server, and whoever is between: a
-    /// server that passes on what its own backend has answered, headers and all, passes the reason on.
+    /// server that passes on what its own backend has answered, headers and all, passes the reason on. A fallback
+    /// between answers for such a refusal as for a failure: put the breaker inside of it.
     pub fn spare_peers(mut self, on: bool) -> Self {
         self.fixed.spares_peers = on;
         self

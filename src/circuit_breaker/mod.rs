@@ -40,7 +40,8 @@
 //!
 //! Not counted: a call whose caller left, in the middle of an upload too, or dropped the answer before its end (see
 //! [`HttpClassify`](crate::HttpClassify): looking at the status only is no leaving where the length is announced),
-//! one that a policy further in refused, and one that ended because the caller's own deadline was short
+//! one that a policy further in refused (one on the server's side with
+//! [`spare_peers`](CircuitBreakerBuilder::spare_peers)), and one that ended because the caller's own deadline was short
 //! ([`deadline_blame_after`](CircuitBreakerBuilder::deadline_blame_after)): otherwise any caller could open a breaker
 //! for all. A timeout of ours, inside or outside, is a failure. Somebody else's timeout outside looks like a caller
 //! that left, and is not seen: use [`TimeoutLayer`](crate::TimeoutLayer). A deadline is what is ambient or on the

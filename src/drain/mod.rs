@@ -42,9 +42,9 @@
 //! ```
 //!
 //! A load balancer goes on sending for a while after readiness has turned. What comes in that time is refused, and such
-//! a refusal is safe to be sent again: our retries and hedges see by the header `x-rejected` that it drains, and try
-//! once more before they wait for this instance. To lose none of it for callers that do not, wait between turning
-//! readiness and draining.
+//! a refusal is safe to be sent again. By the header `x-rejected` our retry tries once more before it waits for this
+//! instance (with three attempts or more), and our hedge sends its next attempt at once; both only what they may send
+//! twice. To lose none of it for callers that do not, wait between turning readiness and draining.
 //!
 //! # Cost
 //!

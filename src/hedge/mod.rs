@@ -52,7 +52,7 @@
 //! | succeeds | the call is over; the others are dropped |
 //! | takes longer than the delay | the next one is sent beside it, up to [`max`](HedgeBuilder::max) |
 //! | fails, and another one may help (see [retry](crate::retry#what-is-made-again)) | the next one is sent at once |
-//! | is throttled, or refused by a policy further in, or the server names a time to come back (`Retry-After`, `grpc-retry-pushback-ms`, `RetryInfo`) | no further one is sent; those that run go on |
+//! | is throttled, or refused by a policy further in, or the server names a time to come back (`Retry-After`, `grpc-retry-pushback-ms`, `RetryInfo`) | no further one is sent; those that run go on (but after an instance that drains, by the header `x-rejected`, the next one is sent at once) |
 //! | fails otherwise: an HTTP 500, a gRPC INTERNAL | the call is over with that |
 //!
 //! When all have failed, the failure that came last comes back. That an instance is not ready for a further attempt is

@@ -31,17 +31,20 @@ impl Http {
         if W::COUNTS_MALFORMED && (length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers)) {
             watch.malformed();
         }
-        let end = if W::JUDGES { self.judge_head_in_line(context, grpc, parts) } else { None };
-        if let Some(mut end) = end {
-            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled)) {
-                if watch.wants_hint()
-                    && let Some(after) = hint::of(grpc, &parts.headers)
-                {
-                    watch.hint(after);
-                }
-                if watch.spares_peers() && peer::has_refused(grpc, parts) {
-                    end = End::Refused;
-                }
+        let end = match W::JUDGES {
+            // As a refusal of our own, it is nothing for a classification.
+            true if watch.spares_peers() && !is_of_a_policy(&parts.extensions) && peer::has_refused(grpc, parts) => {
+                Some(End::Refused)
+            }
+            true => self.judge_head_in_line(context, grpc, parts),
+            false => None,
+        };
+        if let Some(end) = end {
+            if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
+                && watch.wants_hint()
+                && let Some(after) = hint::of(grpc, &parts.headers)
+            {
+                watch.hint(after);
             }
             watch.settle(end);
         }

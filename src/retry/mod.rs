@@ -61,9 +61,13 @@
 //!
 //! After a [`Backoff`], or when the server says: `Retry-After` in seconds or as a date, `grpc-retry-pushback-ms`,
 //! `RetryInfo`. A pushback that is negative or can't be read means "no". Hints are capped by
-//! [`max_hint`](RetryBuilder::max_hint). When an instance that drains (by the header
-//! `x-rejected`) will be back does not count after the first attempt, for another one may take the call now; after a
-//! further one it does, if there is the time, for that may have been the same. A delay of zero costs no timer; after
+//! [`max_hint`](RetryBuilder::max_hint).
+//!
+//! When an instance that drains will be back (the header `x-rejected` says that it does) does not count after the first
+//! attempt of three or more, for another one may take the call now. After a further one it does, for that may have been
+//! the same; where there is not the time for it, a backoff comes as usual.
+//!
+//! A delay of zero costs no timer; after
 //! each 32 attempts of a call other tasks get their turn all the same.
 //!
 //! These numbers can change while it runs: [`RetryHandle::update`] takes a [`RetryConfig`].

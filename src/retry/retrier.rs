@@ -138,8 +138,11 @@ impl Retrier {
         let (hint, unsent) = match ended.verdict {
             Verdict::Again(hint) => (hint, false),
             // Another instance may take it now. Where that drains too it may be the same one, at the end of the same
-            // connection: then this call waits, if it has the time.
-            Verdict::Elsewhere(after) => (Some(after).filter(|_| number > 1), false),
+            // connection: then this call waits, if it has the time. So does one that has a single attempt left.
+            Verdict::Elsewhere(after) => {
+                let is_last = number + 1 >= self.settings.attempts();
+                (Some(after).filter(|_| number > 1 || is_last), false)
+            }
             Verdict::Unsent => (None, true),
             verdict => return Err(self.done(budget, number, end, verdict)),
         };
@@ -151,6 +154,7 @@ impl Retrier {
         }
         let mut delay = self.settings.delay(hint, number, last_delay);
         if matches!(ended.verdict, Verdict::Elsewhere(_))
+            && hint.is_some()
             && ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay))
         {
             delay = self.settings.delay(None, number, last_delay);

@@ -128,7 +128,7 @@ where
 #[cfg(feature = "http")]
 mod http_form {
     use bytes::Bytes;
-    use http::{Request, Response, StatusCode, Version};
+    use http::{HeaderMap, Request, Response, StatusCode, Version};
     use http_body::Body;
     use pin_project_lite::pin_project;
 
@@ -187,7 +187,9 @@ mod http_form {
             match hint {
                 _ if !may_help || !safe => Verdict::Never,
                 Hint::Stop => Verdict::Stop,
-                Hint::After(after) if peer::reason(headers) == Some(Reason::Draining) => Verdict::Elsewhere(after),
+                Hint::After(after) if drains(context.is_grpc(), held.parts.status, headers) => {
+                    Verdict::Elsewhere(after)
+                }
                 Hint::After(after) => Verdict::Again(Some(after)),
                 Hint::None => Verdict::Again(None),
             }
@@ -249,6 +251,10 @@ mod http_form {
             Verdict::Again(_) if is_grpc && !known.is_none_or(transport::is_unavailable) => Verdict::Never,
             verdict => verdict,
         }
+    }
+
+    fn drains(is_grpc: bool, status: StatusCode, headers: &HeaderMap) -> bool {
+        peer::refused_for(is_grpc, status, headers) == Some(Reason::Draining)
     }
 
     fn of_http(status: StatusCode, hint: Hint) -> bool {
