@@ -67,8 +67,7 @@
 //! attempt of three or more, for another one may take the call now. After a further one it does, for that may have been
 //! the same; where there is not the time for it, a backoff comes as usual.
 //!
-//! A delay of zero costs no timer; after
-//! each 32 attempts of a call other tasks get their turn all the same.
+//! A delay of zero costs no timer; after each 32 attempts of a call other tasks get their turn all the same.
 //!
 //! These numbers can change while it runs: [`RetryHandle::update`] takes a [`RetryConfig`].
 //!

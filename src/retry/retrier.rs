@@ -137,12 +137,7 @@ impl Retrier {
         let Ended { number, end, .. } = ended;
         let (hint, unsent) = match ended.verdict {
             Verdict::Again(hint) => (hint, false),
-            // Another instance may take it now. Where that drains too it may be the same one, at the end of the same
-            // connection: then this call waits, if it has the time. So does one that has a single attempt left.
-            Verdict::Elsewhere(after) => {
-                let is_last = number + 1 >= self.settings.attempts();
-                (Some(after).filter(|_| number > 1 || is_last), false)
-            }
+            Verdict::Elsewhere(_) => (None, false),
             Verdict::Unsent => (None, true),
             verdict => return Err(self.done(budget, number, end, verdict)),
         };
@@ -152,13 +147,10 @@ impl Retrier {
         if !can_again(unsent) {
             return Err(self.stop(budget, number, end, Stopped::BodyTooLarge));
         }
-        let mut delay = self.settings.delay(hint, number, last_delay);
-        if matches!(ended.verdict, Verdict::Elsewhere(_))
-            && hint.is_some()
-            && ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay))
-        {
-            delay = self.settings.delay(None, number, last_delay);
-        }
+        let delay = match ended.verdict {
+            Verdict::Elsewhere(after) => self.delay_of_one_that_drains(after, ended, last_delay),
+            _ => self.settings.delay(hint, number, last_delay),
+        };
         if ended.deadline.is_some_and(|deadline| self.ends_after(deadline, delay)) {
             self.count_stopped(StoppedBy::Deadline);
             return Err(self.stop(budget, number, end, Stopped::Deadline));
@@ -176,6 +168,21 @@ impl Retrier {
         }
         self.reporter().report_with(|| attempt(number, end, delay.duration()));
         Ok(Further { delay, taken })
+    }
+
+    /// Another instance may take it now. Where that drains too it may be the same one, at the end of the same
+    /// connection: then this call waits, if it has the time. So does one that has a single attempt left.
+    #[cold]
+    #[inline(never)]
+    fn delay_of_one_that_drains(&self, after: Duration, ended: Ended, last_delay: &mut Span) -> Span {
+        let Ended { number, deadline, .. } = ended;
+        if number > 1 || number + 1 >= self.settings.attempts() {
+            let told = self.settings.delay(Some(after), number, last_delay);
+            if !deadline.is_some_and(|deadline| self.ends_after(deadline, told)) {
+                return told;
+            }
+        }
+        self.settings.delay(None, number, last_delay)
     }
 
     /// In shadow nothing is given up, and the event says what would have been.
