@@ -1,4 +1,4 @@
-//! What a bulkhead can be fixed.
+//! What a bulkhead can be told.
 
 use std::{fmt, time::Duration};
 

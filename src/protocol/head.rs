@@ -31,13 +31,13 @@ impl Http {
         if W::COUNTS_MALFORMED && (length == Header::Malformed || grpc_status_is_malformed(grpc, &parts.headers)) {
             watch.malformed();
         }
-        let end = match W::JUDGES {
+        let end = if !W::JUDGES {
+            None
+        } else if watch.spares_peers() && !is_of_a_policy(&parts.extensions) && peer::has_refused(grpc, parts) {
             // As a refusal of our own, it is nothing for a classification.
-            true if watch.spares_peers() && !is_of_a_policy(&parts.extensions) && peer::has_refused(grpc, parts) => {
-                Some(End::Refused)
-            }
-            true => self.judge_head_in_line(context, grpc, parts),
-            false => None,
+            Some(End::Refused)
+        } else {
+            self.judge_head_in_line(context, grpc, parts)
         };
         if let Some(end) = end {
             if matches!(end, End::Outcome(Outcome::Failure | Outcome::Throttled))
